@@ -1,0 +1,45 @@
+"""Every error a user can cause, and nothing else.
+
+SparseIRError                 the one class the command line catches: one line, exit code 2
+├── DataError                 a file or a text breaks its format (names file, line, value, what is allowed)
+├── ConfigError               an option, or a combination of options, is not allowed
+├── ModelError                a checkpoint cannot be used as a sparse encoder
+├── IndexMismatch             an index and an encoder (or a rule) do not belong together
+├── DamagedError              stored bytes differ from what their manifest promises
+├── LockedError               another process is writing to the same place
+└── JavaError                 no usable Java runtime, or the virtual machine failed
+
+Each one also inherits the builtin exception that a caller would expect. Next file to read: ``files``.
+"""
+
+
+class SparseIRError(Exception):
+    """Base class of all errors that a user, a file or a machine can cause."""
+
+
+class DataError(SparseIRError, ValueError):
+    """Input breaks its format; the message reads ``file:line: what, value, what is allowed``."""
+
+
+class ConfigError(SparseIRError, ValueError):
+    """An option or a combination of options is not allowed."""
+
+
+class ModelError(SparseIRError, ValueError):
+    """A checkpoint cannot be read as a learned-sparse encoder."""
+
+
+class IndexMismatch(SparseIRError, ValueError):
+    """An index is opened with an encoder, tokenizer or rule that did not make it."""
+
+
+class DamagedError(SparseIRError, RuntimeError):
+    """Stored bytes are missing, truncated or changed."""
+
+
+class LockedError(SparseIRError, RuntimeError):
+    """Another process is writing to the same place."""
+
+
+class JavaError(SparseIRError, RuntimeError):
+    """No usable Java runtime was found, or the Java side failed."""

@@ -1,0 +1,375 @@
+"""Query encoders that need no neural network: a tokenizer, one weight per token, binary presence.
+
+Nothing here loads torch or transformers. Two conventions exist for the same ``idf.json`` and give different vectors;
+both are here under their own names (``CONVENTIONS``). A neural query side is only pointed at from here and lives in
+``encoder``. Token ids of queries and documents are the same numbers: positions in ``vocabulary``.
+Next file to read: ``checkpoint``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sparse_ir import files
+from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch
+
+Convention = Literal["sentence-transformers", "opensearch"]
+CONVENTIONS: tuple[str, ...] = get_args(Convention)
+_MISSING_WEIGHT = {"sentence-transformers": 0.0, "opensearch": 1.0}
+_FORMAT = 1
+_TOKENIZER_FILE = "tokenizer.json"
+_WEIGHTS_FILE = "weights.safetensors"
+_QUERY_FILE = "query.json"
+_WEIGHTS_NAME = "weight"
+_TEXTS_PER_BATCH = 1024
+
+
+class QueryEncoder(Protocol):
+    """What the rest of the package asks of a query side, neural or not."""
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """Token strings; position = token_id."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able facts that decide the vectors."""
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending int32 token ids, and their float32 weights > 0."""
+
+    def save(self, folder: Path) -> None:
+        """Write what ``load_query_encoder`` needs."""
+
+
+class StaticQueryEncoder:
+    """Query vectors by table look-up: each token that occurs in the query gets its fixed weight, once.
+
+    ``weights`` is float32 ``[V]``, position = token id, every value finite. The conventions:
+
+    * ``"sentence-transformers"``: as ``SparseStaticEmbedding`` does. Weights as they are, the unknown token and a
+      special token written in the query included; ``max_length`` tokens of the query are read. A negative weight is
+      refused, because an impact cannot be negative.
+    * ``"opensearch"``: special tokens, the unknown token among them, weigh 0; other weights pass a ReLU. The special
+      tokens that frame a text count in ``max_length``.
+
+    Raises ``ConfigError`` for weights or options that do not fit the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        weights: np.ndarray,
+        convention: Convention,
+        *,
+        max_length: int | None = None,
+        name: str = "static",
+        prompt: str = "",
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_options(convention, max_length)
+        self._tokenizer = _without_state(tokenizer)
+        self._weights = _effective_weights(self._tokenizer, weights, convention)
+        self._prompt = prompt
+        self._limit = _limit(self._tokenizer, convention, max_length)
+        self.vocabulary: list[str] = vocabulary_of(self._tokenizer, len(self._weights))
+        self.fingerprint: dict[str, Any] = {
+            "kind": "static",
+            "name": name,
+            "convention": convention,
+            "max_length": max_length,
+            "prompt": prompt,
+            "tokenizer_sha256": tokenizer_hash(self._tokenizer),
+            "weights_sha256": _array_hash(self._weights),
+            **({"origin": dict(origin)} if origin else {}),
+        }
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The weights after the convention was applied: float32 ``[V]``, all >= 0, read-only."""
+        return self._weights
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (int32, ascending, distinct) and weights (float32, > 0); two empty arrays for an empty query."""
+        found = self._tokenizer.encode(self._prompt + text, add_special_tokens=False).ids[: self._limit]
+        token_ids = np.array(sorted(set(found)), dtype=np.int32)
+        weights = self._weights[token_ids]
+        kept = weights > 0
+        return token_ids[kept], weights[kept]
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json``, ``weights.safetensors`` and ``query.json`` (the fingerprint) into ``folder``."""
+        from safetensors.numpy import save
+
+        with files.atomic_writer(folder / _TOKENIZER_FILE) as stream:
+            stream.write(self._tokenizer.to_str())
+        with files.atomic_writer(folder / _WEIGHTS_FILE, "wb") as stream:
+            stream.write(save({_WEIGHTS_NAME: self._weights}))
+        files.write_json(folder / _QUERY_FILE, {"format": _FORMAT, **self.fingerprint})
+
+
+def load_query_encoder(folder: Path, *, model: str | Path | None = None) -> QueryEncoder:
+    """The query encoder that ``save`` wrote into ``folder``, with its hashes checked.
+
+    A static one needs nothing else. A neural one is a pointer to a checkpoint; ``model`` names another place where
+    the same checkpoint lies now. Raises ``DamagedError`` for broken files and ``IndexMismatch`` when the checkpoint
+    found is not the recorded one.
+    """
+    record = files.read_json(folder / _QUERY_FILE)
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise DamagedError(f"{folder / _QUERY_FILE}: format is not {_FORMAT}, the only one this version reads")
+    if record.get("kind") == "neural":
+        from sparse_ir.encoder import load_neural_query_encoder
+
+        return load_neural_query_encoder(record, model=model)
+    if record.get("kind") != "static":
+        raise DamagedError(f"{folder / _QUERY_FILE}: kind {record.get('kind')!r} is unknown; known: neural, static")
+    if model is not None:
+        raise ConfigError(f"{folder} holds a query side without a neural model; drop model={str(model)!r}")
+    return _load_static(folder, record)
+
+
+def save_neural_pointer(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Write the ``query.json`` of a neural query side: where its checkpoint is, and what it must be."""
+    files.write_json(folder / _QUERY_FILE, {"format": _FORMAT, **fingerprint, "kind": "neural"})
+
+
+def from_idf_json(
+    path: Path,
+    tokenizer: Tokenizer,
+    convention: Convention,
+    *,
+    max_length: int | None = None,
+    vocabulary_size: int | None = None,
+    name: str = "idf",
+    prompt: str = "",
+    allow_unknown: bool = False,
+) -> StaticQueryEncoder:
+    """A query encoder from ``{token: weight}``, read by one of the two conventions.
+
+    A token of the tokenizer that the file does not name weighs 0.0 (``"sentence-transformers"``) or 1.0
+    (``"opensearch"``). A string that is no token of the tokenizer would fall on the unknown token in both other
+    libraries; here it raises ``DataError``, or with ``allow_unknown`` is left out and counted in ``fingerprint``.
+    ``vocabulary_size`` widens the vector to a document side whose head is wider than its tokenizer.
+    """
+    _check_options(convention, max_length)
+    table = _read_weight_table(path)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    unknown = [token for token in table if token not in vocabulary]
+    if unknown and not allow_unknown:
+        raise DataError(
+            f"{path}: {len(unknown)} of {len(table)} keys are no tokens of this tokenizer (first: {unknown[:3]}); "
+            "allowed: token strings of the tokenizer, or allow_unknown=True to leave them out"
+        )
+    weights = np.zeros(max(vocabulary_size or 0, _id_limit(tokenizer)), dtype=np.float32)
+    weights[list(vocabulary.values())] = _MISSING_WEIGHT[convention]
+    known = [(vocabulary[token], weight) for token, weight in table.items() if token in vocabulary]
+    for token_id, weight in known:
+        weights[token_id] = weight
+    origin = {"idf_sha256": files.sha256_of_file(path), "known_tokens": len(known), "unknown_tokens": len(unknown)}
+    return StaticQueryEncoder(
+        tokenizer, weights, convention, max_length=max_length, name=name, prompt=prompt, origin=origin
+    )
+
+
+def ones(
+    tokenizer: Tokenizer,
+    convention: Convention = "opensearch",
+    *,
+    max_length: int | None = None,
+    vocabulary_size: int | None = None,
+    name: str = "ones",
+    prompt: str = "",
+) -> StaticQueryEncoder:
+    """A query encoder that gives every token that occurs the weight 1 (special tokens by the convention)."""
+    weights = np.zeros(max(vocabulary_size or 0, _id_limit(tokenizer)), dtype=np.float32)
+    weights[list(tokenizer.get_vocab(with_added_tokens=True).values())] = 1.0
+    return StaticQueryEncoder(tokenizer, weights, convention, max_length=max_length, name=name, prompt=prompt)
+
+
+def compute_idf(texts: Iterable[str], tokenizer: Tokenizer, *, unseen: float | None = 1.0) -> np.ndarray:
+    """Inverse document frequency per token id, float32 ``[V]``: ``ln(1 + (N - df + 0.5) / (df + 0.5))``.
+
+    The formula is that of BM25 in Lucene. ``N`` counts all texts, ``df`` those that hold the token at least once.
+    A token that occurs nowhere gets ``unseen``: 1.0 as in the published files, or with ``None`` the formula's own
+    ``ln(2N + 2)``, its largest value. Reads ``texts`` once, in constant memory. Raises ``DataError`` for no text.
+    """
+    plain = _without_state(tokenizer)
+    frequency = np.zeros(_id_limit(plain), dtype=np.int64)
+    count = 0
+    for batch in _batches(texts, _TEXTS_PER_BATCH):
+        count += len(batch)
+        for encoding in plain.encode_batch_fast(batch, add_special_tokens=False):
+            frequency[np.unique(np.asarray(encoding.ids, dtype=np.int64))] += 1
+    if count == 0:
+        raise DataError("an IDF needs at least one text, and there was none")
+    idf = np.log1p((count - frequency + 0.5) / (frequency + 0.5))
+    if unseen is not None:
+        idf[frequency == 0] = unseen
+    return idf.astype(np.float32)
+
+
+def write_idf_json(path: Path, idf: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Write ``{token: idf}`` for every token, in the order of the ids: the ``idf.json`` that all libraries read."""
+    if len(idf) < _id_limit(tokenizer):
+        raise ConfigError(f"{len(idf)} IDF values are too few for {_id_limit(tokenizer)} token ids")
+    tokens = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    # str() of a float32 is its shortest exact form; float() of that keeps the file short and the value the same
+    files.write_json(path, {token: float(str(np.float32(idf[token_id]))) for token, token_id in tokens})
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of the tokenizer's JSON without its padding and truncation, which are state and not rules."""
+    rules = json.loads(tokenizer.to_str())
+    rules.update(padding=None, truncation=None)
+    return files.sha256_of_json(rules)
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int) -> list[str]:
+    """``size`` distinct token strings, position = token id; ids without a token are named ``[unused-<id>]``."""
+    names: list[str | None] = [None] * size
+    taken = tokenizer.get_vocab(with_added_tokens=True)
+    for token, token_id in taken.items():
+        names[token_id] = token
+    return [_reserved_name(position, taken) if name is None else name for position, name in enumerate(names)]
+
+
+def special_token_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ascending ids of the special tokens and of the unknown token."""
+    special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    unknown_id = tokenizer.token_to_id(unknown) if unknown else getattr(tokenizer.model, "unk_id", None)
+    return sorted(special if unknown_id is None else special | {unknown_id})
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.json``; raises ``DataError`` when it is missing or broken."""
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    except Exception as error:  # the tokenizers library raises bare Exception for every defect of the file
+        raise DataError(f"{path} is no tokenizer.json of the tokenizers library ({error})") from error
+
+
+def _load_static(folder: Path, record: Mapping[str, Any]) -> StaticQueryEncoder:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tokenizer = read_tokenizer(folder / _TOKENIZER_FILE)
+        weights = load_file(folder / _WEIGHTS_FILE)[_WEIGHTS_NAME]
+        encoder = StaticQueryEncoder(
+            tokenizer,
+            weights,
+            record["convention"],
+            max_length=record["max_length"],
+            name=record["name"],
+            prompt=record["prompt"],
+            origin=record.get("origin"),
+        )
+    except (OSError, SafetensorError, KeyError, DataError, ConfigError) as error:
+        raise DamagedError(f"{folder}: the query encoder stored there cannot be read ({error})") from error
+    for key in ("tokenizer_sha256", "weights_sha256"):
+        if encoder.fingerprint[key] != record.get(key):
+            raise DamagedError(f"{folder}: {key} is {encoder.fingerprint[key]}, but {_QUERY_FILE} promises "
+                               f"{record.get(key)}; restore the folder or save the query encoder again")
+    return encoder
+
+
+def check_same_model(recorded: Mapping[str, Any], found: Mapping[str, Any], keys: Sequence[str], model: str) -> None:
+    """Raise ``IndexMismatch`` when ``found`` differs from ``recorded`` in one of ``keys``."""
+    for key in keys:
+        if recorded.get(key) != found.get(key):
+            raise IndexMismatch(
+                f"{model} is not the query model that was recorded: {key} is {found.get(key)!r}, recorded is "
+                f"{recorded.get(key)!r}; give the right model or revision"
+            )
+
+
+def _check_options(convention: str, max_length: int | None) -> None:
+    if convention not in CONVENTIONS:
+        raise ConfigError(f"convention {convention!r} is unknown; allowed: {', '.join(CONVENTIONS)}")
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"max_length is {max_length}; allowed: 1 or more, or None for no limit")
+
+
+def _effective_weights(tokenizer: Tokenizer, weights: np.ndarray, convention: str) -> np.ndarray:
+    if weights.ndim != 1 or len(weights) < _id_limit(tokenizer):
+        raise ConfigError(
+            f"weights have the shape {weights.shape}; allowed: one value for each of {_id_limit(tokenizer)} token ids"
+        )
+    result = np.array(weights, dtype=np.float32)
+    if not np.isfinite(result).all():
+        raise ConfigError(f"weight of token id {int(np.argmin(np.isfinite(result)))} is not finite")
+    if convention == "opensearch":
+        np.maximum(result, 0.0, out=result)
+        result[special_token_ids(tokenizer)] = 0.0
+    elif (result < 0).any():
+        worst = int(result.argmin())
+        raise ConfigError(
+            f"{int((result < 0).sum())} weights are negative (token id {worst}: {result[worst]}), which an impact "
+            'index cannot hold; allowed: weights >= 0, or the convention "opensearch", which sets them to 0'
+        )
+    result.flags.writeable = False
+    return result
+
+
+def _limit(tokenizer: Tokenizer, convention: str, max_length: int | None) -> int | None:
+    if max_length is None or convention == "sentence-transformers":
+        return max_length
+    return max(max_length - tokenizer.num_special_tokens_to_add(False), 0)
+
+
+def _without_state(tokenizer: Tokenizer) -> Tokenizer:
+    """A private copy: padding and truncation that a file or another user has switched on must not leak in."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
+
+
+def _id_limit(tokenizer: Tokenizer) -> int:
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def _reserved_name(token_id: int, taken: Mapping[str, int]) -> str:
+    name = f"[unused-{token_id}]"
+    while name in taken:
+        name = f"[{name}]"
+    return name
+
+
+def _array_hash(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+
+
+def _read_weight_table(path: Path) -> dict[str, float]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})") from error
+    if not isinstance(table, dict) or not table:
+        raise DataError(f"{path}: the top level is no filled object; allowed: {{token: weight}}")
+    for token, weight in table.items():
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight):
+            raise DataError(f"{path}: the weight of {token!r} is {weight!r}; allowed: a finite number")
+    return table
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
