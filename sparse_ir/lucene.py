@@ -1,0 +1,418 @@
+"""The bridge to Lucene: writes impact and BM25 postings, checks them, opens them and searches.
+
+It talks to the classes inside Pyserini's jar directly and knows nothing of manifests, encoders or rules (see
+``indexes``). An impact is stored as the term frequency; Anserini's ``ImpactSimilarity`` scores a term as
+``frequency x boost``, so a score is the dot product of two integer vectors, exact up to 2**24 (float32).
+Tie rule: score descending, then doc_id descending, which is how trec_eval orders a run.
+
+pyjnius keeps the receiver of ``object.method`` in a place shared by all objects of the class until the call is made.
+Therefore every argument of a Java method is computed in a line before the call: a call among the arguments would let
+another object, or another thread, take the receiver's place.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from sparse_ir import java
+from sparse_ir.errors import DamagedError, DataError
+from sparse_ir.exact import order_hits
+
+FIELD = "contents"  # the names that Anserini's readers expect
+ID_FIELD = "id"
+DELIMITER = "\x01"  # must not be white space to Java: 0x1c to 0x1f are
+MAX_TERM_BYTES = 32766  # Lucene's own limit
+Kind = Literal["impact", "bm25"]
+
+_ESCAPE = "\u241b"  # SYMBOL FOR ESCAPE: rare, visible, and no white space
+_BUFFER_MEGABYTES = 256.0
+
+
+class Hits(NamedTuple):
+    """The result of one search as plain arrays, best first."""
+
+    doc_ids: list[str]
+    scores: np.ndarray  # float32 (k,)
+
+
+class Bm25(NamedTuple):
+    """Parameters of BM25; the defaults are Anserini's."""
+
+    k1: float = 0.9
+    b: float = 0.4
+
+
+# ------------------------------------------------------------------------------------------------ terms
+
+
+def term_of_token(token: str) -> str:
+    """The Lucene term of a vocabulary token: reversible, and the token itself unless it would be cut or lost.
+
+    White space, control characters, lone surrogates and the escape character become ``U+241B hex ;``; the empty token
+    becomes ``U+241B ;``. Raises ``DataError`` for a term longer than Lucene's 32,766 bytes.
+    """
+    if token.isascii() and token.isprintable() and " " not in token and token:
+        term = token
+    else:
+        term = "".join(f"{_ESCAPE}{ord(c):x};" if _needs_escape(c) else c for c in token) or f"{_ESCAPE};"
+    if len(term) * 3 > MAX_TERM_BYTES and len(term.encode()) > MAX_TERM_BYTES:
+        raise DataError(f"token {token[:40]!r}... has {len(term.encode())} bytes; allowed are {MAX_TERM_BYTES}")
+    return term
+
+
+def token_of_term(term: str) -> str:
+    """The vocabulary token that ``term_of_token`` turned into ``term``."""
+    if _ESCAPE not in term:
+        return term
+    first, *rest = term.split(_ESCAPE)
+    return first + "".join(_unescape(part) for part in rest)
+
+
+def _needs_escape(character: str) -> bool:
+    code = ord(character)
+    return code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character.isspace() or character == _ESCAPE
+
+
+def _unescape(part: str) -> str:
+    code, _, rest = part.partition(";")
+    return (chr(int(code, 16)) if code else "") + rest
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+Batch = tuple[Sequence[str], sparse.csr_matrix]  # doc_ids (N,) and impacts int32 (N, V)
+Texts = Iterable[tuple[str, str]]  # doc_id and text
+
+
+def write_impacts(
+    folder: Path,
+    batches: Sequence[Callable[[], Batch]],
+    vocabulary: Sequence[str],
+    *,
+    threads: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """A new Lucene index in ``folder`` with one segment; document numbers follow the order of the batches.
+
+    Each thread fills an index of its own with a run of neighbouring batches; the parts are merged in order, so that
+    the result does not depend on the number of threads.
+    """
+    vocabulary_text = np.array([term_of_token(token) + DELIMITER for token in vocabulary], dtype=object)
+    groups = [group for group in np.array_split(np.arange(len(batches)), max(threads, 1)) if len(group)]
+    report = progress or (lambda count: None)
+
+    def fill(part: Path, group: np.ndarray) -> None:
+        with _Writer(part, "impact") as writer:
+            for number in group:
+                doc_ids, impacts = batches[number]()
+                for doc_id, text in zip(doc_ids, _postings_texts(impacts, vocabulary_text), strict=True):
+                    writer.add(doc_id, text)
+                report(len(doc_ids))
+
+    if len(groups) <= 1:
+        fill(folder, groups[0] if groups else np.arange(0))
+        return
+    parts = [folder.with_name(f"{folder.name}.part{number}") for number in range(len(groups))]
+    run_threads([functools.partial(fill, part, group) for part, group in zip(parts, groups, strict=True)])
+    with _Writer(folder, "impact") as writer:
+        writer.add_indexes(parts)
+    for part in parts:
+        shutil.rmtree(part)
+
+
+def write_texts(folder: Path, texts: Texts, parameters: Bm25, progress: Callable[[int], None] | None = None) -> None:
+    """A new Lucene index in ``folder`` for BM25: Anserini's English analysis of one field, lengths in the norms."""
+    with _Writer(folder, "bm25", parameters) as writer:
+        for doc_id, text in texts:
+            writer.add(doc_id, text)
+            if progress is not None:
+                progress(1)
+
+
+def _postings_texts(impacts: sparse.csr_matrix, vocabulary_text: np.ndarray) -> Iterator[str]:
+    """One line of ``token DELIMITER impact`` pairs for each row; Lucene's own token filter reads the numbers."""
+    numbers = impacts.data.astype(str).astype(object) + " "
+    pairs = vocabulary_text[impacts.indices] + numbers
+    bounds = impacts.indptr
+    for row in range(impacts.shape[0]):
+        yield "".join(pairs[bounds[row] : bounds[row + 1]].tolist())
+
+
+class _Writer:
+    """One IndexWriter and one document that is filled again and again: few calls from Python to Java."""
+
+    def __init__(self, folder: Path, kind: Kind, parameters: Bm25 | None = None) -> None:
+        self._directory = _open_directory(folder)
+        analyzer, similarity = _analyzer(kind), _similarity(kind, parameters or Bm25())
+        create = java.java_class("org.apache.lucene.index.IndexWriterConfig$OpenMode").CREATE
+        # the default policy merges segments that are not neighbours, and document numbers would leave our order
+        policy = java.java_class("org.apache.lucene.index.LogByteSizeMergePolicy")()
+        config = java.java_class("org.apache.lucene.index.IndexWriterConfig")(analyzer)
+        config.setOpenMode(create)
+        config.setRAMBufferSizeMB(_BUFFER_MEGABYTES)
+        config.setUseCompoundFile(False)
+        config.setSimilarity(similarity)
+        config.setMergePolicy(policy)
+        self._writer = java.java_class("org.apache.lucene.index.IndexWriter")(self._directory, config)
+        self._document, self._id, self._sort_id, self._contents = _reusable_document(kind)
+
+    def add(self, doc_id: str, text: str) -> None:
+        sort_key = doc_id.encode()
+        self._id.setStringValue(doc_id)
+        self._sort_id.setBytesValue(sort_key)
+        self._contents.setStringValue(text)
+        self._writer.addDocument(self._document)
+
+    def add_indexes(self, folders: Sequence[Path]) -> None:
+        directories = [_open_directory(folder) for folder in folders]
+        self._writer.addIndexes(*directories)
+        for directory in directories:
+            directory.close()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            self._writer.rollback()
+        else:
+            with java.translated_errors("writing the Lucene index failed"):
+                self._writer.forceMerge(1)
+                self._writer.commit()
+                self._writer.close()
+        self._directory.close()
+
+
+def _reusable_document(kind: Kind) -> tuple[Any, Any, Any, Any]:
+    text = java.cast("java.lang.CharSequence", java.java_class("java.lang.String")("x"))
+    field_type = java.java_class("org.apache.lucene.document.FieldType")()
+    frequencies, omit_norms = java.java_class("org.apache.lucene.index.IndexOptions").DOCS_AND_FREQS, kind == "impact"
+    field_type.setIndexOptions(frequencies)
+    field_type.setTokenized(True)
+    field_type.setOmitNorms(omit_norms)
+    field_type.freeze()
+    stored = java.java_class("org.apache.lucene.document.Field$Store").YES
+    fields = (
+        java.java_class("org.apache.lucene.document.StringField")(ID_FIELD, "x", stored),
+        java.java_class("org.apache.lucene.document.BinaryDocValuesField")(
+            ID_FIELD, java.java_class("org.apache.lucene.util.BytesRef")(text)
+        ),
+        java.java_class("org.apache.lucene.document.Field")(
+            FIELD, text, java.cast("org.apache.lucene.index.IndexableFieldType", field_type)
+        ),
+    )
+    document = java.java_class("org.apache.lucene.document.Document")()
+    for field in fields:
+        document.add(field)
+    return document, *fields
+
+
+def _open_directory(folder: Path) -> Any:
+    name = str(folder)
+    path = java.java_class("java.nio.file.Paths").get(name)
+    return java.java_class("org.apache.lucene.store.FSDirectory").open(path)
+
+
+def _similarity(kind: Kind, parameters: Bm25) -> Any:
+    if kind == "impact":
+        return java.java_class("io.anserini.search.similarity.ImpactSimilarity")()
+    return java.java_class("org.apache.lucene.search.similarities.BM25Similarity")(parameters.k1, parameters.b)
+
+
+def _analyzer(kind: Kind) -> Any:
+    if kind == "bm25":
+        return java.java_class("io.anserini.analysis.DefaultEnglishAnalyzer").newDefaultInstance()
+    tokenizer_options = java.java_map({"maxTokenLen": "65536"})
+    filter_options = java.java_map({"delimiter": DELIMITER})
+    builder = java.java_class("org.apache.lucene.analysis.custom.CustomAnalyzer").builder()
+    builder.withTokenizer("whitespace", tokenizer_options)
+    builder.addTokenFilter("delimitedTermFrequency", filter_options)
+    return builder.build()
+
+
+# ------------------------------------------------------------------------------------------------ searching
+
+
+class Reader:
+    """An open Lucene index, safe to use from several threads; a context manager.
+
+    ``doc_ids``: the doc_id of each document number; without it (an index that Pyserini built) ids are read from
+    Lucene's stored fields. Raises ``DamagedError`` when Lucene cannot open the folder.
+    """
+
+    def __init__(self, folder: Path, kind: Kind, doc_ids: Sequence[str] | None = None, parameters: Bm25 | None = None):
+        with java.translated_errors(f"{folder} cannot be opened as a Lucene index", DamagedError):
+            self._directory = _open_directory(folder)
+            opened = java.java_class("org.apache.lucene.index.DirectoryReader").open(self._directory)
+        self._reader = java.cast("org.apache.lucene.index.IndexReader", opened)
+        searcher_class = java.java_class("org.apache.lucene.search.IndexSearcher")
+        searcher_class.setMaxClauseCount(2**31 - 1)  # Lucene refuses more than 1,024 query terms by default
+        similarity = _similarity(kind, parameters or Bm25())
+        self._searcher = searcher_class(self._reader)
+        self._searcher.setSimilarity(similarity)
+        self._searcher.setQueryCache(None)
+        self._mapper = java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+        self._clauses: dict[str, Any] = {}
+        self._doc_ids = doc_ids
+        self._analyzer = _analyzer("bm25") if kind == "bm25" else None
+        self.num_documents = int(self._reader.numDocs())
+
+    def search_terms(self, terms: Sequence[str], boosts: Sequence[int], k: int) -> Hits:
+        """The ``k`` best documents for ``sum boost x impact`` over the given Lucene terms; no terms give no hits."""
+        if not terms:
+            return Hits([], np.empty(0, np.float32))
+        return self._top(self._impact_query(terms, boosts), k)
+
+    def search_text(self, text: str, k: int) -> Hits:
+        """The ``k`` best documents by BM25 for an analysed text; a text without terms gives no hits."""
+        generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
+        return self._top(generator.buildQuery(FIELD, self._analyzer, text), k)
+
+    def score(self, doc_id: str, terms: Sequence[str], boosts: Sequence[int]) -> float:
+        """The engine's score of one document; 0.0 when no term matches."""
+        occur = java.java_class("org.apache.lucene.search.BooleanClause$Occur")
+        builder = java.java_class("org.apache.lucene.search.BooleanQuery$Builder")()
+        roles = (self._impact_query(terms, boosts), occur.MUST), (_term_query(ID_FIELD, doc_id), occur.FILTER)
+        for query, role in roles:
+            builder.add(query, role)
+        restricted = builder.build()
+        return float(sum(self._collect(restricted, 1)[1]))
+
+    def statistics(self) -> dict[str, int]:
+        """Whole-index counts as Lucene keeps them: documents, terms, postings, sum of the impacts."""
+        terms = java.java_class("org.apache.lucene.index.MultiTerms").getTerms(self._reader, FIELD)
+        if terms is None:
+            return {"documents": self.num_documents, "terms": 0, "postings": 0, "sum_impacts": 0}
+        names = {"terms": terms.size(), "postings": terms.getSumDocFreq(), "sum_impacts": terms.getSumTotalTermFreq()}
+        return {"documents": self.num_documents, **{name: int(value) for name, value in names.items()}}
+
+    def stored_ids(self, numbers: Sequence[int]) -> list[str]:
+        """The stored doc_id of each document number, read from Lucene itself."""
+        fields = self._reader.storedFields()
+        documents = [fields.document(number) for number in map(int, numbers)]
+        return [str(document.get(ID_FIELD)) for document in documents]
+
+    def close(self) -> None:
+        """Free the files and the memory map; using the reader afterwards is an error."""
+        self._reader.close()
+        self._directory.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _impact_query(self, terms: Sequence[str], boosts: Sequence[int]) -> Any:
+        should = _should()
+        builder = java.java_class("org.apache.lucene.search.BooleanQuery$Builder")()
+        for term, boost in zip(terms, boosts, strict=True):
+            clause = self._clauses.get(term)
+            if clause is None:
+                clause = self._clauses[term] = _term_query(FIELD, term)
+            if boost != 1:
+                clause = _boosted(clause, boost)
+            builder.add(clause, should)
+        return builder.build()
+
+    def _top(self, query: Any, k: int) -> Hits:
+        """Lucene breaks ties by document number, so hits that tie with the last one are fetched until all are here."""
+        if k < 1:
+            raise DataError(f"{k} hits are not allowed; ask for at least 1")
+        wanted = k + 8 + k // 16
+        while True:
+            wanted = max(1, min(wanted, self.num_documents))
+            numbers, scores = self._collect(query, wanted)
+            if len(numbers) < wanted or wanted == self.num_documents or scores[-1] < scores[k - 1]:
+                break
+            wanted *= 4
+        if len(scores) > k:
+            tied = int(np.searchsorted(-scores, -scores[k - 1], side="right"))
+            numbers, scores = numbers[:tied], scores[:tied]
+        return self._order(numbers, scores, k)
+
+    def _order(self, numbers: list[int], scores: np.ndarray, k: int) -> Hits:
+        doc_ids = self.stored_ids(numbers) if self._doc_ids is None else [self._doc_ids[n] for n in numbers]
+        if len(scores) > 1 and (scores[1:] == scores[:-1]).any():
+            order = order_hits(doc_ids, scores.tolist(), k)
+            return Hits([doc_ids[position] for position in order], scores[order])
+        return Hits(doc_ids[:k], scores[:k])
+
+    def _collect(self, query: Any, k: int) -> tuple[list[int], np.ndarray]:
+        """Document numbers and scores of one search, brought over in a single transfer as JSON text."""
+        with java.translated_errors("the search failed", DamagedError):
+            found = self._searcher.search(query, k)
+            text = self._mapper.writeValueAsString(found)
+        hits = json.loads(text)["scoreDocs"]
+        return [hit["doc"] for hit in hits], np.array([hit["score"] for hit in hits], dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _should() -> Any:
+    return java.java_class("org.apache.lucene.search.BooleanClause$Occur").SHOULD
+
+
+def _term_query(field: str, term: str) -> Any:
+    return java.java_class("org.apache.lucene.search.TermQuery")(
+        java.java_class("org.apache.lucene.index.Term")(field, term)
+    )
+
+
+def _boosted(query: Any, boost: int) -> Any:
+    return java.java_class("org.apache.lucene.search.BoostQuery")(query, float(boost))
+
+
+# ------------------------------------------------------------------------------------------------ checking and threads
+
+
+def check_index(folder: Path) -> None:
+    """Run Lucene's CheckIndex over every file; raises ``DamagedError`` with its finding."""
+    with java.translated_errors(f"{folder} is damaged", DamagedError):
+        directory = _open_directory(folder)
+        try:
+            checker = java.java_class("org.apache.lucene.index.CheckIndex")(directory)
+            log = java.java_class("java.io.ByteArrayOutputStream")()
+            stream = java.java_class("java.io.PrintStream")(java.cast("java.io.OutputStream", log))
+            checker.setInfoStream(stream)
+            clean = bool(checker.checkIndex().clean)
+            checker.close()
+        finally:
+            directory.close()
+    if not clean:
+        problems = [line.strip() for line in log.toString().splitlines() if "FAILED" in line or "Exception" in line]
+        raise DamagedError(f"{folder} is damaged: {'; '.join(problems[:2]) or 'CheckIndex says it is not clean'}")
+
+
+def lucene_version() -> str:
+    """The version of Lucene in Pyserini's jar, for example ``9.9.1``."""
+    return str(java.java_class("org.apache.lucene.util.Version").LATEST.toString())
+
+
+def run_threads(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run every task in a thread of its own that leaves Java in order; the first exception is raised here."""
+    failures: list[BaseException] = []
+
+    def guarded(task: Callable[[], None]) -> None:
+        try:
+            task()
+        except BaseException as error:  # handed to the caller below
+            failures.append(error)
+        finally:
+            java.detach_thread()
+
+    threads = [threading.Thread(target=guarded, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
