@@ -27,12 +27,6 @@ def search_exact(
     return [_best((row @ transposed).tocsr(), doc_ids, k) for row in queries.astype(np.int64)]
 
 
-def order_hits(doc_ids: Sequence[str], scores: Sequence[float], k: int) -> list[int]:
-    """Positions of the ``k`` best hits under the tie rule: score descending, then doc_id descending."""
-    return sorted(range(len(doc_ids)), key=lambda i: (scores[i], doc_ids[i]), reverse=True)[:k]
-
-
 def _best(scores: sparse.csr_matrix, doc_ids: Sequence[str], k: int) -> list[tuple[str, int]]:
     found = [(doc_ids[column], int(score)) for column, score in zip(scores.indices, scores.data, strict=True) if score]
-    order = order_hits([doc_id for doc_id, _ in found], [score for _, score in found], k)
-    return [found[position] for position in order]
+    return sorted(found, key=lambda hit: (hit[1], hit[0]), reverse=True)[:k]

@@ -24,8 +24,8 @@ import numpy as np
 from scipy import sparse
 
 from sparse_ir import java
+from sparse_ir.data import rank_hits
 from sparse_ir.errors import DamagedError, DataError
-from sparse_ir.exact import order_hits
 
 FIELD = "contents"  # the names that Anserini's readers expect
 ID_FIELD = "id"
@@ -343,8 +343,8 @@ class Reader:
     def _order(self, numbers: list[int], scores: np.ndarray, k: int) -> Hits:
         doc_ids = self.stored_ids(numbers) if self._doc_ids is None else [self._doc_ids[n] for n in numbers]
         if len(scores) > 1 and (scores[1:] == scores[:-1]).any():
-            order = order_hits(doc_ids, scores.tolist(), k)
-            return Hits([doc_ids[position] for position in order], scores[order])
+            best = rank_hits(zip(doc_ids, scores.tolist(), strict=True))[:k]
+            return Hits([doc_id for doc_id, _ in best], np.array([score for _, score in best], dtype=np.float32))
         return Hits(doc_ids[:k], scores[:k])
 
     def _collect(self, query: Any, k: int) -> tuple[list[int], np.ndarray]:

@@ -1,0 +1,492 @@
+"""What lies in a model folder, told as plain data, and the two layouts that this package writes.
+
+Read: the SparseEncoder layout of sentence-transformers (symmetric, or a ``Router`` with its own query side; class
+names of versions 5 and 6) and a plain masked language model, as naver publishes. Whatever is something else is refused
+with its reason. No weight is loaded here and no code of a model folder is ever run.
+Next file to read: ``encoder``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from sparse_ir import files
+from sparse_ir.errors import ConfigError, DamagedError, ModelError
+
+Pooling = Literal["max", "sum"]
+Activation = Literal["relu", "log1p_relu"]
+Layout = Literal["sparse-encoder", "router", "masked-lm"]
+ClassNames = Literal["6", "5"]
+
+_ROLES = {
+    "Transformer": "transformer",
+    "MLMTransformer": "transformer",
+    "SpladePooling": "pooling",
+    "SparseStaticEmbedding": "static",
+    "IDF": "static",
+    "Router": "router",
+    "Asym": "router",
+}
+_REFUSED = {
+    "SparseAutoEncoder": "a CSR autoencoder over a dense vector, whose dimensions are no tokens",
+    "Pooling": "a dense sentence embedding",
+    "Dense": "a dense sentence embedding",
+    "Normalize": "a dense sentence embedding",
+    "WeightedLayerPooling": "a dense sentence embedding",
+    "StaticEmbedding": "a dense sentence embedding",
+}
+_CLASS_NAMES = {
+    "6": {
+        "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
+        "SpladePooling": "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling",
+        "Static": "sentence_transformers.sparse_encoder.modules.sparse_static_embedding.SparseStaticEmbedding",
+        "Router": "sentence_transformers.base.modules.router.Router",
+    },
+    "5": {
+        "Transformer": "sentence_transformers.sparse_encoder.models.MLMTransformer",
+        "SpladePooling": "sentence_transformers.sparse_encoder.models.SpladePooling",
+        "Static": "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding",
+        "Router": "sentence_transformers.models.Router",
+    },
+}
+_HARMLESS_MODEL_OPTIONS = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code"}
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
+)
+_SMALL_FILES = ("*.json", "*.txt", "*.model")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class NeuralSide:
+    """A masked language model with SPLADE pooling; ``max_length`` is what the layout states, ``None`` if nothing."""
+
+    folder: Path
+    pooling: Pooling = "max"
+    activation: Activation = "relu"
+    max_length: int | None = None
+    lowercase: bool = False
+
+
+@dataclass(frozen=True)
+class StaticSide:
+    """One weight per token: a tensor file (``weight``, ``[V]``) or an ``idf.json``; the tokenizer is in ``folder``."""
+
+    folder: Path
+    weights_path: Path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder, understood. ``revision`` is the hub's commit, ``None`` for a folder of the user."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    layout: Layout
+    document: NeuralSide
+    query: NeuralSide | StaticSide
+    document_prompt: str = ""
+    query_prompt: str = ""
+    top_k: int | None = None
+    idf_path: Path | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_checkpoint(model: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
+    """The description of a local folder or of a hub model (downloaded once, its commit recorded).
+
+    Raises ``ModelError`` when there is no such model, no network, or a layout that is no learned-sparse encoder.
+    """
+    folder, commit = _resolve(model, revision, allow_pickle)
+    name = str(model) if commit is not None else folder.name
+    return read_layout(folder, name=name, revision=commit)
+
+
+def read_layout(folder: Path, *, name: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Describe a local model folder; raises ``ModelError`` with the reason when it cannot be used."""
+    name = name or folder.name
+    idf_path = folder / "idf.json" if (folder / "idf.json").is_file() else None
+    if not (folder / "modules.json").is_file():
+        return _read_masked_lm(folder, name, revision, idf_path)
+    settings = _read_object(folder / "config_sentence_transformers.json", required=False)
+    modules = _read_modules(folder)
+    routed = bool(modules) and modules[0][0] == "router"
+    document_modules = _route(folder, modules, "document") if routed else modules
+    query_modules = _route(folder, modules, "query") if routed else modules
+    document = _side(folder, document_modules, "document", idf_path)
+    if not isinstance(document, NeuralSide):
+        raise ModelError(f"{folder}: the document side is a table of token weights; a masked language model is needed")
+    prompts = {key: text or "" for key, text in (settings.get("prompts") or {}).items()}
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        revision=revision,
+        layout="router" if routed else "sparse-encoder",
+        document=document,
+        query=_side(folder, query_modules, "query", idf_path),
+        document_prompt=prompts.get("document", ""),
+        query_prompt=prompts.get("query", ""),
+        top_k=settings.get("max_active_dims"),
+        idf_path=idf_path,
+        prompts=prompts,
+    )
+
+
+def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """The files that hold the weights: safetensors, or with ``allow_pickle`` an older ``pytorch_model.bin``.
+
+    Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed.
+    """
+    found = sorted(folder.glob("model*.safetensors"))
+    if found:
+        return found
+    pickled = sorted(folder.glob("pytorch_model*.bin"))
+    if not pickled:
+        raise ModelError(f"{folder} holds no weights; expected: model.safetensors (or pytorch_model.bin)")
+    if not allow_pickle:
+        raise ModelError(
+            f"{folder} holds its weights only as {pickled[0].name}, a pickle; with allow_pickle=True it is read "
+            "through torch's weights_only loader, or convert it to safetensors first"
+        )
+    return pickled
+
+
+def files_hash(folder: Path, *, allow_pickle: bool = False) -> str:
+    """SHA-256 over configuration, tokenizer and weight files of one transformer folder: the same for equal models."""
+    names = ("config.json", "sentence_bert_config.json", *_TOKENIZER_FILES)
+    used = [folder / name for name in names if (folder / name).is_file()]
+    used += weight_files(folder, allow_pickle=allow_pickle)
+    return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in used})
+
+
+def read_static_weights(side: StaticSide, *, allow_pickle: bool = False) -> np.ndarray:
+    """The learned token weights of a ``SparseStaticEmbedding``: float32 ``[V]``; raises ``ModelError``."""
+    path = side.weights_path
+    try:
+        tensors = _read_tensors(path, allow_pickle)
+        weights = np.asarray(tensors["weight"], dtype=np.float32)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f'{path}: no tensor "weight" with one value per token can be read ({error})') from error
+    if weights.ndim != 1:
+        raise ModelError(f'{path}: tensor "weight" has the shape {weights.shape}; allowed: one dimension')
+    return weights
+
+
+def write_masked_lm(folder: Path, network: Any, tokenizer: Any, *, max_length: int | None = None) -> None:
+    """Write the plain layout: network and tokenizer, nothing else. ``folder`` appears whole, or stays as it was."""
+    with _new_folder(folder) as target:
+        network.save_pretrained(target)
+        _save_tokenizer(tokenizer, target, max_length)
+
+
+def write_sparse_encoder(
+    folder: Path,
+    network: Any,
+    tokenizer: Any,
+    *,
+    pooling: Pooling = "max",
+    activation: Activation = "relu",
+    max_length: int | None = None,
+    prompts: Mapping[str, str] | None = None,
+    top_k: int | None = None,
+    query_weights: np.ndarray | None = None,
+    class_names: ClassNames = "6",
+) -> None:
+    """Write the SparseEncoder layout that sentence-transformers opens; ``folder`` appears whole, or stays as it was.
+
+    ``network`` and ``tokenizer`` are those of transformers. With ``query_weights`` (float32 ``[V]``) it becomes a
+    ``Router`` with a ``SparseStaticEmbedding`` for queries, and an ``idf.json`` beside it. ``class_names`` "6" is read
+    by sentence-transformers 5.4 and later, "5" by all versions from 5.0.
+    """
+    _check_choice("pooling", pooling, get_args(Pooling))
+    _check_choice("activation", activation, get_args(Activation))
+    _check_choice("class_names", class_names, get_args(ClassNames))
+    pooling_config = {"pooling_strategy": pooling, "activation_function": activation}
+    size_key = "embedding_dimension" if class_names == "6" else "word_embedding_dimension"
+    pooling_config[size_key] = network.get_output_embeddings().weight.shape[0]
+    names = _CLASS_NAMES[class_names]
+    with _new_folder(folder) as target:
+        files.write_json(target / "config_sentence_transformers.json", _settings(prompts, top_k))
+        if query_weights is None:
+            _write_transformer(target, network, tokenizer, max_length, class_names)
+            files.write_json(target / "1_SpladePooling" / "config.json", pooling_config)
+            modules = [("", names["Transformer"]), ("1_SpladePooling", names["SpladePooling"])]
+        else:
+            _write_router(target, network, tokenizer, max_length, pooling_config, query_weights, class_names)
+            modules = [("", names["Router"])]
+        files.write_json(
+            target / "modules.json",
+            [{"idx": i, "name": str(i), "path": path, "type": name} for i, (path, name) in enumerate(modules)],
+        )
+
+
+def _resolve(model: str | Path, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"revision={revision!r} belongs to a hub model, and {model} is a local folder; drop it")
+        return folder.resolve(), None
+    if isinstance(model, Path) or not _HUB_NAME.fullmatch(model):
+        raise ModelError(f"{model} is no folder, and no hub name of the form owner/name")
+    return _download(model, revision, allow_pickle)
+
+
+def _download(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str]:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    patterns = [*_SMALL_FILES, "*.safetensors", *(["*.bin"] if allow_pickle else [])]
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        path = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]
+        )
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{name}{at} is not in the local cache and the hub cannot be reached; connect once, or give the path of "
+            "a folder that holds the model"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name}{at} cannot be fetched from the hub ({reason}); check name, revision and access") \
+            from error
+    return Path(path), Path(path).name  # the cache names a snapshot's folder by its commit
+
+
+def _read_masked_lm(folder: Path, name: str, revision: str | None, idf_path: Path | None) -> Checkpoint:
+    config = _read_object(folder / "config.json", required=True)
+    if not config.get("model_type"):
+        raise ModelError(f"{folder / 'config.json'} names no model_type, so this is no transformers model")
+    side = NeuralSide(folder)
+    query = side if idf_path is None else StaticSide(folder, idf_path)
+    return Checkpoint(name, folder, revision, "masked-lm", document=side, query=query, idf_path=idf_path)
+
+
+def _read_modules(folder: Path) -> list[tuple[str, str, Path]]:
+    """(role, class name, folder) of each top-level module."""
+    listed = _read_json(folder / "modules.json")
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise ModelError(f"{folder / 'modules.json'} is no list of modules")
+    return [_module(folder, str(module.get("type")), str(module.get("path", ""))) for module in listed]
+
+
+def _module(folder: Path, type_name: str, path: str) -> tuple[str, str, Path]:
+    class_name = type_name.rsplit(".", 1)[-1]
+    if not type_name.startswith("sentence_transformers."):
+        raise ModelError(f"{folder}: module class {type_name} is code of the model folder, which is never run")
+    if class_name in _REFUSED:
+        raise ModelError(f"{folder}: module class {class_name} makes this {_REFUSED[class_name]}; expected: a masked "
+                         "language model with SpladePooling")
+    if class_name not in _ROLES:
+        raise ModelError(f"{folder}: module class {class_name} is unknown; known: {', '.join(_ROLES)}")
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ModelError(f"{folder}: module path {path!r} leaves the model folder")
+    return _ROLES[class_name], class_name, folder / relative
+
+
+def _route(folder: Path, modules: list[tuple[str, str, Path]], task: str) -> list[tuple[str, str, Path]]:
+    """The modules that a text of the task passes: those of its route, then those after the router."""
+    root = modules[0][2]
+    config = _read_object(root / "router_config.json", required=False)
+    config = config or _read_object(root / "config.json", required=True)
+    structure, types, parameters = config.get("structure"), config.get("types"), config.get("parameters") or {}
+    if not isinstance(structure, dict) or not isinstance(types, dict):
+        raise ModelError(f"{root}: the router's configuration lacks structure or types")
+    if parameters.get("route_mappings"):
+        raise ModelError(f"{root}: the router uses route_mappings; supported: routes named query and document")
+    if task not in structure:
+        raise ModelError(f"{root}: the router has no route {task!r} (routes: {', '.join(structure)})")
+    routed = [_module(root, str(types[key]), key) for key in structure[task]]
+    return routed + modules[1:]
+
+
+def _side(
+    folder: Path, modules: list[tuple[str, str, Path]], task: str, idf_path: Path | None
+) -> NeuralSide | StaticSide:
+    roles = [role for role, _, _ in modules]
+    if roles == ["transformer", "pooling"]:
+        return _neural_side(modules[0][1], modules[0][2], modules[1][2], task)
+    if roles == ["static"]:
+        return _static_side(folder, modules[0][2])
+    chain = " > ".join(class_name for _, class_name, _ in modules) or "nothing"
+    raise ModelError(f"{folder}: the {task} side is {chain}; supported: a masked language model followed by "
+                     "SpladePooling, or SparseStaticEmbedding alone")
+
+
+def _neural_side(class_name: str, folder: Path, pooling_folder: Path, task: str) -> NeuralSide:
+    config = _read_object(folder / "sentence_bert_config.json", required=False)
+    _check_transformer_config(class_name, folder, config)
+    pooling = _read_object(pooling_folder / "config.json", required=True)
+    strategy, activation = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
+    for key, value, allowed in (("pooling_strategy", strategy, get_args(Pooling)),
+                                ("activation_function", activation, get_args(Activation))):
+        if value not in allowed:
+            raise ModelError(f"{pooling_folder / 'config.json'}: {key} is {value!r}; allowed: {', '.join(allowed)}")
+    max_length = config.get(f"{task}_length") or config.get("max_seq_length")
+    return NeuralSide(folder, strategy, activation, max_length, bool(config.get("do_lower_case", False)))
+
+
+def _check_transformer_config(class_name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse settings that would change the vectors and are not carried out here."""
+    path = folder / "sentence_bert_config.json"
+    task = config.get("transformer_task", "fill-mask" if class_name == "MLMTransformer" else "feature-extraction")
+    if task != "fill-mask":
+        raise ModelError(f"{path}: transformer_task is {task!r}, not 'fill-mask', so there are no token weights")
+    text = {"method": "forward", "method_output_name": "logits"}
+    if config.get("modality_config", {"text": text}).get("text") != text or "message" in config.get(
+        "modality_config", {}
+    ):
+        raise ModelError(f"{path}: modality_config is not the plain reading of text; supported: forward > logits")
+    for key in ("processing_kwargs", "query_expansion", "processor_kwargs", "tokenizer_args", "config_kwargs",
+                "config_args"):
+        if {name: value for name, value in (config.get(key) or {}).items() if name != "trust_remote_code"}:
+            raise ModelError(f"{path}: {key} is set ({config[key]}), which is not supported")
+    for key in ("model_kwargs", "model_args"):
+        if unknown := set(config.get(key) or {}) - _HARMLESS_MODEL_OPTIONS:
+            raise ModelError(f"{path}: {key} sets {', '.join(sorted(unknown))}, which is not supported")
+
+
+def _static_side(root: Path, folder: Path) -> StaticSide:
+    config = _read_object(folder / "config.json", required=False)
+    if (stated := config.get("path")) is not None:
+        path = next((base / Path(stated).name for base in (folder, root) if (base / Path(stated).name).is_file()), None)
+        if path is None:
+            raise ModelError(f"{folder / 'config.json'}: the weights are in {stated!r}, which is not in the folder")
+        return StaticSide(folder, path)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return StaticSide(folder, folder / name)
+    raise ModelError(f"{folder} holds no token weights; expected: model.safetensors")
+
+
+def _read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    if not allow_pickle:
+        raise ModelError(f"{path} is a pickle; with allow_pickle=True it is read through torch's weights_only loader")
+    import torch
+
+    tensors = torch.load(path, weights_only=True, map_location="cpu")
+    return {key: value.float().numpy() for key, value in tensors.items()}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return files.read_json(path)
+    except DamagedError as error:
+        raise ModelError(str(error)) from error
+
+
+def _read_object(path: Path, *, required: bool) -> dict[str, Any]:
+    if not required and not path.is_file():
+        return {}
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: the top level is no object")
+    return value
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that takes its place when the block ends without an exception."""
+    with files.write_lock(folder):
+        files.remove_leftovers(folder)
+        target = files.temporary_sibling(folder)
+        target.mkdir(parents=True)
+        yield target
+        files.swap_folder(target, folder)
+
+
+def _settings(prompts: Mapping[str, str] | None, top_k: int | None) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    settings: dict[str, Any] = {
+        # the version whose layout this is; the reader warns only when it is older than the number here
+        "__version__": {
+            "pytorch": str(torch.__version__), "sentence_transformers": "5.0.0",
+            "transformers": transformers.__version__,
+        },
+        "default_prompt_name": None,
+        **({} if top_k is None else {"max_active_dims": top_k}),
+        "model_type": "SparseEncoder",
+        "prompts": {"document": "", "query": "", **(prompts or {})},
+        "similarity_fn_name": "dot",
+    }
+    return settings
+
+
+def _write_transformer(
+    folder: Path, network: Any, tokenizer: Any, max_length: int | None, class_names: ClassNames
+) -> None:
+    network.save_pretrained(folder)
+    limit = _save_tokenizer(tokenizer, folder, max_length)
+    config: dict[str, Any] = {"max_seq_length": limit, "do_lower_case": False}
+    if class_names == "6":
+        config = {
+            "transformer_task": "fill-mask",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+            "module_output_name": "token_embeddings",
+        }
+    files.write_json(folder / "sentence_bert_config.json", config)
+
+
+def _write_router(
+    target: Path,
+    network: Any,
+    tokenizer: Any,
+    max_length: int | None,
+    pooling_config: Mapping[str, Any],
+    query_weights: np.ndarray,
+    class_names: ClassNames,
+) -> None:
+    from safetensors.numpy import save_file
+
+    names = _CLASS_NAMES[class_names]
+    query, document = "query_0_SparseStaticEmbedding", "document_0_" + names["Transformer"].rsplit(".", 1)[-1]
+    _write_transformer(target / document, network, tokenizer, max_length, class_names)
+    files.write_json(target / "document_1_SpladePooling" / "config.json", pooling_config)
+    files.write_json(target / query / "config.json", {"frozen": True})
+    # sentence-transformers wants exactly one weight per token, also where the network's head is wider
+    weights = np.ascontiguousarray(query_weights[: len(tokenizer.get_vocab())], dtype=np.float32)
+    save_file({"weight": weights}, target / query / "model.safetensors")
+    _save_tokenizer(tokenizer, target / query, max_length)
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    files.write_json(target / "idf.json", {token: float(str(weights[token_id])) for token, token_id in tokens})
+    files.write_json(
+        target / "router_config.json",
+        {
+            "types": {query: names["Static"], document: names["Transformer"],
+                      "document_1_SpladePooling": names["SpladePooling"]},
+            "structure": {"query": [query], "document": [document, "document_1_SpladePooling"]},
+            "parameters": {"default_route": "document", "allow_empty_key": True},
+        },
+    )
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, max_length: int | None) -> int:
+    """Save it with ``max_length`` as its own limit, and leave the caller's object as it was."""
+    before = tokenizer.model_max_length
+    try:
+        tokenizer.model_max_length = max_length or before
+        tokenizer.save_pretrained(folder)
+        return tokenizer.model_max_length
+    finally:
+        tokenizer.model_max_length = before

@@ -1,0 +1,732 @@
+"""Documents (and neural queries) through a masked language model into sparse vectors.
+
+``w_t = f(max over tokens of logit_t)`` with ``f = log1p(relu)`` (SPLADE v2, arXiv 2109.10086) or its double logarithm.
+The network's output layer is taken off and its product is computed here, block by block of vocabulary and tokens, so
+that ``[B, L, V]`` never exists and a block stays in the processor's cache. Only non-zeros leave this module.
+
+B texts of a batch, L tokens of a text, T tokens of a product, H hidden width, V vocabulary.
+Next file to read: ``lexical``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy import sparse
+from tokenizers import Tokenizer, normalizers
+from torch import Tensor
+
+from sparse_ir import checkpoint as layouts
+from sparse_ir import queries
+from sparse_ir.checkpoint import Checkpoint, ClassNames, Layout, NeuralSide, StaticSide
+from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
+
+Precision = Literal["float32", "float32-int8", "bfloat16", "int8"]
+Row = tuple[np.ndarray, np.ndarray]
+
+_TRUNK_DTYPE = {
+    "float32": torch.float32, "float32-int8": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16
+}
+_SCREENED = {"float32-int8", "int8"}
+_VOCABULARY_BLOCK = {"cpu": 2048, "cuda": 8192}
+_TOKEN_BLOCK = {"cpu": 256, "cuda": 4096}
+_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
+_MAX_SURVIVORS = 0.25
+_PROBE = "A probe of 7 words, and one more."
+_PROBE_TOKENS = 16
+_TEXTS_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an encoder computes; see ``Encoder.load``."""
+
+    precision: Precision
+    device: str
+    max_length: int | None
+    top_k: int | None
+    min_weight: float
+    tokens_per_batch: int
+    convention: queries.Convention
+    allow_pickle: bool
+
+
+class Encoder:
+    """A masked language model as a learned-sparse encoder. Made by ``Encoder.load``, not by its constructor."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: _Network, options: Options
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._side = side
+        self._prompt = prompt
+        self._network = network
+        self._options = options
+        self.vocabulary: list[str] = queries.vocabulary_of(network.tokenizer, network.head.size)
+        self._dropped = torch.tensor(
+            queries.special_token_ids(network.tokenizer) if options.convention == "opensearch" else [],
+            dtype=torch.long, device=options.device,
+        )
+        self.fingerprint: dict[str, Any] = _fingerprint(checkpoint, side, prompt, network, options)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        precision: Precision = "float32",
+        device: str | None = None,
+        max_length: int | None = None,
+        top_k: int | None = None,
+        min_weight: float = 0.0,
+        tokens_per_batch: int | None = None,
+        convention: queries.Convention = "sentence-transformers",
+        allow_pickle: bool = False,
+    ) -> Encoder:
+        """The document side of a local folder or of a hub model.
+
+        * ``precision``: ``"float32"`` and ``"bfloat16"`` name network and output product. ``"int8"`` runs the network
+          in bfloat16, finds by an 8-bit product the few terms that can be active at all, and computes those in
+          float32; ``"float32-int8"`` does so with the network in float32 and gives the vectors of ``"float32"``.
+          Screening never changes a vector (bound: ``_Screen``); it pays on CPUs with 8-bit dot products (VNNI, AMX),
+          and sum pooling does without it.
+        * ``device``: ``"cpu"``, ``"cuda"`` ...; default: the accelerator when there is one.
+        * ``max_length``: tokens read of a text, special tokens included; default: what the checkpoint states.
+        * ``top_k``: at most so many terms per text, the heaviest (equal weights: the smaller token id); default: the
+          checkpoint's ``max_active_dims``, else all. ``min_weight``: smaller weights are left out.
+        * ``tokens_per_batch``: memory against speed; it does not change the vectors beyond rounding.
+        * ``convention``: ``"opensearch"`` leaves special tokens out of the vectors, as that project's code does.
+        * ``allow_pickle``: read an older ``pytorch_model.bin`` when there is no safetensors file.
+
+        Raises ``ModelError`` for a checkpoint that cannot be used, ``ConfigError`` for an option.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() and precision not in _SCREENED else "cpu")
+        options = Options(
+            precision, device, max_length, top_k, min_weight,
+            tokens_per_batch or _TOKENS_PER_BATCH[_device_kind(device)], convention, allow_pickle,
+        )
+        _check_options(options)
+        checkpoint = layouts.open_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+        return _load_side(checkpoint, checkpoint.document, checkpoint.document_prompt, options)
+
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> sparse.csr_matrix:
+        """CSR float32 ``(N, V)`` of the texts: weights > 0 only, sorted int32 indices; row = position in ``texts``.
+
+        An empty text gives what the model gives to its special tokens alone. ``progress(n)`` is called with the
+        number of texts just done. The longest texts come first, so that memory peaks at the start.
+        Raises ``DataError`` when a text is no string.
+        """
+        rows: list[Row] = [_EMPTY_ROW] * len(texts)
+        ids = self._network.tokenize(texts, self._prompt)
+        lengths = np.array([len(text) for text in ids], dtype=np.int64)
+        with torch.inference_mode():
+            for batch in _batches(lengths, self._options.tokens_per_batch):
+                for position, row in zip(batch, self._encode_batch([ids[i] for i in batch]), strict=True):
+                    rows[position] = row
+                if progress is not None:
+                    progress(len(batch))
+        return _stack(rows, len(self.vocabulary))
+
+    def query_encoder(
+        self, kind: Literal["neural", "static", "ones"] | None = None, *, allow_unknown: bool = False
+    ) -> queries.QueryEncoder:
+        """The query side: the checkpoint's own by default, or another kind for the same vocabulary.
+
+        ``"neural"`` reads queries with a network, ``"static"`` with the checkpoint's token weights or ``idf.json`` by
+        this encoder's ``convention``, ``"ones"`` counts presence. Raises ``ModelError`` when the checkpoint has none.
+        """
+        side = self._checkpoint.query
+        if kind is None:
+            kind = "static" if isinstance(side, StaticSide) else "neural"
+        if kind == "neural":
+            neural = side if isinstance(side, NeuralSide) else self._side
+            return NeuralQueryEncoder(self._with_side(neural, self._checkpoint.query_prompt))
+        if kind == "static":
+            return self._static_query_encoder(allow_unknown)
+        if kind != "ones":
+            raise ConfigError(f"query side {kind!r} is unknown; allowed: neural, static, ones")
+        return queries.ones(
+            self._network.tokenizer, self._options.convention, max_length=self._network.max_length,
+            vocabulary_size=len(self.vocabulary), name=f"{self._checkpoint.name} ones",
+            prompt=self._checkpoint.query_prompt,
+        )
+
+    def save(
+        self, folder: Path, *, layout: Layout | None = None, query_weights: np.ndarray | None = None,
+        class_names: ClassNames = "6",
+    ) -> None:
+        """Write the model as ``"sparse-encoder"``, ``"router"`` (static query side) or plain ``"masked-lm"``.
+
+        Default: a router when there are token weights for queries, given as ``query_weights`` (float32 ``[V]``) or the
+        checkpoint's own; else a sparse-encoder.
+        Raises ``ConfigError`` when the network is not in float32 any more.
+        """
+        if _TRUNK_DTYPE[self._options.precision] != torch.float32:
+            raise ConfigError(f"precision {self._options.precision!r} has rounded the network; load it with 'float32'")
+        if layout not in (None, *get_args(Layout)):
+            raise ConfigError(f"layout {layout!r} is unknown; allowed: {', '.join(get_args(Layout))}")
+        static = isinstance(self._checkpoint.query, StaticSide)
+        layout = layout or ("router" if static or query_weights is not None else "sparse-encoder")
+        if layout == "router" and query_weights is None:
+            if not static:
+                raise ConfigError("the layout 'router' needs query_weights, one per token")
+            query_weights = self._static_query_encoder(allow_unknown=False).weights
+        with self._network.whole() as model:
+            if layout == "masked-lm":
+                layouts.write_masked_lm(folder, model, self._network.owner, max_length=self._network.max_length)
+                return
+            layouts.write_sparse_encoder(
+                folder, model, self._network.owner, pooling=self._side.pooling, activation=self._side.activation,
+                max_length=self._network.max_length, prompts=self._checkpoint.prompts, top_k=self._options.top_k,
+                query_weights=query_weights if layout == "router" else None, class_names=class_names,
+            )
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the model came from and what its folder holds."""
+        return self._checkpoint
+
+    @property
+    def options(self) -> Options:
+        """The options in force, defaults filled in."""
+        return self._options
+
+    def _encode_batch(self, ids: Sequence[np.ndarray]) -> Iterator[Row]:
+        hidden_BLH, lengths = self._network.forward(ids)
+        start = 0
+        for size in _group_sizes(lengths, _TOKEN_BLOCK[_device_kind(self._options.device)]):
+            group = lengths[start : start + size]
+            hidden = hidden_BLH[start : start + size, : int(group.max())]
+            scores_BV = self._network.head.pool(hidden, group)
+            if len(self._dropped):
+                scores_BV[:, self._dropped] = 0.0
+            yield from self._rows(scores_BV)
+            start += size
+
+    def _rows(self, scores_BV: Tensor) -> Iterator[Row]:
+        """Only what is above zero is activated, and leaves the device."""
+        texts, token_ids = torch.nonzero(scores_BV > 0, as_tuple=True)
+        weights = self._network.head.activate_pooled(scores_BV[texts, token_ids])
+        ends = torch.cumsum(torch.bincount(texts, minlength=len(scores_BV)), 0).tolist()
+        ids, values = token_ids.to(torch.int32).cpu().numpy(), weights.float().cpu().numpy()
+        for start, end in zip([0, *ends], ends, strict=False):
+            yield _prune(ids[start:end], values[start:end], self._options.top_k, self._options.min_weight)
+
+    def _static_query_encoder(self, allow_unknown: bool) -> queries.StaticQueryEncoder:
+        side, convention = self._checkpoint.query, self._options.convention
+        idf_path = side.weights_path if isinstance(side, StaticSide) and side.weights_path.suffix == ".json" \
+            else self._checkpoint.idf_path
+        tensor = isinstance(side, StaticSide) and side.weights_path.suffix != ".json"
+        if not tensor and idf_path is None:
+            raise ModelError(f"{self._checkpoint.name} has no token weights for queries (SparseStaticEmbedding or "
+                             "idf.json); use the kind 'neural' or 'ones'")
+        owner = _load_tokenizer(side.folder) if isinstance(side, StaticSide) else self._network.owner
+        size, name, prompt = len(self.vocabulary), self._checkpoint.name, self._checkpoint.query_prompt
+        limit = _stated_length(owner)
+        if idf_path is not None and not (tensor and convention == "sentence-transformers"):
+            return queries.from_idf_json(
+                idf_path, owner.backend_tokenizer, convention, max_length=limit, vocabulary_size=size, name=name,
+                prompt=prompt, allow_unknown=allow_unknown,
+            )
+        assert isinstance(side, StaticSide)
+        weights = layouts.read_static_weights(side, allow_pickle=self._options.allow_pickle)
+        weights = np.pad(weights, (0, max(size - len(weights), 0)))
+        return queries.StaticQueryEncoder(
+            owner.backend_tokenizer, weights, convention, max_length=limit, name=name, prompt=prompt
+        )
+
+    def _with_side(self, side: NeuralSide, prompt: str) -> Encoder:
+        options = replace(self._options, max_length=self.fingerprint["max_length_asked"])
+        if replace(side, max_length=None) != replace(self._side, max_length=None):
+            return _load_side(self._checkpoint, side, prompt, options)
+        limit = _max_length(side, self._network.owner, self._network.capacity, options.max_length)
+        network = self._network.with_max_length(limit)
+        return Encoder(self._checkpoint, side, prompt, network, options)
+
+
+class NeuralQueryEncoder:
+    """Queries read by a network: one text at a time, as the duck type of ``queries`` asks."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.vocabulary: list[str] = encoder.vocabulary
+        self.fingerprint: dict[str, Any] = {**encoder.fingerprint, "side": "query"}
+
+    def encode(self, text: str) -> Row:
+        """Token ids (int32, ascending) and weights (float32, > 0)."""
+        row = self._encoder.encode([text])
+        return row.indices, row.data
+
+    def encode_batch(self, texts: Sequence[str]) -> sparse.csr_matrix:
+        """CSR float32 ``(N, V)``: the vectors of ``encode`` for many queries at a time."""
+        return self._encoder.encode(texts)
+
+    def save(self, folder: Path) -> None:
+        """Write a pointer to the checkpoint: its place, its hashes and the options; not the weights."""
+        checkpoint, options = self._encoder.checkpoint, self._encoder.options
+        place = checkpoint.name if checkpoint.revision else str(checkpoint.folder)
+        queries.save_neural_pointer(folder, {
+            **self.fingerprint, "model": place, "tokens_per_batch": options.tokens_per_batch,
+            "allow_pickle": options.allow_pickle,
+        })
+
+
+def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | None = None) -> NeuralQueryEncoder:
+    """The query encoder that a pointer describes; ``model`` is another place of the same checkpoint.
+
+    Raises ``IndexMismatch`` when the checkpoint found there is not the recorded one.
+    """
+    place = model if model is not None else record["model"]
+    revision = record["revision"] if not Path(place).is_dir() else None
+    encoder = Encoder.load(
+        place, revision=revision, precision=record["precision"], max_length=record["max_length_asked"],
+        top_k=record["top_k"], min_weight=record["min_weight"], tokens_per_batch=record["tokens_per_batch"],
+        convention=record["convention"], allow_pickle=record["allow_pickle"],
+    )
+    found = encoder.query_encoder("neural")
+    assert isinstance(found, NeuralQueryEncoder)
+    for key in ("files_sha256", "tokenizer_sha256", "pooling", "activation", "max_length", "prompt"):
+        if record.get(key) != found.fingerprint[key]:
+            raise IndexMismatch(
+                f"{place} is not the query model that was recorded: {key} is {found.fingerprint[key]!r}, recorded is "
+                f"{record.get(key)!r}; give the right model or revision"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A transformers model without its output layer, its tokenizer, and that layer as a ``_Head``."""
+
+    model: Any
+    owner: Any  # the tokenizer object of transformers, kept for saving
+    tokenizer: Tokenizer  # a private copy of its rules, without padding and truncation
+    head: _Head
+    slot: tuple[Any, str]  # where the output layer belongs in ``model``
+    output_layer: Any
+    max_length: int | None
+    capacity: int | None
+    device: str
+
+    def tokenize(self, texts: Sequence[str], prompt: str) -> list[np.ndarray]:
+        """Token ids of each text, special tokens included, cut to ``max_length``."""
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(f"text {position} is {type(text).__name__} {text!r:.60}; allowed: str")
+        found: list[np.ndarray] = []
+        for start in range(0, len(texts), _TEXTS_PER_BATCH):
+            block = [prompt + text for text in texts[start : start + _TEXTS_PER_BATCH]]
+            for encoding in self.tokenizer.encode_batch_fast(block, add_special_tokens=True):
+                found.append(np.array(encoding.ids, dtype=np.int32))
+        return found
+
+    def forward(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
+        """Last hidden states ``[B, L, H]`` before the output layer, and the number of real tokens of each text.
+
+        Token types are left to the model, whose default is that of a single text.
+        """
+        lengths = np.array([len(text) for text in ids])
+        padded = np.full((len(ids), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64)
+        for row, text in zip(padded, ids, strict=True):
+            row[: len(text)] = text
+        mask = np.arange(padded.shape[1]) < lengths[:, None]
+        output = self.model(
+            input_ids=torch.from_numpy(padded).to(self.device),
+            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(self.device),
+        )
+        return output.logits, lengths
+
+    def with_max_length(self, max_length: int | None) -> _Network:
+        """The same network with another limit; nothing is copied but the tokenizer."""
+        if max_length == self.max_length:
+            return self
+        return replace(self, tokenizer=_cut_at(self.tokenizer, max_length), max_length=max_length)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The model with its output layer in place, for saving."""
+        parent, name = self.slot
+        passed = getattr(parent, name)
+        setattr(parent, name, self.output_layer)
+        try:
+            yield self.model
+        finally:
+            setattr(parent, name, passed)
+
+
+class _Pass(torch.nn.Module):
+    """Stands where the output layer was and returns its input, so that ``logits`` become hidden states."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class _Head:
+    """The output layer ``logits = hidden @ weight.T + bias`` joined with the pooling over tokens, in blocks.
+
+    Each product is ``[block of V, H] @ [H, T]``: in this order the maximum over tokens runs over neighbours in memory,
+    and a block of 2048 x 256 float32 fits a core's second cache. Measured, the order makes the 8-bit product with its
+    maximum 1.5 times faster and leaves the others as they are.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, side: NeuralSide, min_weight: float, *, screened: bool) -> None:
+        self.size = weight.shape[0]
+        self._weight_VH = weight
+        self._bias_V = bias.float()
+        self._sum = side.pooling == "sum"
+        self._times = 2 if side.activation == "log1p_relu" else 1
+        self._block = _VOCABULARY_BLOCK[weight.device.type]
+        self._tokens = _TOKEN_BLOCK[weight.device.type]
+        threshold = float(np.nextafter(_logit_of(min_weight, self._times), -math.inf)) if min_weight > 0 else 0.0
+        self._screen = _Screen(weight, self._bias_V, threshold) if screened and not self._sum else None
+
+    def pool(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
+        """Pooled scores ``[B, V]`` float32: for the maximum before the activation, for the sum after it."""
+        if self._sum:
+            return self._pool_sum(hidden_BLH, lengths)
+        hidden_BLH = _hide_padding(hidden_BLH, lengths)
+        if self._screen is not None:
+            return self._pool_screened(hidden_BLH)
+        return self._pool_max(hidden_BLH.to(self._weight_VH.dtype))
+
+    def activate_pooled(self, scores: Tensor) -> Tensor:
+        """Weights of pooled scores; a sum was activated before it was pooled."""
+        return scores if self._sum else self._activate(scores)
+
+    def _activate(self, scores: Tensor) -> Tensor:
+        scores = torch.relu(scores)
+        for _ in range(self._times):
+            scores = torch.log1p(scores)
+        return scores
+
+    def _blocks(self) -> Iterator[slice]:
+        for start in range(0, self.size, self._block):
+            yield slice(start, min(start + self._block, self.size))
+
+    def _pool_max(self, hidden_BLH: Tensor) -> Tensor:
+        """The bias does not depend on the token, so it is added once, after the maximum."""
+        return (self._largest(self._weight_VH, hidden_BLH).t() + self._bias_V).contiguous()
+
+    def _largest(self, rows_RH: Tensor, hidden_BLH: Tensor) -> Tensor:
+        """``max over tokens of row . hidden``: ``[R, B]`` float32."""
+        texts = hidden_BLH.shape[0]
+        largest_RB = torch.full((len(rows_RH), texts), -math.inf, device=hidden_BLH.device)
+        for chunk_BLH in hidden_BLH.split(max(self._tokens // texts, 1), dim=1):
+            hidden_HT = chunk_BLH.reshape(-1, chunk_BLH.shape[2]).t()
+            for start in range(0, len(rows_RH), self._block):
+                block = slice(start, start + self._block)
+                products_RT = rows_RH[block] @ hidden_HT
+                found_RB = products_RT.view(len(products_RT), texts, -1).amax(2)
+                torch.maximum(largest_RB[block], found_RB.float(), out=largest_RB[block])
+        return largest_RB
+
+    def _pool_sum(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
+        texts = hidden_BLH.shape[0]
+        mask_BL = torch.from_numpy(np.arange(hidden_BLH.shape[1]) < lengths[:, None]).to(hidden_BLH.device)
+        pooled_VB = torch.zeros((self.size, texts), device=hidden_BLH.device)
+        width = max(self._tokens // texts, 1)
+        for chunk_BLH, real_BL in zip(hidden_BLH.split(width, dim=1), mask_BL.split(width, dim=1), strict=True):
+            hidden_HT = chunk_BLH.reshape(-1, chunk_BLH.shape[2]).t().to(self._weight_VH.dtype)
+            for block in self._blocks():
+                logits_VT = (self._weight_VH[block] @ hidden_HT).float() + self._bias_V[block, None]
+                weights_VBL = self._activate(logits_VT).view(len(logits_VT), texts, -1)
+                pooled_VB[block] += (weights_VBL * real_BL).sum(2)
+        return pooled_VB.t().contiguous()
+
+    def _pool_screened(self, hidden_BLH: Tensor) -> Tensor:
+        assert self._screen is not None
+        hidden_BLH = hidden_BLH.float()
+        survives_BV = self._screen.survivors(hidden_BLH, list(self._blocks()), self._tokens)
+        counts = survives_BV.sum(1).tolist()
+        if max(counts) > _MAX_SURVIVORS * self.size:
+            return self._pool_max(hidden_BLH)
+        scores_BV = torch.zeros(survives_BV.shape)
+        for text, hidden_LH in enumerate(hidden_BLH):
+            ids = torch.nonzero(survives_BV[text]).squeeze(1)
+            scores_BV[text, ids] = self._largest(self._weight_VH[ids], hidden_LH[None])[:, 0] + self._bias_V[ids]
+        return scores_BV
+
+
+class _Screen:
+    """Which terms of a text can be active at all, from a product of 8-bit integers. It never misses one.
+
+    Rows ``w`` and hidden states ``x`` are rounded to ``w' = s_w q_w`` and ``x' = s_x q_x`` (``q`` in -127..127, ``s``
+    per row and per text). ``w.x - w'.x' = (w - w').x + w'.(x - x')``, so by Cauchy and Schwarz the error is at most
+    ``|w - w'| |x| + |w'| |x - x'|``, with all four norms known exactly; ``H 2^-23 |w| |x|`` is added for the rounding
+    of float32 sums. A term survives where approximation + bias + bound exceeds the threshold.
+    """
+
+    def __init__(self, weight_VH: Tensor, bias_V: Tensor, threshold: float) -> None:
+        scale_V = weight_VH.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        self._rounded_VH = (weight_VH / scale_V[:, None]).round_().to(torch.int8)
+        self._scale_V = scale_V
+        restored_VH = self._rounded_VH.float() * scale_V[:, None]
+        self._error_V = (weight_VH - restored_VH).norm(dim=1) + weight_VH.shape[1] * 2.0**-23 * weight_VH.norm(dim=1)
+        self._norm_V = restored_VH.norm(dim=1)
+        self._floor_V = threshold - bias_V
+
+    def survivors(self, hidden_BLH: Tensor, blocks: Sequence[slice], token_block: int) -> Tensor:
+        """Boolean ``[B, V]``."""
+        texts = hidden_BLH.shape[0]
+        scale_B = hidden_BLH.abs().amax((1, 2)).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        rounded_BLH = (hidden_BLH / scale_B[:, None, None]).round_()
+        error_B = (hidden_BLH - rounded_BLH * scale_B[:, None, None]).norm(dim=2).amax(1)
+        norm_B = hidden_BLH.norm(dim=2).amax(1)
+        chunks = [chunk.reshape(-1, chunk.shape[2]).to(torch.int8).t()
+                  for chunk in rounded_BLH.split(max(token_block // texts, 1), dim=1)]
+        found_VB = torch.empty((len(self._scale_V), texts), dtype=torch.bool)
+        for block in blocks:
+            largest_VB = self._product(block, chunks[0], texts)
+            for chunk in chunks[1:]:
+                torch.maximum(largest_VB, self._product(block, chunk, texts), out=largest_VB)
+            upper_VB = largest_VB * (self._scale_V[block, None] * scale_B) \
+                + self._error_V[block, None] * norm_B + self._norm_V[block, None] * error_B
+            torch.gt(upper_VB, self._floor_V[block, None], out=found_VB[block])
+        return found_VB.t()
+
+    def _product(self, block: slice, rounded_HT: Tensor, texts: int) -> Tensor:
+        product_VT = torch._int_mm(self._rounded_VH[block], rounded_HT)
+        return product_VT.view(len(product_VT), texts, -1).amax(2)
+
+
+_EMPTY_ROW: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+
+
+def _check_options(options: Options) -> None:
+    if options.precision not in get_args(Precision):
+        raise ConfigError(f"precision {options.precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
+    if options.convention not in queries.CONVENTIONS:
+        raise ConfigError(f"convention {options.convention!r} is unknown; allowed: {', '.join(queries.CONVENTIONS)}")
+    if options.precision in _SCREENED and _device_kind(options.device) != "cpu":
+        raise ConfigError(f"precision {options.precision!r} is for the CPU; on {options.device} use 'bfloat16'")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {options.device!r} was asked for, and torch finds no CUDA device; use 'cpu'")
+    for name, value in (("max_length", options.max_length), ("top_k", options.top_k),
+                        ("tokens_per_batch", options.tokens_per_batch)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; allowed: 1 or more")
+    if not (math.isfinite(options.min_weight) and options.min_weight >= 0):
+        raise ConfigError(f"min_weight is {options.min_weight}; allowed: 0 or more")
+
+
+def _device_kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: Options) -> Encoder:
+    owner = _load_tokenizer(side.folder)
+    model = _load_model(side.folder, options.allow_pickle)
+    capacity = _capacity(model)
+    limit = _max_length(side, owner, capacity, options.max_length)
+    tokenizer = _cut_at(_rules(owner, side.lowercase), limit)
+    slot, layer = _detach_output_layer(model, tokenizer, side.folder)
+    if max(tokenizer.get_vocab().values()) >= layer.weight.shape[0]:
+        raise ModelError(f"{side.folder}: the tokenizer has more tokens than the output layer has rows "
+                         f"({layer.weight.shape[0]}); they do not belong together")
+    dtype = _TRUNK_DTYPE[options.precision]
+    model.to(device=options.device, dtype=dtype)
+    weight, bias = _head_tensors(layer, options)
+    head = _Head(weight, bias, side, options.min_weight, screened=options.precision in _SCREENED)
+    network = _Network(model, owner, tokenizer, head, slot, layer, limit, capacity, options.device)
+    if options.top_k is None:
+        options = replace(options, top_k=checkpoint.top_k)
+    return Encoder(checkpoint, side, prompt, network, options)
+
+
+def _head_tensors(layer: Any, options: Options) -> tuple[Tensor, Tensor]:
+    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    weight = layer.weight.detach().to(device=options.device, dtype=dtype)
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    return weight, bias.to(options.device)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({_first_line(error)})") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json); convert it first")
+    return tokenizer
+
+
+def _load_model(folder: Path, allow_pickle: bool) -> Any:
+    import transformers
+
+    found = layouts.weight_files(folder, allow_pickle=allow_pickle)
+    try:
+        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
+            use_safetensors=found[0].suffix == ".safetensors",
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a masked language model ({_first_line(error)})") from error
+    if missing := sorted(report["missing_keys"]):
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise ModelError(
+            f"{folder} lacks weights that a masked language model needs ({shown}): this is a backbone without its "
+            "output layer, and random weights would take its place; use a checkpoint saved as ...ForMaskedLM"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _detach_output_layer(model: Any, tokenizer: Tokenizer, folder: Path) -> tuple[tuple[Any, str], Any]:
+    """Take the output layer off, and prove on a few tokens that nothing but it made the logits."""
+    layer = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is layer), None)
+    if layer is None or name is None or not isinstance(layer, torch.nn.Linear):
+        raise ModelError(f"{folder}: {type(model).__name__} has no linear output layer over the vocabulary")
+    path, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(path)
+    ids = torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        setattr(parent, leaf, _Pass())
+        try:
+            found = layer(model(input_ids=ids).logits)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ModelError(f"{folder}: {type(model).__name__} uses its output layer in a way that is not supported "
+                             f"({_first_line(error)})") from error
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        raise ModelError(f"{folder}: {type(model).__name__} changes the logits after its output layer, which is not "
+                         "supported")
+    return (parent, leaf), layer
+
+
+def _rules(owner: Any, lowercase: bool) -> Tokenizer:
+    """A private copy of the tokenizer; ``lowercase`` goes before its own normalizer unless that does so already."""
+    copy = Tokenizer.from_str(owner.backend_tokenizer.to_str())
+    copy.no_padding()
+    if lowercase:
+        steps: Any = copy.normalizer
+        sequence = type(steps).__name__ == "Sequence"
+        listed = list(steps) if sequence else [] if steps is None else [steps]
+        if not any(isinstance(step, normalizers.Lowercase) for step in listed):
+            copy.normalizer = normalizers.Sequence([normalizers.Lowercase(), *listed])
+    return copy
+
+
+def _cut_at(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    if max_length is not None:
+        copy.enable_truncation(max_length)
+    return copy
+
+
+def _stated_length(owner: Any) -> int | None:
+    """The tokenizer's own limit; transformers writes 1e30 for none."""
+    return int(owner.model_max_length) if owner.model_max_length < 10**9 else None
+
+
+def _capacity(model: Any) -> int | None:
+    """Tokens that the position table can hold. RoBERTa's positions start behind the padding index."""
+    size = getattr(model.config, "max_position_embeddings", None)
+    if not size or size < 1:
+        return None
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
+            return size - padding - 1
+    return size
+
+
+def _max_length(side: NeuralSide, owner: Any, capacity: int | None, asked: int | None) -> int | None:
+    if asked is not None:
+        if capacity is not None and asked > capacity:
+            raise ConfigError(f"max_length is {asked}; this model reads at most {capacity} tokens")
+        return asked
+    limits = [limit for limit in (side.max_length or _stated_length(owner), capacity) if limit is not None]
+    return min(limits) if limits else None
+
+
+def _fingerprint(
+    checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: _Network, options: Options
+) -> dict[str, Any]:
+    return {
+        "kind": "neural",
+        "side": "document",
+        "name": checkpoint.name,
+        "revision": checkpoint.revision,
+        "layout": checkpoint.layout,
+        "files_sha256": layouts.files_hash(side.folder, allow_pickle=options.allow_pickle),
+        "tokenizer_sha256": queries.tokenizer_hash(network.tokenizer),
+        "vocabulary_size": network.head.size,
+        "pooling": side.pooling,
+        "activation": side.activation,
+        "prompt": prompt,
+        "max_length": network.max_length,
+        "max_length_asked": options.max_length,
+        "precision": options.precision,
+        "convention": options.convention,
+        "top_k": options.top_k,
+        "min_weight": options.min_weight,
+    }
+
+
+def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[list[int]]:
+    """Positions of texts of like length, longest first, at most ``tokens_per_batch`` padded tokens (or one text)."""
+    batch: list[int] = []
+    for position in np.argsort(-lengths, kind="stable").tolist():
+        if lengths[position] == 0:  # a text without any token has an empty vector
+            break
+        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def _group_sizes(lengths: np.ndarray, token_block: int) -> Iterator[int]:
+    """How many texts share one product: as many as fit ``token_block`` tokens, at least one."""
+    start = 0
+    while start < len(lengths):
+        size = max(token_block // int(lengths[start:].max()), 1)
+        yield min(size, len(lengths) - start)
+        start += size
+
+
+def _hide_padding(hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
+    """Padded positions repeat the text's first token, which changes no maximum and saves a mask over logits."""
+    if (lengths == hidden_BLH.shape[1]).all():
+        return hidden_BLH
+    real = torch.from_numpy(np.arange(hidden_BLH.shape[1]) < lengths[:, None]).to(hidden_BLH.device)
+    return torch.where(real[:, :, None], hidden_BLH, hidden_BLH[:, :1])
+
+
+def _logit_of(weight: float, times: int) -> float:
+    for _ in range(times):
+        weight = math.expm1(weight)
+    return weight
+
+
+def _prune(ids: np.ndarray, weights: np.ndarray, top_k: int | None, min_weight: float) -> Row:
+    kept = (weights > 0) & (weights >= min_weight)
+    ids, weights = ids[kept], weights[kept]
+    if top_k is not None and len(ids) > top_k:
+        best = np.sort(np.argsort(-weights, kind="stable")[:top_k])
+        ids, weights = ids[best], weights[best]
+    return ids, weights
+
+
+def _stack(rows: Sequence[Row], width: int) -> sparse.csr_matrix:
+    ends = np.cumsum([0, *(len(ids) for ids, _ in rows)])
+    ids, weights = zip(*(rows or [_EMPTY_ROW]), strict=True)
+    return sparse.csr_matrix((np.concatenate(weights), np.concatenate(ids), ends), shape=(len(rows), width))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

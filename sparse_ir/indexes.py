@@ -1,0 +1,488 @@
+"""An index folder: built aside, verified, swapped in; opened only with the encoder and the rule that made it.
+
+    INDEX/manifest.json     what it is: kind, encoder, query side, rule, counts, checksum of every file
+    INDEX/lucene/           the Lucene index; Pyserini's searchers open it
+    INDEX/query/            the query side (impact indexes that have one)
+    INDEX/doc_ids.txt       the doc_id of each Lucene document number; doc_ids.npy holds where each begins
+    INDEX/unindexed.jsonl   documents that Lucene did not get, with the reason
+    INDEX/samples.jsonl     exact impacts of some documents, against which the engine's scores are verified
+
+Next file to read: ``verbs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+import sparse_ir
+from sparse_ir import data, files, lucene
+from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
+from sparse_ir.impacts import LARGEST_IMPACT, Rule, quantize, quantize_query, rule_from_range
+from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
+from sparse_ir.vectors import Vectors, row_as_dict
+
+FORMAT = 1
+NUM_SAMPLES = 64
+DEFAULT_BITS = 8
+_MANIFEST = "manifest.json"
+
+# ------------------------------------------------------------------------------------------------ the rule
+
+
+def choose_rule(
+    vectors: Vectors,
+    query_encoder: QueryEncoder | None,
+    *,
+    scale: float | None = None,
+    bits: int | None = None,
+    fold: bool | None = None,
+) -> Rule:
+    """The rule for these vectors. Whole-number vectors keep their numbers unless something else is asked for.
+
+    ``scale``: multiply by this; ``bits``: then also the largest impact is ``2**bits - 1``. Without a scale the weights
+    of the collection are spread over ``bits`` bits (8). ``fold`` multiplies static query weights into the impacts, so
+    that queries need no boosts; by default wherever the query side is static.
+    """
+    static = isinstance(query_encoder, StaticQueryEncoder)
+    if fold and not static:
+        raise ConfigError("only static query weights (IDF, learned weights, ones) can be folded into the impacts; "
+                          "this query side is neural or missing")
+    folded = static if fold is None else fold
+    if bits is not None and not 2 <= bits <= 16:
+        raise ConfigError(f"{bits} bits are not allowed; choose 2 to 16")
+    if scale is not None:
+        return Rule(scale, 2**bits - 1 if bits else LARGEST_IMPACT, folded)
+    if bits is None and vectors.manifest["integer_weights"] and not folded:
+        return Rule(1.0)
+    return rule_from_range(_largest_weight(vectors, query_encoder, folded), bits or DEFAULT_BITS, folded=folded)
+
+
+def folded_weights(query_encoder: QueryEncoder | None, rule: Rule) -> np.ndarray | None:
+    """The query weights ``(V,)`` that a folded rule multiplies in; None under a plain rule."""
+    return query_encoder.weights if rule.folded and isinstance(query_encoder, StaticQueryEncoder) else None
+
+
+def _largest_weight(vectors: Vectors, query_encoder: QueryEncoder | None, folded: bool) -> float:
+    factors = query_encoder.weights if folded and isinstance(query_encoder, StaticQueryEncoder) else None
+    largest = 0.0
+    for number in range(vectors.num_shards):
+        weights = vectors.read_shard(number)[1]
+        values = weights.data if factors is None else weights.data * factors[weights.indices]
+        largest = max(largest, float(values.max(initial=0.0)))
+    return largest
+
+
+# ------------------------------------------------------------------------------------------------ building
+
+
+def build_impact_index(
+    vectors: Vectors, output: Path, rule: Rule, query_encoder: QueryEncoder | None, *, threads: int = 1,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Build, verify and swap in an impact index; the manifest.
+
+    Counts are kept: documents = indexed + empty + rounded to nothing. Raises ``IndexMismatch`` when the query side has
+    another vocabulary, ``LockedError`` when another process builds the same index; a failed build leaves the index
+    that stood there as it was.
+    """
+    if query_encoder is not None:
+        check_vocabulary(vectors.vocabulary, query_encoder, str(vectors.folder))
+    with _building(output) as folder:
+        source = _ImpactSource(vectors, rule, folded_weights(query_encoder, rule))
+        with _bar("indexing", len(vectors), progress) as bar:
+            batches = [source.batch(number) for number in range(vectors.num_shards)]
+            lucene.write_impacts(folder / "lucene", batches, vectors.vocabulary, threads=threads, progress=bar.update)
+        if query_encoder is not None:
+            query_encoder.save(folder / "query")
+        _write_lines(folder / "unindexed.jsonl", source.unindexed())
+        _write_lines(folder / "samples.jsonl", source.samples())
+        _write_doc_ids(folder, source.doc_ids())
+        return _write_manifest(folder, "impact", {
+            "encoder": vectors.manifest["encoder"],
+            "query": query_encoder.fingerprint if query_encoder else None,
+            "vocabulary_sha256": files.sha256_of_json(vectors.vocabulary),
+            "rule": rule.to_json(),
+            "counts": source.counts(),
+        })
+
+
+def build_bm25_index(
+    read: Callable[[], Iterable[data.Document]], output: Path, parameters: lucene.Bm25 | None = None,
+    *, progress: bool = False,
+) -> dict[str, Any]:
+    """Build, verify and swap in a BM25 index over ``title text`` in one field (Anserini's "flat"); the manifest."""
+    parameters = parameters or lucene.Bm25()
+    with _building(output) as folder:
+        doc_ids: list[str] = []
+        unindexed: list[dict[str, str]] = []
+
+        def texts() -> Iterator[tuple[str, str]]:
+            for document in read():
+                if document.contents:
+                    doc_ids.append(document.doc_id)
+                    yield document.doc_id, document.contents
+                else:
+                    unindexed.append({"doc_id": document.doc_id, "reason": "empty text"})
+
+        with _bar("indexing", None, progress) as bar:
+            lucene.write_texts(folder / "lucene", texts(), parameters, bar.update)
+        _write_lines(folder / "unindexed.jsonl", unindexed)
+        _write_doc_ids(folder, ["\n".join(doc_ids).encode()] if doc_ids else [])
+        counts = {"documents": len(doc_ids) + len(unindexed), "indexed": len(doc_ids), "empty": len(unindexed)}
+        return _write_manifest(folder, "bm25", {"parameters": parameters._asdict(), "counts": counts})
+
+
+class _ImpactSource:
+    """Quantizes shard by shard while the writer threads ask for them, and keeps the books."""
+
+    def __init__(self, vectors: Vectors, rule: Rule, query_weights: np.ndarray | None) -> None:
+        self._vectors, self._rule, self._query_weights = vectors, rule, query_weights
+        self._step = max(1, len(vectors) // NUM_SAMPLES)
+        self._books: dict[int, _ShardBook] = {}
+
+    def batch(self, number: int) -> Callable[[], lucene.Batch]:
+        return lambda: self._quantized(number)
+
+    def _quantized(self, number: int) -> lucene.Batch:
+        doc_ids, weights = self._vectors.read_shard(number)
+        impacts, zeroed, clipped = quantize(weights, self._rule, self._query_weights)
+        filled = np.diff(impacts.indptr) > 0
+        had_weights = np.diff(weights.indptr) > 0
+        lost = [(doc_ids[i], "all weights rounded to zero" if had_weights[i] else "no weights")
+                for i in np.flatnonzero(~filled)]
+        kept_ids = [doc_ids[i] for i in np.flatnonzero(filled)]
+        kept = impacts[filled]
+        samples = [{"id": kept_ids[i], "vector": row_as_dict(kept, i, self._vectors.vocabulary)}
+                   for i in range(0, len(kept_ids), self._step)]
+        self._books[number] = _ShardBook("\n".join(kept_ids).encode(), len(kept_ids), lost, samples, zeroed, clipped,
+                                         int(kept.nnz), int(kept.sum(dtype=np.int64)))
+        return kept_ids, kept
+
+    def _in_order(self) -> list[_ShardBook]:
+        return [self._books[number] for number in sorted(self._books)]
+
+    def doc_ids(self) -> list[bytes]:
+        return [book.doc_ids for book in self._in_order() if book.indexed]
+
+    def samples(self) -> list[dict[str, Any]]:
+        return [sample for book in self._in_order() for sample in book.samples]
+
+    def unindexed(self) -> list[dict[str, str]]:
+        return [{"doc_id": doc_id, "reason": reason} for book in self._in_order() for doc_id, reason in book.lost]
+
+    def counts(self) -> dict[str, int]:
+        books = self._in_order()
+        reasons = [reason for book in books for _, reason in book.lost]
+        return {
+            "documents": len(self._vectors),
+            "indexed": sum(book.indexed for book in books),
+            "empty": reasons.count("no weights"),
+            "rounded_to_nothing": reasons.count("all weights rounded to zero"),
+            "postings": sum(book.postings for book in books),
+            "sum_impacts": sum(book.sum_impacts for book in books),
+            "weights_rounded_to_zero": sum(book.zeroed for book in books),
+            "weights_clipped": sum(book.clipped for book in books),
+        }
+
+
+class _ShardBook(NamedTuple):
+    doc_ids: bytes
+    indexed: int
+    lost: list[tuple[str, str]]
+    samples: list[dict[str, Any]]
+    zeroed: int
+    clipped: int
+    postings: int
+    sum_impacts: int
+
+
+@contextlib.contextmanager
+def _building(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` to build in; at the end of the block it is verified and takes the place."""
+    if output.exists() and not (output / _MANIFEST).exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is no index of this package; choose another output or delete it")
+    with files.write_lock(output):
+        files.remove_leftovers(output)
+        folder = files.temporary_sibling(output)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            verify_index(folder)
+            files.swap_folder(folder, output)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _bar(description: str, total: int | None, shown: bool) -> Any:
+    return tqdm(desc=description, total=total, unit=" documents", disable=not shown, dynamic_ncols=True)
+
+
+def _write_lines(path: Path, records: Iterable[Any]) -> None:
+    with files.atomic_writer(path) as stream:
+        for record in records:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _write_doc_ids(folder: Path, blobs: Sequence[bytes]) -> None:
+    with files.atomic_writer(folder / "doc_ids.txt", "wb") as stream:
+        for blob in blobs:
+            stream.write(blob + b"\n")
+    lines = np.fromfile(folder / "doc_ids.txt", dtype=np.uint8)
+    bounds = np.concatenate([[0], np.flatnonzero(lines == ord("\n")) + 1]).astype(np.int64)
+    with files.atomic_writer(folder / "doc_ids.npy", "wb") as stream:
+        np.save(stream, bounds)
+
+
+def _write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    stored = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "write.lock")
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        **facts,
+        "versions": {"sparse_ir": sparse_ir.__version__, "lucene": lucene.lucene_version()},
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256_of_file(path)}
+            for path in stored
+        },
+    }
+    files.write_json(folder / _MANIFEST, manifest)
+    return manifest
+
+
+# ------------------------------------------------------------------------------------------------ verifying
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an index; raises ``DamagedError`` when ``folder`` holds none or one of another format."""
+    if not (folder / _MANIFEST).is_file():
+        raise DamagedError(f"{folder} is no index of this package: it has no {_MANIFEST}")
+    manifest = files.read_json(folder / _MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "files" not in manifest:
+        raise DamagedError(f"{folder / _MANIFEST} is not an index manifest of format {FORMAT}; build the index again")
+    return manifest
+
+
+def verify_index(folder: Path) -> dict[str, Any]:
+    """Check everything that can be checked; a report. Raises ``DamagedError`` at the first thing that is wrong.
+
+    Checksums of all files; Lucene's CheckIndex; documents, postings and the sum of all impacts as Lucene counts them
+    against the manifest; the engine's score of sampled documents against their exact vectors.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest, checksums=True)
+    lucene.check_index(folder / "lucene")
+    counts = manifest["counts"]
+    with lucene.Reader(folder / "lucene", manifest["kind"]) as reader:
+        found = reader.statistics()
+        expected = {"documents": counts["indexed"]}
+        if manifest["kind"] == "impact":
+            expected |= {"postings": counts["postings"], "sum_impacts": counts["sum_impacts"]}
+        for name, value in expected.items():
+            if found[name] != value:
+                raise DamagedError(f"{folder}: Lucene counts {found[name]} {name}, the manifest promises {value}")
+        num_samples = _check_samples(folder, reader) if manifest["kind"] == "impact" else 0
+        _check_doc_ids(folder, reader)
+    return {"index": str(folder), "ok": True, "kind": manifest["kind"], **counts, "terms": found["terms"],
+            "files": len(manifest["files"]), "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+            "sampled_documents": num_samples, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def _check_files(folder: Path, manifest: dict[str, Any], *, checksums: bool) -> None:
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing; build the index again")
+        if path.stat().st_size != facts["bytes"]:
+            raise DamagedError(f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}; "
+                               "build the index again")
+        if checksums and files.sha256_of_file(path) != facts["sha256"]:
+            raise DamagedError(f"{path} is damaged: its checksum differs from the manifest; build the index again")
+    unknown = {path.name for path in (folder / "lucene").iterdir()} - {Path(name).name for name in manifest["files"]}
+    if unknown - {"write.lock"}:
+        raise DamagedError(f"{folder / 'lucene'} holds files that the manifest does not know: {sorted(unknown)[:3]}")
+
+
+def _check_samples(folder: Path, reader: lucene.Reader) -> int:
+    """Score sampled documents with their own terms, boosted 1, 2, 3, 1, 2 ...: the exact sum must come back."""
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        sample = json.loads(line)
+        terms = [lucene.term_of_token(token) for token in sample["vector"]]
+        boosts = [1 + position % 3 for position in range(len(terms))]
+        expected = sum(boost * impact for boost, impact in zip(boosts, sample["vector"].values(), strict=True))
+        score = reader.score(sample["id"], terms, boosts)
+        if score != np.float32(expected):
+            raise DamagedError(f"{folder}: document {sample['id']} scores {score}, its exact vector gives {expected}")
+    return len(lines)
+
+
+def _check_doc_ids(folder: Path, reader: lucene.Reader) -> None:
+    doc_ids = DocIds(folder)
+    if len(doc_ids) != reader.num_documents:
+        raise DamagedError(f"{folder / 'doc_ids.txt'} has {len(doc_ids)} lines for {reader.num_documents} documents")
+    numbers = np.unique(np.linspace(0, len(doc_ids) - 1, min(len(doc_ids), NUM_SAMPLES)).astype(int)).tolist()
+    for number, stored in zip(numbers, reader.stored_ids(numbers), strict=True):
+        if doc_ids[number] != stored:
+            raise DamagedError(f"{folder / 'doc_ids.txt'}: line {number + 1} is {doc_ids[number]}, Lucene has {stored}")
+
+
+# ------------------------------------------------------------------------------------------------ opening and searching
+
+
+class DocIds(Sequence[str]):
+    """The doc_id of each document number, read from a memory map."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bounds = np.load(folder / "doc_ids.npy", mmap_mode="r")
+        path = folder / "doc_ids.txt"
+        self._text = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._text[self._bounds[number] : self._bounds[number + 1] - 1].tobytes().decode()
+
+
+class Index:
+    """An open index that answers texts; safe to use from several threads; a context manager.
+
+    ``query_encoder`` (or, for a neural one, ``query_model``: where its checkpoint lies now) replaces the stored query
+    side and must be the same one: ``IndexMismatch`` otherwise. A folder that Pyserini built (no manifest) opens too,
+    given a ``query_encoder`` and the ``rule`` by which its impacts were made.
+    Raises ``DamagedError`` when files are missing or have another size than the manifest says.
+    """
+
+    def __init__(
+        self, folder: Path | str, *, query_encoder: QueryEncoder | None = None, query_model: str | None = None,
+        rule: Rule | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        if is_lucene_folder(self.folder):
+            self._open_foreign(query_encoder, rule)
+        else:
+            self._open_own(query_encoder, query_model, rule)
+
+    def _open_foreign(self, query_encoder: QueryEncoder | None, rule: Rule | None) -> None:
+        if query_encoder is None or rule is None:
+            raise ConfigError(f"{self.folder} is a bare Lucene index: name the query model and the scale of its "
+                              "impacts")
+        self.manifest: dict[str, Any] = {"kind": "impact"}
+        self.rule, self.query_encoder = rule, query_encoder
+        self.reader = lucene.Reader(self.folder, "impact")
+
+    def _open_own(self, query_encoder: QueryEncoder | None, query_model: str | None, rule: Rule | None) -> None:
+        self.manifest = read_manifest(self.folder)
+        _check_files(self.folder, self.manifest, checksums=False)
+        kind, parameters = self.manifest["kind"], lucene.Bm25(**self.manifest.get("parameters", {}))
+        self.query_encoder = None
+        if kind == "impact":
+            self.rule = Rule.from_json(self.manifest["rule"])
+            if rule is not None and rule != self.rule:
+                raise IndexMismatch(f"{self.folder} was built by {self.rule}, not by {rule}")
+            self.query_encoder = self._choose_query_encoder(query_encoder, query_model)
+        elif query_encoder is not None or query_model is not None:
+            raise IndexMismatch(f"{self.folder} is a BM25 index and takes no query encoder")
+        doc_ids = DocIds(self.folder)
+        self.reader = lucene.Reader(self.folder / "lucene", kind, doc_ids, parameters)
+        if self.reader.num_documents != len(doc_ids):
+            self.reader.close()
+            raise DamagedError(f"{self.folder}: Lucene has {self.reader.num_documents} documents, the manifest "
+                               f"promises {len(doc_ids)}")
+
+    def _choose_query_encoder(self, given: QueryEncoder | None, model: str | None) -> QueryEncoder:
+        recorded = self.manifest["query"]
+        if given is None and recorded is None:
+            raise ConfigError(f"{self.folder} was built from vectors without a query side: name the query model")
+        encoder = load_query_encoder(self.folder / "query", model=model) if given is None else given
+        if files.sha256_of_json(list(encoder.vocabulary)) != self.manifest["vocabulary_sha256"] and recorded:
+            raise IndexMismatch(f"{self.folder} was built with another vocabulary than this query encoder's")
+        if recorded is not None and given is not None and given.fingerprint != recorded:
+            changed = [key for key in sorted({*recorded, *given.fingerprint})
+                       if recorded.get(key) != given.fingerprint.get(key)]
+            raise IndexMismatch(f"{self.folder} was built with another query side: {', '.join(changed)} differ")
+        return encoder
+
+    def encode_query(self, text: str) -> dict[str, int]:
+        """The query as the engine sees it: ``{token: impact}`` under the rule of the index; for BM25 an empty dict."""
+        if self.query_encoder is None:
+            return {}
+        token_ids, impacts = quantize_query(*self.query_encoder.encode(text), self.rule)
+        return {self.query_encoder.vocabulary[i]: int(v) for i, v in zip(token_ids, impacts, strict=True)}
+
+    def search(self, text: str, k: int = 10) -> lucene.Hits:
+        """The ``k`` best documents: score descending, then doc_id descending. An empty query has no hits."""
+        if self.query_encoder is None:
+            return self.reader.search_text(text, k)
+        weights = self.encode_query(text)
+        return self.reader.search_terms([lucene.term_of_token(token) for token in weights], list(weights.values()), k)
+
+    def search_batch(
+        self, queries: Sequence[data.Query], k: int = 1000, *, threads: int = 1, remove_query: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[data.Run, np.ndarray]:
+        """A run over all queries, and each query's seconds from text to hits, float64 ``(Q,)``.
+
+        ``remove_query`` drops the hit whose doc_id is the query's id (ArguAna, Quora). Queries without hits have an
+        empty list. The result does not depend on the number of threads.
+        """
+        results: list[list[tuple[str, float]]] = [[] for _ in queries]
+        seconds = np.zeros(len(queries))
+
+        def work(start: int) -> None:
+            for position in range(start, len(queries), threads):
+                query, begun = queries[position], time.perf_counter()
+                hits = self.search(query.text, k + remove_query)
+                pairs = list(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
+                if remove_query:
+                    pairs = [pair for pair in pairs if pair[0] != query.query_id]
+                results[position] = pairs[:k]
+                seconds[position] = time.perf_counter() - begun
+                if progress is not None:
+                    progress(1)
+
+        if threads < 1:
+            raise ConfigError(f"{threads} threads are not allowed; use at least 1")
+        lucene.run_threads([lambda start=start: work(start) for start in range(threads)]) if threads > 1 else work(0)
+        return {query.query_id: hits for query, hits in zip(queries, results, strict=True)}, seconds
+
+    def close(self) -> None:
+        """Free the Lucene files."""
+        self.reader.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_lucene_folder(folder: Path) -> bool:
+    """True for a bare Lucene index without a manifest, such as ``pyserini.index.lucene`` writes."""
+    return not (folder / _MANIFEST).exists() and any(folder.glob("segments_*"))
+
+
+def check_vocabulary(vocabulary: Sequence[str], query_encoder: QueryEncoder, place: str) -> None:
+    """Raise ``IndexMismatch`` unless the query side numbers the same tokens in the same way."""
+    if list(query_encoder.vocabulary) != list(vocabulary):
+        raise IndexMismatch(f"{place}: the query side has another vocabulary ({len(query_encoder.vocabulary)} tokens) "
+                            f"than the documents ({len(vocabulary)} tokens)")
+
+
+def impact_matrix(vectors: Vectors, rule: Rule, query_weights: np.ndarray | None) -> tuple[list[str], Any]:
+    """All doc_ids and impacts CSR int32 ``(N, V)`` in memory: what ``exact`` searches."""
+    shards = [vectors.read_shard(number) for number in range(vectors.num_shards)]
+    impacts = [quantize(weights, rule, query_weights).impacts for _, weights in shards]
+    return [doc_id for doc_ids, _ in shards for doc_id in doc_ids], sparse.vstack(impacts, format="csr")

@@ -1,0 +1,366 @@
+"""A folder of encoded documents that survives anything: shards, checksums, resume, and Anserini's JSON form.
+
+``plan.json`` is written first and says what is being encoded; ``shards/`` fills up, each file whole or absent;
+``manifest.json`` is written last and says that all is there. Any number of processes, on one machine or on several
+that share the folder, may run the same call at once: each takes shards that nobody else is working on. The result is
+byte for byte the same, whoever made which shard and however often someone was killed.
+It knows no impacts' rule and no Lucene. Next file to read: ``java``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+from sparse_ir import data, files
+from sparse_ir.errors import ConfigError, DamagedError, DataError, LockedError
+from sparse_ir.impacts import Rule, check_weights, quantize
+from sparse_ir.queries import QueryEncoder, load_query_encoder
+
+FORMAT = 1
+_PLAN, _MANIFEST, _VOCABULARY, _QUERY = "plan.json", "manifest.json", "vocabulary.json", "query"
+
+
+class DocumentEncoder(Protocol):
+    """What this module asks of an encoder."""
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """Token strings; position = token_id."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able facts that decide the vectors."""
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
+        """Weights of the texts: CSR float32 ``(N, V)``."""
+
+    def query_encoder(self) -> QueryEncoder:
+        """The query side that belongs to the document side."""
+
+
+class Shard(NamedTuple):
+    """A run of neighbouring documents of the corpus."""
+
+    number: int
+    documents: list[data.Document]
+
+    def digest(self) -> str:
+        """SHA-256 over ids and texts: a corpus that changed between two runs is noticed."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(json.dumps([document.doc_id, document.contents]).encode())
+        return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def write_vectors(
+    output: Path,
+    read: Callable[[], Iterable[data.Document]],
+    encoder: DocumentEncoder,
+    *,
+    query_encoder: QueryEncoder | None = None,
+    shard_size: int = 1024,
+    progress: bool = False,
+) -> Vectors:
+    """Encode a corpus into ``output``; called again after a kill, it does only what is missing.
+
+    ``read()`` opens the corpus from its start. ``query_encoder`` replaces the encoder's own query side. An empty
+    document gets an empty vector without asking the model. Raises ``ConfigError`` when ``output`` was begun with
+    another encoder or shard size, and ``DataError`` when the corpus is not the one that the plan describes.
+    """
+    plan = _make_plan(output, read, encoder, query_encoder or encoder.query_encoder(), shard_size, progress)
+    if not (output / _MANIFEST).exists():
+        _fill_shards(output, plan, read, encoder, progress)
+        _finish(output, plan)
+    return Vectors(output)
+
+
+def _make_plan(output: Path, read: Callable[[], Iterable[data.Document]], encoder: DocumentEncoder,
+               query_encoder: QueryEncoder, shard_size: int, progress: bool) -> dict[str, Any]:
+    """The plan in ``output``, or a new one: a first pass checks and counts every document before any is encoded."""
+    if shard_size < 1:
+        raise ConfigError(f"shard size {shard_size} is not allowed; it must be at least 1")
+    if output.exists() and not (output / _PLAN).exists() and any(_visible(output)):
+        raise ConfigError(f"{output} is not empty and holds no vectors; choose another output or delete it")
+    identity = {"encoder": encoder.fingerprint, "query": query_encoder.fingerprint, "shard_size": shard_size}
+    with files.write_lock(output / _PLAN, timeout=-1):
+        if not (output / _PLAN).exists():
+            shards, empty = _survey(read, shard_size, progress)
+            files.write_json(output / _VOCABULARY, list(encoder.vocabulary))
+            query_encoder.save(output / _QUERY)
+            files.write_json(output / _PLAN, {"format": FORMAT, **identity, "shards": shards, "empty_documents": empty})
+    plan = files.read_json(output / _PLAN)
+    for key, value in identity.items():
+        if files.sha256_of_json(plan[key]) != files.sha256_of_json(value):
+            raise ConfigError(f"{output} was begun with another {key} ({_difference(plan[key], value)}); "
+                              "choose another output, or delete it to start again")
+    return plan
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _survey(read: Callable[[], Iterable[data.Document]], shard_size: int, progress: bool) -> tuple[list[Any], int]:
+    shards, empty = [], 0
+    with tqdm(desc="checking", unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
+        for shard in _split(read(), shard_size):
+            shards.append({"documents": len(shard.documents), "input_sha256": shard.digest()})
+            empty += sum(not document.contents for document in shard.documents)
+            bar.update(len(shard.documents))
+    if not shards:
+        raise DataError("the corpus holds no documents")
+    return shards, empty
+
+
+def _split(documents: Iterable[data.Document], shard_size: int) -> Iterator[Shard]:
+    iterator = iter(documents)
+    for number in itertools.count():
+        part = list(itertools.islice(iterator, shard_size))
+        if not part:
+            return
+        yield Shard(number, part)
+
+
+def _fill_shards(output: Path, plan: dict[str, Any], read: Callable[[], Iterable[data.Document]],
+                 encoder: DocumentEncoder, progress: bool) -> None:
+    """Pass over the corpus until every shard is there: a second pass is for shards whose worker was killed."""
+    counts = [shard["documents"] for shard in plan["shards"]]
+    done = {number for number in range(len(counts)) if _is_whole(output, number)}
+    with tqdm(total=sum(counts), initial=sum(counts[number] for number in done), desc="encoding",
+              unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
+        while len(done) < len(counts):
+            before = len(done)
+            for shard in _split(read(), plan["shard_size"]):
+                _check_input(plan, shard)
+                if shard.number not in done and _take(output, shard, encoder, bar):
+                    done.add(shard.number)
+            if len(done) == before:
+                time.sleep(0.5)  # all that is missing is in the hands of other processes
+
+
+def _check_input(plan: dict[str, Any], shard: Shard) -> None:
+    known = plan["shards"]
+    if shard.number >= len(known) or shard.digest() != known[shard.number]["input_sha256"]:
+        first = shard.documents[0].doc_id
+        raise DataError(f"the corpus has changed since encoding began (in the shard that starts with document {first})"
+                        "; restore it, or choose another output")
+
+
+def _take(output: Path, shard: Shard, encoder: DocumentEncoder, bar: Any) -> bool:
+    """Encode one shard, unless another process holds it; True when it is there."""
+    try:
+        with files.write_lock(_shard_path(output, shard.number)):
+            if _is_whole(output, shard.number):
+                bar.update(len(shard.documents))
+            else:
+                _write_shard(output, shard.number, [document.doc_id for document in shard.documents],
+                             _encode(encoder, [document.contents for document in shard.documents], bar.update))
+            return True
+    except LockedError:
+        return False
+
+
+def _encode(encoder: DocumentEncoder, texts: list[str], update: Callable[[int], Any]) -> sparse.csr_matrix:
+    """Vectors of the texts, empty rows for empty texts."""
+    full = [position for position, text in enumerate(texts) if text]
+    weights = encoder.encode([texts[position] for position in full], update)
+    update(len(texts) - len(full))
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    lengths[full] = np.diff(weights.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return sparse.csr_matrix((weights.data, weights.indices, indptr), shape=(len(texts), len(encoder.vocabulary)))
+
+
+def _shard_path(output: Path, number: int) -> Path:
+    return output / "shards" / f"{number:06d}.safetensors"
+
+
+def _write_shard(output: Path, number: int, doc_ids: Sequence[str], weights: sparse.csr_matrix) -> None:
+    """The data first, the facts about them last: without the facts the shard counts as missing."""
+    from safetensors.numpy import save
+
+    check_weights(weights.data)
+    path = _shard_path(output, number)
+    content = save({
+        "doc_ids": np.frombuffer("\n".join(doc_ids).encode(), dtype=np.uint8),
+        "indptr": weights.indptr.astype(np.int64),
+        "token_ids": weights.indices.astype(np.int32),
+        "weights": weights.data.astype(np.float32),
+    })
+    with files.atomic_writer(path, "wb") as stream:
+        stream.write(content)
+    files.write_json(path.with_suffix(".json"), {
+        "documents": len(doc_ids),
+        "weights": int(weights.nnz),
+        "without_weights": int((np.diff(weights.indptr) == 0).sum()),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    })
+
+
+def _is_whole(output: Path, number: int) -> bool:
+    path = _shard_path(output, number)
+    facts_path = path.with_suffix(".json")
+    if not (path.exists() and facts_path.exists()):
+        return False
+    facts = files.read_json(facts_path)
+    return path.stat().st_size == facts["bytes"] and files.sha256_of_file(path) == facts["sha256"]
+
+
+def _finish(output: Path, plan: dict[str, Any]) -> None:
+    facts = [files.read_json(_shard_path(output, number).with_suffix(".json")) for number in range(len(plan["shards"]))]
+    manifest = {
+        "format": FORMAT,
+        "kind": "vectors",
+        "encoder": plan["encoder"],
+        "query": plan["query"],
+        "documents": sum(fact["documents"] for fact in facts),
+        "empty_documents": plan["empty_documents"],
+        "without_weights": sum(fact["without_weights"] for fact in facts),
+        "weights": sum(fact["weights"] for fact in facts),
+        "integer_weights": plan.get("integer_weights", False),
+        "vocabulary_sha256": files.sha256_of_file(output / _VOCABULARY),
+        "shards": facts,
+    }
+    files.write_json(output / _MANIFEST, manifest)
+    for lock in (output / "shards").glob(".*.lock"):
+        lock.unlink(missing_ok=True)
+
+
+def _difference(old: Any, new: Any) -> str:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{old} then, {new} now"
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return "; ".join(f"{key}: {old.get(key)} then, {new.get(key)} now" for key in keys[:3])
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+class Vectors:
+    """A finished folder of vectors. Raises ``DamagedError`` when it is unfinished or not whole."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / _MANIFEST).exists():
+            begun = (folder / _PLAN).exists()
+            raise DamagedError(f"{folder} holds no {'finished ' if begun else ''}vectors"
+                               + ("; run the same encode command again to finish them" if begun else ""))
+        self.folder = folder
+        self.manifest: dict[str, Any] = files.read_json(folder / _MANIFEST)
+        if files.sha256_of_file(folder / _VOCABULARY) != self.manifest["vocabulary_sha256"]:
+            raise DamagedError(f"{folder / _VOCABULARY} was changed after it was written")
+        self.vocabulary: list[str] = files.read_json(folder / _VOCABULARY)
+
+    def __len__(self) -> int:
+        return int(self.manifest["documents"])
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards; their order is the order of the corpus."""
+        return len(self.manifest["shards"])
+
+    def read_shard(self, number: int) -> tuple[list[str], sparse.csr_matrix]:
+        """``doc_ids`` and weights CSR float32 ``(N, V)`` of one shard, its checksum verified."""
+        from safetensors.numpy import load
+
+        path = _shard_path(self.folder, number)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedError(f"{path} is missing; run the same encode command again") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest["shards"][number]["sha256"]:
+            raise DamagedError(f"{path} is damaged (its checksum differs from the manifest); delete {_MANIFEST} and "
+                               "run the same encode command again: only damaged shards are done again")
+        arrays = load(content)
+        doc_ids = arrays["doc_ids"].tobytes().decode().split("\n")
+        shape = (len(doc_ids), len(self.vocabulary))
+        return doc_ids, sparse.csr_matrix((arrays["weights"], arrays["token_ids"], arrays["indptr"]), shape=shape)
+
+    def query_encoder(self) -> QueryEncoder | None:
+        """The query side that was stored with the vectors; None for vectors that came without one."""
+        return load_query_encoder(self.folder / _QUERY) if self.manifest["query"] is not None else None
+
+
+def open_vectors(source: Path, scratch: Path) -> Vectors:
+    """The vectors in ``source``: a folder of ours, or a JsonVectorCollection, which is first copied to ``scratch``."""
+    if (source / _PLAN).exists() or (source / _MANIFEST).exists():
+        return Vectors(source)
+    return import_json_vectors(source, scratch)
+
+
+# ------------------------------------------------------------------------------------------------ Anserini's JSON form
+
+
+def export_json_vectors(vectors: Vectors, output: Path, rule: Rule, query_weights: np.ndarray | None = None) -> int:
+    """Write Anserini's ``JsonVectorCollection`` (``{"id", "contents", "vector"}``); the number of lines.
+
+    Anserini cuts fractions off and drops what is left below 1, so impacts are written, not weights. ``contents`` is
+    empty: Anserini ignores it. A document without impacts is written with an empty vector, which Anserini counts as
+    empty.
+    """
+    total = 0
+    for number in range(vectors.num_shards):
+        doc_ids, weights = vectors.read_shard(number)
+        impacts = quantize(weights, rule, query_weights).impacts
+        with files.atomic_writer(output / f"vectors-{number:06d}.jsonl") as stream:
+            for row, doc_id in enumerate(doc_ids):
+                line = {"id": doc_id, "contents": "", "vector": row_as_dict(impacts, row, vectors.vocabulary)}
+                stream.write(json.dumps(line) + "\n")
+        total += len(doc_ids)
+    return total
+
+
+def row_as_dict(impacts: sparse.csr_matrix, row: int, vocabulary: Sequence[str]) -> dict[str, int]:
+    """One row of an impact matrix as ``{token: impact}``."""
+    part = slice(impacts.indptr[row], impacts.indptr[row + 1])
+    return {vocabulary[i]: int(v) for i, v in zip(impacts.indices[part], impacts.data[part], strict=True)}
+
+
+def import_json_vectors(source: Path, output: Path, shard_size: int = 4096) -> Vectors:
+    """Read a folder of Anserini's JSON vectors (whole or fractional weights) into the form of this module.
+
+    A weight of 0 says nothing and is not kept. Raises ``DataError`` like ``data.read_json_vectors``.
+    """
+    paths = data.find_json_vectors(source)
+    tokens: dict[str, int] = {}
+    shards: list[dict[str, Any]] = []
+    whole = True
+    lines = data.read_json_vectors(source)
+    for number in itertools.count():
+        part = list(itertools.islice(lines, shard_size))
+        if not part:
+            break
+        whole = whole and all(float(weight).is_integer() for _, vector in part for weight in vector.values())
+        _write_shard(output, number, [doc_id for doc_id, _ in part], _matrix([v for _, v in part], tokens))
+        shards.append({"documents": len(part)})
+    files.write_json(output / _VOCABULARY, list(tokens))
+    fingerprint = {"kind": "json-vectors", "files": {path.name: files.sha256_of_file(path) for path in paths}}
+    _finish(output, {"encoder": fingerprint, "query": None, "shards": shards, "empty_documents": 0,
+                     "integer_weights": whole})
+    return Vectors(output)
+
+
+def _matrix(rows: list[dict[str, float]], tokens: dict[str, int]) -> sparse.csr_matrix:
+    """CSR of the rows; ``tokens`` learns new tokens on the way, so the width is that of the vocabulary so far."""
+    indptr, indices, values = [0], [], []
+    for row in rows:
+        pairs = sorted((tokens.setdefault(token, len(tokens)), weight) for token, weight in row.items() if weight)
+        indices.extend(token_id for token_id, _ in pairs)
+        values.extend(weight for _, weight in pairs)
+        indptr.append(len(indices))
+    arrays = np.array(values, dtype=np.float32), np.array(indices, dtype=np.int32), np.array(indptr, dtype=np.int64)
+    return sparse.csr_matrix(arrays, shape=(len(rows), len(tokens)))
+

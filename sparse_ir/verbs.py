@@ -1,0 +1,319 @@
+"""The verbs of this package: one public function for each command, with the same name and options.
+
+Each verb reads files, calls the modules that do the work, writes files, and returns a JSON-able report of what it did.
+Next file to read: ``cli``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+from tqdm import tqdm
+
+from sparse_ir import data, files, impacts, indexes, lucene, measures, queries
+from sparse_ir import vectors as vector_folders
+from sparse_ir.errors import ConfigError
+
+DEFAULT_MODEL = "default"
+LEXICAL_MODEL = "lexical"
+QuerySide = Literal["auto", "neural", "static", "ones"]
+
+Report = dict[str, Any]
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Options of the encoder, the same for ``encode`` and ``build``.
+
+    Args:
+        revision: Commit of a hub model; recorded in the output.
+        precision: float32, bfloat16, or int8 (bfloat16 network, exact screened output layer: fastest on most CPUs).
+        device: cpu, cuda, ...; default: the accelerator when there is one.
+        max_length: Tokens read of each document; default: what the model states.
+        top_k: At most so many terms per document, the heaviest.
+        min_weight: Leave out document weights below this.
+        query_side: auto (the model's own), neural, static (token weights or idf.json), or ones.
+        idf: An idf.json whose values become the static query weights.
+        convention: How idf.json is read: sentence-transformers or opensearch.
+        allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
+        shard_size: Documents per shard; a killed run loses at most the shards in work.
+    """
+
+    revision: str | None
+    precision: Literal["float32", "bfloat16", "int8", "float32-int8"]
+    device: str | None
+    max_length: int | None
+    top_k: int | None
+    min_weight: float
+    query_side: QuerySide
+    idf: Path | None
+    convention: Literal["sentence-transformers", "opensearch"]
+    allow_pickle: bool
+    shard_size: int
+
+
+def encode(model: str, input: str, output: Path, *, progress: bool = False, **options: Unpack[EncodeOptions]) -> Report:
+    """Encode a corpus into a folder of vectors; run again after a kill, it does only what is missing.
+
+    Several processes, also on several machines that share the folder, may run the same command at once.
+
+    Args:
+        model: Hub name or folder of a model, "lexical", or "default" (lexical until a trained model ships).
+        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as BeIR/scifact.
+        output: Folder for the vectors.
+        progress: Show a progress bar.
+    """
+    started = time.perf_counter()
+    read = functools.partial(data.read_documents, input)
+    encoder, query_encoder = _load_encoder(model, read, options)
+    made = vector_folders.write_vectors(Path(output), read, encoder, query_encoder=query_encoder,
+                                        shard_size=options.get("shard_size", 1024), progress=progress)
+    return _vectors_report(made, started)
+
+
+def index(
+    vectors: Path, output: Path, *, scale: float | None = None, bits: int | None = None, fold: bool | None = None,
+    threads: int = 1, progress: bool = False,
+) -> Report:
+    """Build a verified Lucene impact index from vectors.
+
+    Args:
+        vectors: Folder that encode wrote, or an Anserini JsonVectorCollection.
+        output: Folder for the index; an index that stands there is replaced when the new one is verified.
+        scale: impact = round(weight x scale); default: spread the collection's weights over the bits.
+        bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
+        fold: Multiply static query weights into the impacts; default: wherever the query side is static.
+        threads: Threads that write.
+        progress: Show a progress bar.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        opened = vector_folders.open_vectors(Path(vectors), Path(scratch))
+        query_encoder = opened.query_encoder()
+        rule = indexes.choose_rule(opened, query_encoder, scale=scale, bits=bits, fold=fold)
+        manifest = indexes.build_impact_index(opened, Path(output), rule, query_encoder, threads=threads,
+                                              progress=progress)
+    return _index_report(Path(output), manifest, started)
+
+
+def build(
+    model: str, input: str, output: Path, *, vectors: Path | None = None, scale: float | None = None,
+    bits: int | None = None, fold: bool | None = None, threads: int = 1, progress: bool = False,
+    **options: Unpack[EncodeOptions],
+) -> Report:
+    """Encode a corpus and index it: encode, then index, in one command; a killed run goes on where it stopped.
+
+    Args:
+        model: Hub name or folder of a model, "lexical", or "default" (lexical until a trained model ships).
+        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as BeIR/scifact.
+        output: Folder for the index; an index that stands there is replaced when the new one is verified.
+        vectors: Folder for the vectors, which are kept; default: OUTPUT.vectors.
+        scale: impact = round(weight x scale); default: spread the collection's weights over the bits.
+        bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
+        fold: Multiply static query weights into the impacts; default: wherever the query side is static.
+        threads: Threads that write the index.
+        progress: Show a progress bar.
+    """
+    output = Path(output)
+    folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
+    encoded = encode(model, input, folder, progress=progress, **options)
+    report = index(folder, output, scale=scale, bits=bits, fold=fold, threads=threads, progress=progress)
+    return {**report, "vectors": str(folder), "encode_seconds": encoded["seconds"]}
+
+
+def bm25(input: str, output: Path, *, k1: float = 0.9, b: float = 0.4, progress: bool = False) -> Report:
+    """Build a BM25 index of the same corpus: title and text in one field, Anserini's English analysis.
+
+    Args:
+        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as BeIR/scifact.
+        output: Folder for the index.
+        k1: Saturation of the term frequency.
+        b: Share of the length normalisation, 0 to 1.
+        progress: Show a progress bar.
+    """
+    if not (k1 >= 0 and 0 <= b <= 1):
+        raise ConfigError(f"BM25 with k1={k1}, b={b} is not allowed; k1 must be at least 0 and b in 0..1")
+    started = time.perf_counter()
+    manifest = indexes.build_bm25_index(functools.partial(data.read_documents, input), Path(output),
+                                        lucene.Bm25(k1, b), progress=progress)
+    return _index_report(Path(output), manifest, started)
+
+
+def search(
+    index: Path, queries: str, output: Path, *, hits: int = 1000, threads: int = 1, remove_query: bool = False,
+    query_model: str | None = None, scale: float | None = None, tag: str = "sparse_ir", progress: bool = False,
+) -> Report:
+    """Answer all queries and write a TREC run; ties are ordered as trec_eval orders them.
+
+    Args:
+        index: Folder of an index, impact or BM25, or a Lucene impact index that Pyserini built.
+        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as BeIR/scifact.
+        output: File for the run.
+        hits: Documents per query.
+        threads: Threads that search.
+        remove_query: Drop the hit whose doc_id is the query's id (ArguAna, Quora).
+        query_model: Model that encodes the queries, where the index holds none or the model has moved.
+        scale: Scale of the impacts of an index that Pyserini built (query weights are multiplied by it).
+        tag: Name of the run, its last column.
+        progress: Show a progress bar.
+    """
+    asked = list(data.read_queries(queries))
+    with _open_index(Path(index), query_model, scale) as opened:
+        started = time.perf_counter()
+        with tqdm(total=len(asked), desc="searching", unit=" queries", disable=None if progress else True) as bar:
+            run, seconds = opened.search_batch(asked, hits, threads=threads, remove_query=remove_query,
+                                               progress=bar.update)
+        elapsed = time.perf_counter() - started
+    data.write_run(Path(output), run, tag)
+    return {
+        "run": str(output),
+        "queries": len(asked),
+        "queries_without_hits": sum(not found for found in run.values()),
+        "hits": sum(len(found) for found in run.values()),
+        "seconds": round(elapsed, 3),
+        "p50_ms": round(float(np.median(seconds)) * 1000, 3) if len(seconds) else None,
+    }
+
+
+def evaluate(run: Path, qrels: str, *, measures: str = "nDCG@10 R@100", split: str = "test",
+             per_query: bool = False, remove_query: bool = False) -> Report:
+    """Measure a run against qrels as trec_eval -c does: a judged query without hits scores 0.
+
+    Args:
+        run: TREC run, or {query_id: {doc_id: score}} as JSON.
+        qrels: BEIR folder, BEIR tsv, TREC qrels, or a hub data set such as BeIR/scifact.
+        measures: Names of ir_measures, separated by blanks or commas.
+        split: Which qrels of a BEIR folder.
+        per_query: Also list the values of each query.
+        remove_query: Drop hits whose doc_id is the query's id before measuring (ArguAna, Quora).
+    """
+    hits = data.read_run(Path(run))
+    result = _evaluate(measures_module.remove_identical(hits) if remove_query else hits,
+                       data.read_qrels(qrels, split), measures)
+    report = {**result.mean, "queries": result.num_queries, "queries_without_hits": result.num_missing,
+              "queries_not_judged": result.num_unjudged}
+    return {**report, "per_query": result.per_query} if per_query else report
+
+
+def verify(index: Path) -> Report:
+    """Check an index: checksums, Lucene's CheckIndex, counts, and sampled scores against the exact vectors.
+
+    Args:
+        index: Folder of an index.
+    """
+    return indexes.verify_index(Path(index))
+
+
+def export(vectors: Path, output: Path, *, scale: float | None = None, bits: int | None = None,
+           fold: bool | None = None) -> Report:
+    """Write vectors as an Anserini JsonVectorCollection of integer impacts.
+
+    Args:
+        vectors: Folder that encode wrote.
+        output: Folder for the JSON files.
+        scale: impact = round(weight x scale); default: spread the collection's weights over the bits.
+        bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
+        fold: Multiply static query weights into the impacts; default: wherever the query side is static.
+    """
+    opened = vector_folders.Vectors(Path(vectors))
+    query_encoder = opened.query_encoder()
+    rule = indexes.choose_rule(opened, query_encoder, scale=scale, bits=bits, fold=fold)
+    lines = vector_folders.export_json_vectors(opened, Path(output), rule, indexes.folded_weights(query_encoder, rule))
+    return {"output": str(output), "documents": lines, "rule": rule.to_json()}
+
+
+def idf(model: str, input: str, output: Path, *, revision: str | None = None) -> Report:
+    """Compute an idf.json for a model's tokenizer from any corpus: ln(1 + (N - df + .5) / (df + .5)).
+
+    Args:
+        model: Hub name or folder of a model.
+        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as BeIR/scifact.
+        output: File for the JSON object {token: idf}.
+        revision: Commit of a hub model.
+    """
+    from sparse_ir import encoder
+
+    tokenizer = encoder.load_tokenizer(model, revision=revision)
+    values = queries.compute_idf((document.contents for document in data.read_documents(input)), tokenizer)
+    queries.write_idf_json(Path(output), values, tokenizer)
+    return {"output": str(output), "tokens": len(values)}
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+
+
+def shipped_model() -> Path | None:
+    """The trained model inside this package; None until one ships."""
+    folder = Path(str(importlib.resources.files("sparse_ir"))) / "resources" / "model"
+    return folder if folder.is_dir() else None
+
+
+def _load_encoder(model: str, read: Callable[[], Iterator[data.Document]], options: EncodeOptions) -> tuple[Any, Any]:
+    """The document encoder and the query encoder that were asked for."""
+    if model == DEFAULT_MODEL:
+        model = str(shipped_model() or LEXICAL_MODEL)
+    chosen = {key: value for key, value in options.items() if key not in ("shard_size", "query_side", "idf")}
+    if model == LEXICAL_MODEL:
+        return _fit_lexical(read, chosen, options)
+    from sparse_ir.encoder import Encoder
+
+    encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
+    side = options.get("query_side", "auto")
+    path = options.get("idf")
+    if path is not None:
+        if side not in ("auto", "static"):
+            raise ConfigError(f"query side {side!r} takes no idf; drop one of the two")
+        return encoder, encoder.query_encoder_from_idf(Path(path))
+    return encoder, encoder.query_encoder(None if side == "auto" else side)
+
+
+def _fit_lexical(read: Callable[[], Iterator[data.Document]], chosen: dict[str, Any], options: EncodeOptions) -> Any:
+    from sparse_ir.lexical import LexicalEncoder
+
+    if extra := sorted(key for key in {**chosen, **options} if key != "shard_size"):
+        raise ConfigError(f"the lexical model does not take {', '.join(extra)}; name a neural model or drop them")
+    encoder = LexicalEncoder.fit(lambda: (document.contents for document in read()))
+    return encoder, encoder.query_encoder()
+
+
+def _open_index(folder: Path, query_model: str | None, scale: float | None) -> indexes.Index:
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist; build an index first")
+    if not indexes.is_lucene_folder(folder) and not indexes.needs_query_encoder(folder):
+        if scale is not None:
+            raise ConfigError(f"{folder} keeps its own rule; --scale is for indexes that Pyserini built")
+        return indexes.Index(folder, query_model=query_model)
+    if query_model is None:
+        return indexes.Index(folder)  # raises, saying what is missing
+    from sparse_ir.encoder import Encoder
+
+    rule = impacts.Rule(scale) if scale is not None else None
+    return indexes.Index(folder, query_encoder=Encoder.load(query_model).query_encoder(), rule=rule)
+
+
+def _evaluate(run: data.Run, qrels: data.Qrels, names: str) -> measures.Evaluation:
+    return measures_module.evaluate_run(run, qrels, names.replace(",", " "))
+
+
+def _vectors_report(made: vector_folders.Vectors, started: float) -> Report:
+    facts = made.manifest
+    return {
+        "vectors": str(made.folder),
+        "encoder": facts["encoder"].get("name", facts["encoder"]["kind"]),
+        **{key: facts[key] for key in ("documents", "empty_documents", "without_weights", "weights")},
+        "mean_terms": round(facts["weights"] / max(facts["documents"], 1), 1),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _index_report(output: Path, manifest: dict[str, Any], started: float) -> Report:
+    return {"index": str(output), "kind": manifest["kind"], **manifest["counts"],
+            **({"rule": manifest["rule"]} if "rule" in manifest else {}),
+            "megabytes": round(files.folder_size(output) / 1e6, 2), "seconds": round(time.perf_counter() - started, 2)}
