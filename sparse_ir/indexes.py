@@ -225,7 +225,7 @@ def _building(output: Path) -> Iterator[Path]:
 
 
 def _bar(description: str, total: int | None, shown: bool) -> Any:
-    return tqdm(desc=description, total=total, unit=" documents", disable=not shown, dynamic_ncols=True)
+    return tqdm(desc=description, total=total, unit=" documents", disable=None if shown else True, dynamic_ncols=True)
 
 
 def _write_lines(path: Path, records: Iterable[Any]) -> None:
@@ -429,6 +429,12 @@ class Index:
         weights = self.encode_query(text)
         return self.reader.search_terms([lucene.term_of_token(token) for token in weights], list(weights.values()), k)
 
+    def matched_terms(self, text: str, doc_id: str) -> dict[str, float]:
+        """What each query token adds to the score of one document, the largest first; nothing for a BM25 index."""
+        parts = {token: self.reader.score(doc_id, [lucene.term_of_token(token)], [impact])
+                 for token, impact in self.encode_query(text).items()}
+        return {token: part for token, part in sorted(parts.items(), key=lambda item: -item[1]) if part > 0}
+
     def search_batch(
         self, queries: Sequence[data.Query], k: int = 1000, *, threads: int = 1, remove_query: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -472,6 +478,12 @@ class Index:
 def is_lucene_folder(folder: Path) -> bool:
     """True for a bare Lucene index without a manifest, such as ``pyserini.index.lucene`` writes."""
     return not (folder / _MANIFEST).exists() and any(folder.glob("segments_*"))
+
+
+def needs_query_encoder(folder: Path) -> bool:
+    """True for an impact index that was built from vectors without a query side."""
+    manifest = read_manifest(folder)
+    return manifest["kind"] == "impact" and manifest["query"] is None
 
 
 def check_vocabulary(vocabulary: Sequence[str], query_encoder: QueryEncoder, place: str) -> None:

@@ -551,7 +551,7 @@ def _inspect_modules() -> dict[str, Entry]:
         prefix = "" if name == "builtins" else name + "."
         entries[name] = Entry(_own_docstring(module), "")
         for member in _inspectable_names(module, name):
-            _inspect(getattr(module, member), prefix + member, entries)
+            _inspect(_value(module, member), prefix + member, entries)
     return entries
 
 
@@ -560,7 +560,13 @@ def _inspectable_names(module: Any, name: str) -> list[str]:
     if hasattr(module, "__all__"):
         return sorted(member for member in module.__all__ if hasattr(module, member))
     homes = {name, "_" + name, None, *_C_HOMES.get(name, ())}
-    return sorted(member for member in dir(module) if getattr(getattr(module, member), "__module__", "") in homes)
+    return sorted(member for member in dir(module) if getattr(_value(module, member), "__module__", "") in homes)
+
+
+def _value(module: Any, member: str) -> Any:
+    """The attribute; for ``sys.excepthook`` and its like the original, whatever somebody has put in its place."""
+    value = getattr(module, member)
+    return getattr(module, f"__{member}__", value) if module is sys and member.endswith("hook") else value
 
 
 def _inspect(value: Any, name: str, entries: dict[str, Entry]) -> None:
@@ -577,7 +583,8 @@ def _inspect(value: Any, name: str, entries: dict[str, Entry]) -> None:
 def _members(value: type) -> dict[str, Any]:
     """What the class defines, and what it inherits from classes that have no public name of their own."""
     package = sys.modules.get(value.__module__.split(".")[0])
-    hidden, shown = [], []
+    hidden: list[type] = []
+    shown: list[type] = []
     for base in value.__mro__[1:]:
         is_shown = _is_public(base.__module__) or getattr(package, base.__name__, None) is base
         (shown if is_shown else hidden).append(base)

@@ -115,7 +115,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _survey(read: Callable[[], Iterable[data.Document]], shard_size: int, progress: bool) -> tuple[list[Any], int]:
     shards, empty = [], 0
-    with tqdm(desc="checking", unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(desc="checking", unit=" documents", disable=None if progress else True, dynamic_ncols=True) as bar:
         for shard in _split(read(), shard_size):
             shards.append({"documents": len(shard.documents), "input_sha256": shard.digest()})
             empty += sum(not document.contents for document in shard.documents)
@@ -140,7 +140,7 @@ def _fill_shards(output: Path, plan: dict[str, Any], read: Callable[[], Iterable
     counts = [shard["documents"] for shard in plan["shards"]]
     done = {number for number in range(len(counts)) if _is_whole(output, number)}
     with tqdm(total=sum(counts), initial=sum(counts[number] for number in done), desc="encoding",
-              unit=" documents", disable=not progress, dynamic_ncols=True) as bar:
+              unit=" documents", disable=None if progress else True, dynamic_ncols=True) as bar:
         while len(done) < len(counts):
             before = len(done)
             for shard in _split(read(), plan["shard_size"]):

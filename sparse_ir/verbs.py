@@ -18,7 +18,9 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from tqdm import tqdm
 
-from sparse_ir import data, files, impacts, indexes, lucene, measures, queries
+from sparse_ir import data, files, impacts, indexes, lucene
+from sparse_ir import measures as measures_module
+from sparse_ir import queries as query_sides
 from sparse_ir import vectors as vector_folders
 from sparse_ir.errors import ConfigError
 
@@ -195,8 +197,8 @@ def evaluate(run: Path, qrels: str, *, measures: str = "nDCG@10 R@100", split: s
         remove_query: Drop hits whose doc_id is the query's id before measuring (ArguAna, Quora).
     """
     hits = data.read_run(Path(run))
-    result = _evaluate(measures_module.remove_identical(hits) if remove_query else hits,
-                       data.read_qrels(qrels, split), measures)
+    result = measures_module.evaluate_run(measures_module.remove_identical(hits) if remove_query else hits,
+                                          data.read_qrels(qrels, split), measures.replace(",", " "))
     report = {**result.mean, "queries": result.num_queries, "queries_without_hits": result.num_missing,
               "queries_not_judged": result.num_unjudged}
     return {**report, "per_query": result.per_query} if per_query else report
@@ -241,8 +243,8 @@ def idf(model: str, input: str, output: Path, *, revision: str | None = None) ->
     from sparse_ir import encoder
 
     tokenizer = encoder.load_tokenizer(model, revision=revision)
-    values = queries.compute_idf((document.contents for document in data.read_documents(input)), tokenizer)
-    queries.write_idf_json(Path(output), values, tokenizer)
+    values = query_sides.compute_idf((document.contents for document in data.read_documents(input)), tokenizer)
+    query_sides.write_idf_json(Path(output), values, tokenizer)
     return {"output": str(output), "tokens": len(values)}
 
 
@@ -296,10 +298,6 @@ def _open_index(folder: Path, query_model: str | None, scale: float | None) -> i
 
     rule = impacts.Rule(scale) if scale is not None else None
     return indexes.Index(folder, query_encoder=Encoder.load(query_model).query_encoder(), rule=rule)
-
-
-def _evaluate(run: data.Run, qrels: data.Qrels, names: str) -> measures.Evaluation:
-    return measures_module.evaluate_run(run, qrels, names.replace(",", " "))
 
 
 def _vectors_report(made: vector_folders.Vectors, started: float) -> Report:

@@ -68,7 +68,8 @@ def hidden(): """Public by its name but not in the list."""
 def again(): """Go to the place   that is given
 in metres."""
 ''',
-        "docs.py": 'import c\nspin = _add_docstr(c.spin, r"""spin(x) -> y\n\nSpin around the vertical axis {common}.""".format(a=1))\n'
+        "docs.py": 'import c\nspin = _add_docstr(c.spin, '
+                   'r"""spin(x) -> y\n\nSpin around the vertical axis {common}.""".format(a=1))\n'
                    'class Late: pass\nLate.__doc__ = "A docstring that comes " "late in the file."\n'
                    'class GenMaker:\n    """A %(kind)s distribution of random things."""\ngen = GenMaker(name="gen")\n',
         "broken.py": "def broken(:\n",
@@ -165,7 +166,8 @@ def test_public_names_of_the_standard_library(collection: list[Document]) -> Non
 @pytest.mark.parametrize(("package", "expected"), [
     ("numpy", ["numpy.interp", "numpy.zeros", "numpy.ndarray.astype", "numpy.linalg.solve", "numpy.fft.fft"]),
     ("scipy", ["scipy.optimize.minimize", "scipy.stats.norm", "scipy.special.erfinv", "scipy.interpolate.interp1d"]),
-    ("torch", ["torch.abs", "torch.nn.Linear", "torch.Tensor.backward", "torch.nn.functional.conv1d", "torch.optim.Adam"]),
+    ("torch", ["torch.abs", "torch.nn.Linear", "torch.Tensor.backward", "torch.nn.functional.conv1d",
+               "torch.optim.Adam"]),
     ("transformers", ["transformers.Trainer.train", "transformers.AutoTokenizer", "transformers.pipeline"]),
 ])
 def test_public_names_of_the_packages(collection: list[Document], package: str, expected: list[str]) -> None:
@@ -225,7 +227,7 @@ def test_fake_package(fake: dict[str, Document]) -> None:
 def test_titles_and_texts(fake: dict[str, Document]) -> None:
     assert fake["fakepkg.Engine"].title == "fakepkg Engine (cylinders, fuel, **rest)"
     assert fake["fakepkg.start"] == Document(
-        "fakepkg.start", "fakepkg start (engine, *args, key)", 
+        "fakepkg.start", "fakepkg start (engine, *args, key)",
         "Start an engine with a key.\n\n    Indented like this.\n\nAnd then the end.")
     assert fake["fakepkg.Engine.temperature"].text == "Temperature of the cooling water in degrees."
     assert fake["fakepkg.motion.Adder"].text == "Make a turbine from a number of blades."
@@ -244,7 +246,8 @@ def test_compound_names_are_also_split() -> None:
 
 @pytest.mark.parametrize(("text", "long_enough"), [
     ("Stop it.", False), ("Whether this path exists.", True), ("In-place version of :meth:`~Tensor.add`", False),
-    ("See :func:`torch.abs`", False), ("abs(x) -> y\nOf three words", False), ("a.b(c, d)\n\nReturn c or d.", True), ("", False),
+    ("See :func:`torch.abs`", False), ("abs(x) -> y\nOf three words", False), ("", False),
+    ("a.b(c, d)\n\nReturn c or d.", True),
 ])
 def test_shortest_docstring(text: str, long_enough: bool) -> None:
     assert pydocs._is_long_enough(text) is long_enough
@@ -256,8 +259,9 @@ def test_unreadable_files_are_reported(fakepkg: Path, monkeypatch: pytest.Monkey
     list(pydocs.read_pydocs(["fakepkg"], report=lines.append))
     assert [line.split(": not read, SyntaxError")[0] for line in lines] == [
         str(fakepkg / "broken.py"), str(fakepkg / "bytes.py")]
-    with pytest.warns(UserWarning, match=r"broken\.py: not read, SyntaxError"):
+    with pytest.warns(UserWarning, match=r"(broken|bytes)\.py: not read, SyntaxError") as warned:
         list(pydocs.read_pydocs(["fakepkg"]))
+    assert len(warned) == 2
 
 
 def test_single_file_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

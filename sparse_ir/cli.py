@@ -1,0 +1,124 @@
+"""The command line: one command for each verb, its options taken from the verb's signature and docstring.
+
+There is nothing to keep in step by hand: a new parameter of a verb is a new option here. An error of the user's making
+is one line on standard error and exit code 2; anything else is a defect and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import sparse_ir
+from sparse_ir import showcase, verbs
+from sparse_ir.errors import SparseIRError
+
+VERBS: tuple[Callable[..., verbs.Report], ...] = (
+    verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
+    verbs.idf, showcase.demo,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(sparse_ir.__version__, prog_name="sparse-ir")
+def main() -> None:
+    """Learned-sparse retrieval: text in, a ranked and measured search engine out.
+
+    The road: encode -> index -> search -> evaluate; build is encode and index in one. Begin with: sparse-ir demo
+    """
+
+
+def run() -> None:
+    """Entry point of ``sparse-ir`` and of ``python -m sparse_ir``."""
+    try:
+        main(prog_name="sparse-ir")
+    except SparseIRError as error:
+        click.echo(f"sparse-ir: error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a missing permission: the machine's sentence is the best there is
+        click.echo(f"sparse-ir: error: {error.filename or 'file system'}: {error.strerror or error}", err=True)
+        sys.exit(2)
+
+
+def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
+    shows_progress = "progress" in inspect.signature(verb).parameters
+
+    def callback(json_output: bool, quiet: bool = False, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if value is not None}
+        report = verb(**given, **({"progress": not quiet} if shows_progress else {}))
+        click.echo(json.dumps(report, indent=2) if json_output else "\n".join(_lines(report)))
+
+    options = [_make_option(*facts) for facts in _parameters(verb)]
+    if shows_progress:
+        options.append(click.Option(["--quiet"], is_flag=True, help="Show no progress bar."))
+    options.append(click.Option(["--json", "json_output"], is_flag=True, help="Print the report as JSON."))
+    summary = (inspect.getdoc(verb) or "").split("\n\nArgs:")[0]
+    return click.Command(verb.__name__, params=list(options), callback=callback, help=summary)
+
+
+def _parameters(verb: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Name, type, default and help of each option of a verb."""
+    hints, texts = typing.get_type_hints(verb), _argument_texts(verb)
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if name == "progress":
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            options = typing.get_args(hints[name])[0]
+            for key, hint in typing.get_type_hints(options).items():
+                yield key, hint, None, _argument_texts(options)[key]
+        else:
+            yield name, hints[name], parameter.default, texts[name]
+
+
+def _argument_texts(documented: Any) -> Mapping[str, str]:
+    """The lines of the ``Args:`` part of a docstring, by name."""
+    _, _, part = (inspect.getdoc(documented) or "").partition("Args:")
+    return dict(re.findall(r"^    (\w+): (.+)$", part, re.MULTILINE))
+
+
+def _make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
+    flag = "--" + name.replace("_", "-")
+    if type(None) in typing.get_args(hint) and isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    required = default is inspect.Parameter.empty
+    default = None if required else default
+    if hint is bool:
+        both = [f"{flag}/--no-{flag[2:]}"] if default is None else [flag]
+        return click.Option([*both, name], is_flag=True, default=default, help=text)
+    shown = default is not None
+    return click.Option([flag, name], type=_click_type(hint), required=required, default=default, show_default=shown,
+                        help=text)
+
+
+def _click_type(hint: Any) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        return click.Choice(typing.get_args(hint))
+    return click.Path(path_type=Path) if hint is Path else hint
+
+
+def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """A report for human eyes: one line a fact, tables and lists indented."""
+    width = max((len(str(key)) for key in report), default=0)
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}"
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, list):
+            yield f"{indent}{key}"
+            for item in value:
+                yield from _lines(item, indent + "  ") if isinstance(item, Mapping) else [f"{indent}  {item}"]
+        else:
+            yield f"{indent}{key:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}"
+
+
+for _verb in VERBS:
+    main.add_command(_make_command(_verb))

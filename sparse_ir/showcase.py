@@ -1,0 +1,101 @@
+"""The main job on an embedded default: a search engine over the documentation that this machine already has.
+
+It walks the whole road that any corpus takes (collect, build, BM25, search, evaluate), so it can be read as an example.
+Next file to read: ``cli``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sparse_ir import data, files, indexes, pydocs, verbs
+
+SHOWN_QUESTIONS = ("q001", "q014", "q050")
+SMALL = ("python",)
+MEASURES = "nDCG@10 R@100"
+
+
+def demo(output: Path = Path("indexes/demo"), *, small: bool = False, progress: bool = False) -> verbs.Report:
+    """Build, measure and question a search engine over the documentation of the installed Python packages.
+
+    Args:
+        output: Folder for the collection and the two indexes; everything in it can be deleted.
+        small: Only the standard library, without numpy, scipy, torch and transformers.
+        progress: Show progress bars.
+    """
+    output = Path(output)
+    packages = SMALL if small else pydocs.DEFAULT
+    missing = _write_collection(output, packages, progress)
+    systems = {}
+    for name, build in (("sparse_ir", _build_sparse), ("BM25", _build_bm25)):
+        systems[name] = _measure(output, build(output, progress), output / f"{name}.trec")
+    with indexes.Index(output / "index") as index:
+        answers = [_answer(index, query) for query in _shown(data.read_queries(output))]
+    return {"collection": str(output), "packages": pydocs.installed_versions(packages),
+            "judged_documents_not_installed": len(missing), "systems": systems, "answers": answers}
+
+
+def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> list[str]:
+    """Write the collection as a BEIR folder; the judged documents that are not installed here."""
+    doc_ids = []
+    total = len(pydocs.find_modules(tuple(packages)))
+    with tqdm(total=total, desc="collecting", unit=" files", disable=None if progress else True) as bar, \
+            files.atomic_writer(output / "corpus.jsonl") as stream:
+        for document in pydocs.read_pydocs(tuple(packages), bar.update):
+            record = {"_id": document.doc_id, "title": document.title, "text": document.text}
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            doc_ids.append(document.doc_id)
+    queries, qrels = pydocs.read_questions()
+    kept, missing = pydocs.restrict_qrels(qrels, doc_ids)
+    with files.atomic_writer(output / "queries.jsonl") as stream:
+        for query in queries:
+            if query.query_id in kept:
+                stream.write(json.dumps({"_id": query.query_id, "text": query.text}) + "\n")
+    with files.atomic_writer(output / "qrels" / "test.tsv") as stream:
+        stream.write("query-id\tcorpus-id\tscore\n")
+        for query_id, judged in kept.items():
+            stream.writelines(f"{query_id}\t{doc_id}\t{grade}\n" for doc_id, grade in judged.items())
+    return missing
+
+
+def _build_sparse(output: Path, progress: bool) -> verbs.Report:
+    # the installed packages may have changed since the last demo, so vectors of another collection are not resumed
+    corpus = files.sha256_of_file(output / "corpus.jsonl")[:12]
+    return verbs.build(verbs.DEFAULT_MODEL, str(output), output / "index", vectors=output / f"vectors-{corpus}",
+                       progress=progress)
+
+
+def _build_bm25(output: Path, progress: bool) -> verbs.Report:
+    return verbs.bm25(str(output), output / "bm25", progress=progress)
+
+
+def _measure(output: Path, built: verbs.Report, run: Path) -> dict[str, Any]:
+    folder = Path(built["index"])
+    verbs.search(folder, str(output), run, hits=100)  # the first pass warms up, the second is timed
+    searched = verbs.search(folder, str(output), run, hits=100)
+    measured = verbs.evaluate(run, str(output), measures=MEASURES)
+    return {
+        "documents": built["documents"],
+        "questions": measured["queries"],
+        **{name: round(measured[name], 4) for name in MEASURES.split()},
+        "megabytes": round(files.folder_size(folder / "lucene") / 1e6, 2),
+        "p50_ms": searched["p50_ms"],
+    }
+
+
+def _shown(queries: Iterable[data.Query]) -> list[data.Query]:
+    found = list(queries)
+    return [query for query in found if query.query_id in SHOWN_QUESTIONS] or found[:3]
+
+
+def _answer(index: indexes.Index, query: data.Query) -> dict[str, Any]:
+    hits = index.search(query.text, 3)
+    return {"question": query.text, "hits": [
+        {"doc_id": doc_id, "score": score, "matched": index.matched_terms(query.text, doc_id)}
+        for doc_id, score in zip(hits.doc_ids, hits.scores.tolist(), strict=True)
+    ]}

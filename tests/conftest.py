@@ -1,0 +1,42 @@
+"""Fixtures shared by all test modules: tiny random models, made once per run, and the texts to encode."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model family -> folder of a random masked LM in the plain layout. Read only: copy before changing a file."""
+    import tiny_models
+
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny_models.build(family, root / family) for family in tiny_models.FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_folders: dict[str, Path]) -> Path:
+    """The random BERT."""
+    return tiny_folders["bert"]
+
+
+@pytest.fixture(scope="session")
+def tiny_texts() -> list[str]:
+    """Short, long, empty and odd texts."""
+    import tiny_models
+
+    return list(tiny_models.TEXTS)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_folder: Path) -> Any:
+    """The WordPiece tokenizer of the random BERT, as the tokenizers library reads it."""
+    from sparse_ir import queries
+
+    return queries.read_tokenizer(tiny_folder / "tokenizer.json")
