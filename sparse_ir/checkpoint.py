@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -410,8 +411,12 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         files.remove_leftovers(folder)
         target = files.temporary_sibling(folder)
         target.mkdir(parents=True)
-        yield target
-        files.swap_folder(target, folder)
+        try:
+            yield target
+            files.swap_folder(target, folder)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
 
 
 def _settings(prompts: Mapping[str, str] | None, top_k: int | None) -> dict[str, Any]:

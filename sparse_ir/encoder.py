@@ -530,9 +530,6 @@ def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: O
     limit = _max_length(side, owner, capacity, options.max_length)
     tokenizer = _cut_at(_rules(owner, side.lowercase), limit)
     slot, layer = _detach_output_layer(model, tokenizer, side.folder)
-    if max(tokenizer.get_vocab().values()) >= layer.weight.shape[0]:
-        raise ModelError(f"{side.folder}: the tokenizer has more tokens than the output layer has rows "
-                         f"({layer.weight.shape[0]}); they do not belong together")
     dtype = _TRUNK_DTYPE[options.precision]
     model.to(device=options.device, dtype=dtype)
     weight, bias = _head_tensors(layer, options)
@@ -588,6 +585,9 @@ def _detach_output_layer(model: Any, tokenizer: Tokenizer, folder: Path) -> tupl
     name = next((name for name, module in model.named_modules() if module is layer), None)
     if layer is None or name is None or not isinstance(layer, torch.nn.Linear):
         raise ModelError(f"{folder}: {type(model).__name__} has no linear output layer over the vocabulary")
+    if max(tokenizer.get_vocab().values()) >= layer.out_features:
+        raise ModelError(f"{folder}: the tokenizer has more tokens than the output layer has rows "
+                         f"({layer.out_features}); they do not belong together")
     path, _, leaf = name.rpartition(".")
     parent = model.get_submodule(path)
     ids = torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from sparse_ir.errors import DamagedError, LockedError
 _TEMPORARY_MARK = ".tmp-"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256_of_file(path: Path) -> str:
@@ -65,8 +67,10 @@ def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL and error.filename is None:
+            error.filename = str(path)  # the system says only what is wrong, not where
         raise
     _sync_folder(path.parent)
 
@@ -74,8 +78,12 @@ def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented for human eyes."""
     with atomic_writer(path) as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
+        stream.write(format_json(value))
+
+
+def format_json(value: Any) -> str:
+    """The text that ``write_json`` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

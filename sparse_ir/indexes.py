@@ -13,6 +13,7 @@ Next file to read: ``verbs``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 import time
@@ -256,6 +257,7 @@ def _write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str,
             for path in stored
         },
     }
+    manifest["sha256"] = files.sha256_of_json(manifest)
     files.write_json(folder / _MANIFEST, manifest)
     return manifest
 
@@ -270,6 +272,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = files.read_json(folder / _MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "files" not in manifest:
         raise DamagedError(f"{folder / _MANIFEST} is not an index manifest of format {FORMAT}; build the index again")
+    facts = {name: value for name, value in manifest.items() if name != "sha256"}
+    unchanged = (folder / _MANIFEST).read_text(encoding="utf-8") == files.format_json(manifest)
+    if not unchanged or files.sha256_of_json(facts) != manifest.get("sha256"):
+        raise DamagedError(f"{folder / _MANIFEST} is damaged: its checksum differs; build the index again")
     return manifest
 
 
@@ -365,6 +371,11 @@ class Index:
     Raises ``DamagedError`` when files are missing or have another size than the manifest says.
     """
 
+    manifest: dict[str, Any]
+    rule: Rule
+    query_encoder: QueryEncoder | None
+    reader: lucene.Reader
+
     def __init__(
         self, folder: Path | str, *, query_encoder: QueryEncoder | None = None, query_model: str | None = None,
         rule: Rule | None = None,
@@ -379,8 +390,9 @@ class Index:
         if query_encoder is None or rule is None:
             raise ConfigError(f"{self.folder} is a bare Lucene index: name the query model and the scale of its "
                               "impacts")
-        self.manifest: dict[str, Any] = {"kind": "impact"}
-        self.rule, self.query_encoder = rule, query_encoder
+        self.manifest = {"kind": "impact"}
+        self.rule = rule
+        self.query_encoder = query_encoder
         self.reader = lucene.Reader(self.folder, "impact")
 
     def _open_own(self, query_encoder: QueryEncoder | None, query_model: str | None, rule: Rule | None) -> None:
@@ -461,7 +473,10 @@ class Index:
 
         if threads < 1:
             raise ConfigError(f"{threads} threads are not allowed; use at least 1")
-        lucene.run_threads([lambda start=start: work(start) for start in range(threads)]) if threads > 1 else work(0)
+        if threads > 1:
+            lucene.run_threads([functools.partial(work, start) for start in range(threads)])
+        else:
+            work(0)
         return {query.query_id: hits for query, hits in zip(queries, results, strict=True)}, seconds
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ another object, or another thread, take the receiver's place.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -111,7 +112,7 @@ def write_impacts(
     report = progress or (lambda count: None)
 
     def fill(part: Path, group: np.ndarray) -> None:
-        with _Writer(part, "impact") as writer:
+        with _writing(part, "impact") as writer:
             for number in group:
                 doc_ids, impacts = batches[number]()
                 for doc_id, text in zip(doc_ids, _postings_texts(impacts, vocabulary_text), strict=True):
@@ -123,7 +124,7 @@ def write_impacts(
         return
     parts = [folder.with_name(f"{folder.name}.part{number}") for number in range(len(groups))]
     run_threads([functools.partial(fill, part, group) for part, group in zip(parts, groups, strict=True)])
-    with _Writer(folder, "impact") as writer:
+    with _writing(folder, "impact") as writer:
         writer.add_indexes(parts)
     for part in parts:
         shutil.rmtree(part)
@@ -131,7 +132,7 @@ def write_impacts(
 
 def write_texts(folder: Path, texts: Texts, parameters: Bm25, progress: Callable[[int], None] | None = None) -> None:
     """A new Lucene index in ``folder`` for BM25: Anserini's English analysis of one field, lengths in the norms."""
-    with _Writer(folder, "bm25", parameters) as writer:
+    with _writing(folder, "bm25", parameters) as writer:
         for doc_id, text in texts:
             writer.add(doc_id, text)
             if progress is not None:
@@ -178,18 +179,28 @@ class _Writer:
         for directory in directories:
             directory.close()
 
-    def __enter__(self) -> _Writer:
-        return self
+    def finish(self) -> None:
+        self._writer.forceMerge(1)
+        self._writer.commit()
+        self._writer.close()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is not None:
+    def release(self) -> None:
+        """Give up what was not finished, and let go of the lock and the files."""
+        if self._writer.isOpen():
             self._writer.rollback()
-        else:
-            with java.translated_errors("writing the Lucene index failed"):
-                self._writer.forceMerge(1)
-                self._writer.commit()
-                self._writer.close()
         self._directory.close()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, kind: Kind, parameters: Bm25 | None = None) -> Iterator[_Writer]:
+    """A writer that is finished at the end of the block; Java's failures (a full disk, say) become one sentence."""
+    with java.translated_errors("writing the Lucene index failed"):
+        writer = _Writer(folder, kind, parameters)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.release()
 
 
 def _reusable_document(kind: Kind) -> tuple[Any, Any, Any, Any]:

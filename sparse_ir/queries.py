@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sparse_ir import files
-from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch
+from sparse_ir.errors import ConfigError, DamagedError, DataError
 
 Convention = Literal["sentence-transformers", "opensearch"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
@@ -247,7 +247,9 @@ def special_token_ids(tokenizer: Tokenizer) -> list[int]:
     """Ascending ids of the special tokens and of the unknown token."""
     special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     unknown = getattr(tokenizer.model, "unk_token", None)
-    unknown_id = tokenizer.token_to_id(unknown) if unknown else getattr(tokenizer.model, "unk_id", None)
+    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+    if type(tokenizer.model).__name__ == "Unigram":  # names it by its id, and only in its JSON
+        unknown_id = json.loads(tokenizer.to_str())["model"]["unk_id"]
     return sorted(special if unknown_id is None else special | {unknown_id})
 
 
@@ -284,16 +286,6 @@ def _load_static(folder: Path, record: Mapping[str, Any]) -> StaticQueryEncoder:
             raise DamagedError(f"{folder}: {key} is {encoder.fingerprint[key]}, but {_QUERY_FILE} promises "
                                f"{record.get(key)}; restore the folder or save the query encoder again")
     return encoder
-
-
-def check_same_model(recorded: Mapping[str, Any], found: Mapping[str, Any], keys: Sequence[str], model: str) -> None:
-    """Raise ``IndexMismatch`` when ``found`` differs from ``recorded`` in one of ``keys``."""
-    for key in keys:
-        if recorded.get(key) != found.get(key):
-            raise IndexMismatch(
-                f"{model} is not the query model that was recorded: {key} is {found.get(key)!r}, recorded is "
-                f"{recorded.get(key)!r}; give the right model or revision"
-            )
 
 
 def _check_options(convention: str, max_length: int | None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,16 +75,15 @@ def write_vectors(
     shard_size: int = 1024,
     progress: bool = False,
 ) -> Vectors:
-    """Encode a corpus into ``output``; called again after a kill, it does only what is missing.
+    """Encode a corpus into ``output``; called again after a kill, it does only what is missing or damaged.
 
     ``read()`` opens the corpus from its start. ``query_encoder`` replaces the encoder's own query side. An empty
     document gets an empty vector without asking the model. Raises ``ConfigError`` when ``output`` was begun with
     another encoder or shard size, and ``DataError`` when the corpus is not the one that the plan describes.
     """
     plan = _make_plan(output, read, encoder, query_encoder or encoder.query_encoder(), shard_size, progress)
-    if not (output / _MANIFEST).exists():
-        _fill_shards(output, plan, read, encoder, progress)
-        _finish(output, plan)
+    _fill_shards(output, plan, read, encoder, progress)
+    _finish(output, plan)
     return Vectors(output)
 
 
@@ -97,16 +97,42 @@ def _make_plan(output: Path, read: Callable[[], Iterable[data.Document]], encode
     identity = {"encoder": encoder.fingerprint, "query": query_encoder.fingerprint, "shard_size": shard_size}
     with files.write_lock(output / _PLAN, timeout=-1):
         if not (output / _PLAN).exists():
+            files.remove_leftovers(output / _PLAN)
             shards, empty = _survey(read, shard_size, progress)
-            files.write_json(output / _VOCABULARY, list(encoder.vocabulary))
-            query_encoder.save(output / _QUERY)
             files.write_json(output / _PLAN, {"format": FORMAT, **identity, "shards": shards, "empty_documents": empty})
-    plan = files.read_json(output / _PLAN)
-    for key, value in identity.items():
-        if files.sha256_of_json(plan[key]) != files.sha256_of_json(value):
-            raise ConfigError(f"{output} was begun with another {key} ({_difference(plan[key], value)}); "
-                              "choose another output, or delete it to start again")
+        plan = _read_record(output / _PLAN)
+        for key, value in identity.items():
+            if files.sha256_of_json(plan[key]) != files.sha256_of_json(value):
+                raise ConfigError(f"{output} was begun with another {key} ({_difference(plan[key], value)}); "
+                                  "choose another output, or delete it to start again")
+        _store_sides(output, list(encoder.vocabulary), query_encoder)
     return plan
+
+
+def _store_sides(output: Path, vocabulary: list[str], query_encoder: QueryEncoder) -> None:
+    """Vocabulary and query side, unless they are there: they come after the plan, so a kill may have left none."""
+    if not _holds(output / _VOCABULARY, vocabulary):
+        files.remove_leftovers(output / _VOCABULARY)
+        files.write_json(output / _VOCABULARY, vocabulary)
+    if not (output / _QUERY / "query.json").exists():  # the last file that ``save`` writes
+        shutil.rmtree(output / _QUERY, ignore_errors=True)
+        query_encoder.save(output / _QUERY)
+
+
+def _holds(path: Path, value: Any) -> bool:
+    try:
+        return bool(files.read_json(path) == value)
+    except DamagedError:
+        return False
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A plan or a manifest of vectors; raises ``DamagedError`` for anything else."""
+    record = files.read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"encoder", "shards"} <= set(record):
+        raise DamagedError(f"{path} is not what this version writes beside vectors (format {FORMAT}); "
+                           "delete the folder and run the encode command again")
+    return record
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -136,19 +162,35 @@ def _split(documents: Iterable[data.Document], shard_size: int) -> Iterator[Shar
 
 def _fill_shards(output: Path, plan: dict[str, Any], read: Callable[[], Iterable[data.Document]],
                  encoder: DocumentEncoder, progress: bool) -> None:
-    """Pass over the corpus until every shard is there: a second pass is for shards whose worker was killed."""
+    """Pass over the corpus until every shard is there: a second pass is for shards whose worker was killed.
+
+    Where all is there already, one pass still tells whether the corpus is the one that was encoded.
+    """
     counts = [shard["documents"] for shard in plan["shards"]]
     done = {number for number in range(len(counts)) if _is_whole(output, number)}
     with tqdm(total=sum(counts), initial=sum(counts[number] for number in done), desc="encoding",
               unit=" documents", disable=None if progress else True, dynamic_ncols=True) as bar:
-        while len(done) < len(counts):
+        while True:
             before = len(done)
-            for shard in _split(read(), plan["shard_size"]):
-                _check_input(plan, shard)
-                if shard.number not in done and _take(output, shard, encoder, bar):
-                    done.add(shard.number)
+            _pass_over(output, plan, read(), encoder, done, bar)
+            if len(done) == len(counts):
+                return
             if len(done) == before:
                 time.sleep(0.5)  # all that is missing is in the hands of other processes
+
+
+def _pass_over(output: Path, plan: dict[str, Any], documents: Iterable[data.Document], encoder: DocumentEncoder,
+               done: set[int], bar: Any) -> None:
+    """Check the corpus against the plan, and encode the shards that are missing and that nobody else holds."""
+    seen = 0
+    for shard in _split(documents, plan["shard_size"]):
+        _check_input(plan, shard)
+        seen += 1
+        if shard.number not in done and _take(output, shard, encoder, bar):
+            done.add(shard.number)
+    if seen < len(plan["shards"]):
+        raise DataError(f"the corpus has changed since encoding began (it ends after {seen} of {len(plan['shards'])} "
+                        "shards); restore it, or choose another output")
 
 
 def _check_input(plan: dict[str, Any], shard: Shard) -> None:
@@ -166,6 +208,7 @@ def _take(output: Path, shard: Shard, encoder: DocumentEncoder, bar: Any) -> boo
             if _is_whole(output, shard.number):
                 bar.update(len(shard.documents))
             else:
+                _remove_shard_leftovers(output, shard.number)
                 _write_shard(output, shard.number, [document.doc_id for document in shard.documents],
                              _encode(encoder, [document.contents for document in shard.documents], bar.update))
             return True
@@ -186,6 +229,12 @@ def _encode(encoder: DocumentEncoder, texts: list[str], update: Callable[[int], 
 
 def _shard_path(output: Path, number: int) -> Path:
     return output / "shards" / f"{number:06d}.safetensors"
+
+
+def _remove_shard_leftovers(output: Path, number: int) -> None:
+    path = _shard_path(output, number)
+    for written in (path, path.with_suffix(".json")):
+        files.remove_leftovers(written)
 
 
 def _write_shard(output: Path, number: int, doc_ids: Sequence[str], weights: sparse.csr_matrix) -> None:
@@ -213,11 +262,11 @@ def _write_shard(output: Path, number: int, doc_ids: Sequence[str], weights: spa
 
 def _is_whole(output: Path, number: int) -> bool:
     path = _shard_path(output, number)
-    facts_path = path.with_suffix(".json")
-    if not (path.exists() and facts_path.exists()):
+    try:
+        facts = files.read_json(path.with_suffix(".json"))
+        return bool(path.stat().st_size == facts["bytes"] and files.sha256_of_file(path) == facts["sha256"])
+    except (DamagedError, FileNotFoundError, KeyError, TypeError):  # damaged facts count as missing ones
         return False
-    facts = files.read_json(facts_path)
-    return path.stat().st_size == facts["bytes"] and files.sha256_of_file(path) == facts["sha256"]
 
 
 def _finish(output: Path, plan: dict[str, Any]) -> None:
@@ -235,7 +284,10 @@ def _finish(output: Path, plan: dict[str, Any]) -> None:
         "vocabulary_sha256": files.sha256_of_file(output / _VOCABULARY),
         "shards": facts,
     }
-    files.write_json(output / _MANIFEST, manifest)
+    with files.write_lock(output / _PLAN, timeout=-1):
+        if not _holds(output / _MANIFEST, manifest):
+            files.remove_leftovers(output / _MANIFEST)
+            files.write_json(output / _MANIFEST, manifest)
     for lock in (output / "shards").glob(".*.lock"):
         lock.unlink(missing_ok=True)
 
@@ -259,7 +311,7 @@ class Vectors:
             raise DamagedError(f"{folder} holds no {'finished ' if begun else ''}vectors"
                                + ("; run the same encode command again to finish them" if begun else ""))
         self.folder = folder
-        self.manifest: dict[str, Any] = files.read_json(folder / _MANIFEST)
+        self.manifest: dict[str, Any] = _read_record(folder / _MANIFEST)
         if files.sha256_of_file(folder / _VOCABULARY) != self.manifest["vocabulary_sha256"]:
             raise DamagedError(f"{folder / _VOCABULARY} was changed after it was written")
         self.vocabulary: list[str] = files.read_json(folder / _VOCABULARY)
@@ -282,8 +334,8 @@ class Vectors:
         except FileNotFoundError as error:
             raise DamagedError(f"{path} is missing; run the same encode command again") from error
         if hashlib.sha256(content).hexdigest() != self.manifest["shards"][number]["sha256"]:
-            raise DamagedError(f"{path} is damaged (its checksum differs from the manifest); delete {_MANIFEST} and "
-                               "run the same encode command again: only damaged shards are done again")
+            raise DamagedError(f"{path} is damaged (its checksum differs from the manifest); run the same encode "
+                               "command again: only damaged shards are done again")
         arrays = load(content)
         doc_ids = arrays["doc_ids"].tobytes().decode().split("\n")
         shape = (len(doc_ids), len(self.vocabulary))
@@ -355,7 +407,9 @@ def import_json_vectors(source: Path, output: Path, shard_size: int = 4096) -> V
 
 def _matrix(rows: list[dict[str, float]], tokens: dict[str, int]) -> sparse.csr_matrix:
     """CSR of the rows; ``tokens`` learns new tokens on the way, so the width is that of the vocabulary so far."""
-    indptr, indices, values = [0], [], []
+    indptr = [0]
+    indices: list[int] = []
+    values: list[float] = []
     for row in rows:
         pairs = sorted((tokens.setdefault(token, len(tokens)), weight) for token, weight in row.items() if weight)
         indices.extend(token_id for token_id, _ in pairs)

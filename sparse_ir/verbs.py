@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-
 import tempfile
 import time
 from collections.abc import Callable, Iterator

@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model family -> folder of a random masked LM in the plain layout. Read only: copy before changing a file."""
     import tiny_models
+    import torch
 
+    torch.set_num_threads(1)  # for models this small, threads that wait for each other cost more than they give
     root = tmp_path_factory.mktemp("models")
     return {family: tiny_models.build(family, root / family) for family in tiny_models.FAMILIES}
 

@@ -119,7 +119,7 @@ def test_missing_weight_file(words, tmp_path):
 @pytest.mark.parametrize(("call", "message"), [
     (lambda t: queries.ones(t, "lucene"), "convention 'lucene' is unknown; allowed: sentence-transformers, opensearch"),
     (lambda t: queries.ones(t, max_length=0), "max_length is 0; allowed: 1 or more"),
-    (lambda t: queries.StaticQueryEncoder(t, np.ones(3), "opensearch"), r"shape \(3,\); allowed: one value for each of 9"),
+    (lambda t: queries.StaticQueryEncoder(t, np.ones(3), "opensearch"), r"shape \(3,\); allowed: .* each of 9"),
     (lambda t: queries.StaticQueryEncoder(t, np.full(9, np.inf), "opensearch"), "weight of token id 0 is not finite"),
 ])
 def test_options_that_do_not_fit(words, call, message):
@@ -211,7 +211,7 @@ def test_changed_weights_are_noticed(words, idf_path, tmp_path):
     queries.from_idf_json(idf_path, words, "opensearch").save(tmp_path)
     queries.StaticQueryEncoder(words, np.ones(9), "opensearch").save(tmp_path / "other")
     (tmp_path / "weights.safetensors").write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
-    with pytest.raises(DamagedError, match="weights_sha256 is .* but query.json promises"):
+    with pytest.raises(DamagedError, match=r"weights_sha256 is .* but query.json promises"):
         queries.load_query_encoder(tmp_path)
 
 
