@@ -45,8 +45,8 @@ class LexicalEncoder:
 
     @classmethod
     def fit(cls, read: Callable[[], Iterable[str]], *, k1: float = 0.9, b: float = 0.4) -> LexicalEncoder:
-        """Learn word pieces, IDF and the average length from the texts; ``read()`` starts them anew (twice)."""
-        tokenizer = _train_word_pieces(read())
+        """Learn word pieces, IDF and the average length from the texts; ``read()`` starts them anew."""
+        tokenizer = _train_word_pieces(read)
         lengths = [0, 0]
 
         def counted() -> Iterator[str]:
@@ -83,15 +83,30 @@ class LexicalEncoder:
         return counts * (self._k1 + 1) / (counts + norm)
 
 
-def _train_word_pieces(texts: Iterable[str]) -> Tokenizer:
-    """A WordPiece tokenizer of these texts, lower-cased and without accents; the same texts give the same pieces."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
+    """A WordPiece tokenizer of these texts, lower-cased and without accents; the same texts give the same pieces.
+
+    The trainer numbers the single letters in the random order of a hash table and breaks ties by these numbers.
+    Hence two trainings: the first finds the letters, the second gets them in a fixed order.
+    """
+    letters = sorted(_train(read(), 0, [UNKNOWN]).get_vocab())
+    if letters == [UNKNOWN]:
+        raise DataError("the corpus holds no text to learn word pieces from")
+    letters.remove(UNKNOWN)
+    trained = _train(read(), VOCABULARY_SIZE, [UNKNOWN, *letters])
+    return _empty_tokenizer(trained.get_vocab())  # without the letters' mark as special tokens
+
+
+def _train(texts: Iterable[str], size: int, first_tokens: list[str]) -> Tokenizer:
+    tokenizer = _empty_tokenizer({})
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
+    ))
+    return tokenizer
+
+
+def _empty_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY_SIZE, min_frequency=2, special_tokens=[UNKNOWN], show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() <= 1:
-        raise DataError("the corpus holds no text to learn word pieces from")
     return tokenizer

@@ -157,12 +157,15 @@ class _Writer:
         create = java.java_class("org.apache.lucene.index.IndexWriterConfig$OpenMode").CREATE
         # the default policy merges segments that are not neighbours, and document numbers would leave our order
         policy = java.java_class("org.apache.lucene.index.LogByteSizeMergePolicy")()
+        # the default merges in threads of its own, which print a stack trace when the disk is full
+        scheduler = java.java_class("org.apache.lucene.index.SerialMergeScheduler")()
         config = java.java_class("org.apache.lucene.index.IndexWriterConfig")(analyzer)
         config.setOpenMode(create)
         config.setRAMBufferSizeMB(_BUFFER_MEGABYTES)
         config.setUseCompoundFile(False)
         config.setSimilarity(similarity)
         config.setMergePolicy(policy)
+        config.setMergeScheduler(scheduler)
         self._writer = java.java_class("org.apache.lucene.index.IndexWriter")(self._directory, config)
         self._document, self._id, self._sort_id, self._contents = _reusable_document(kind)
 

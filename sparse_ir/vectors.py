@@ -99,8 +99,8 @@ def _make_plan(output: Path, read: Callable[[], Iterable[data.Document]], encode
         if not (output / _PLAN).exists():
             files.remove_leftovers(output / _PLAN)
             shards, empty = _survey(read, shard_size, progress)
-            files.write_json(output / _PLAN, {"format": FORMAT, **identity, "shards": shards, "empty_documents": empty})
-        plan = _read_record(output / _PLAN)
+            files.write_json(output / _PLAN, _sealed({**identity, "shards": shards, "empty_documents": empty}))
+        plan = _read_sealed(output / _PLAN)
         for key, value in identity.items():
             if files.sha256_of_json(plan[key]) != files.sha256_of_json(value):
                 raise ConfigError(f"{output} was begun with another {key} ({_difference(plan[key], value)}); "
@@ -126,12 +126,18 @@ def _holds(path: Path, value: Any) -> bool:
         return False
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """A plan or a manifest of vectors; raises ``DamagedError`` for anything else."""
+def _sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with the format and their own checksum, as a plan and a manifest keep them."""
+    record = {"format": FORMAT, **facts}
+    return {**record, "sha256": files.sha256_of_json(record)}
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
     record = files.read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"encoder", "shards"} <= set(record):
-        raise DamagedError(f"{path} is not what this version writes beside vectors (format {FORMAT}); "
-                           "delete the folder and run the encode command again")
+    if not isinstance(record, dict) or "shards" not in record or record.get("format") != FORMAT:
+        raise DamagedError(f"{path} does not belong to vectors of format {FORMAT}; choose another folder")
+    if files.sha256_of_json({key: value for key, value in record.items() if key != "sha256"}) != record.get("sha256"):
+        raise DamagedError(f"{path} is damaged: its checksum differs; delete the folder and encode again")
     return record
 
 
@@ -271,8 +277,7 @@ def _is_whole(output: Path, number: int) -> bool:
 
 def _finish(output: Path, plan: dict[str, Any]) -> None:
     facts = [files.read_json(_shard_path(output, number).with_suffix(".json")) for number in range(len(plan["shards"]))]
-    manifest = {
-        "format": FORMAT,
+    manifest = _sealed({
         "kind": "vectors",
         "encoder": plan["encoder"],
         "query": plan["query"],
@@ -283,7 +288,7 @@ def _finish(output: Path, plan: dict[str, Any]) -> None:
         "integer_weights": plan.get("integer_weights", False),
         "vocabulary_sha256": files.sha256_of_file(output / _VOCABULARY),
         "shards": facts,
-    }
+    })
     with files.write_lock(output / _PLAN, timeout=-1):
         if not _holds(output / _MANIFEST, manifest):
             files.remove_leftovers(output / _MANIFEST)
@@ -311,10 +316,11 @@ class Vectors:
             raise DamagedError(f"{folder} holds no {'finished ' if begun else ''}vectors"
                                + ("; run the same encode command again to finish them" if begun else ""))
         self.folder = folder
-        self.manifest: dict[str, Any] = _read_record(folder / _MANIFEST)
-        if files.sha256_of_file(folder / _VOCABULARY) != self.manifest["vocabulary_sha256"]:
-            raise DamagedError(f"{folder / _VOCABULARY} was changed after it was written")
-        self.vocabulary: list[str] = files.read_json(folder / _VOCABULARY)
+        self.manifest: dict[str, Any] = _read_sealed(folder / _MANIFEST)
+        path = folder / _VOCABULARY
+        if not path.exists() or files.sha256_of_file(path) != self.manifest["vocabulary_sha256"]:
+            raise DamagedError(f"{path} is missing or damaged; run the same encode command again")
+        self.vocabulary: list[str] = files.read_json(path)
 
     def __len__(self) -> int:
         return int(self.manifest["documents"])

@@ -1,0 +1,72 @@
+"""Every command of the README is executed: the set-up by CI, all others here, as they stand, on a small collection."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny_models
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETUP, *BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+BENCHMARKS = [block for block in BLOCKS if "bench_" in block]
+COMMANDS = [line for block in BLOCKS if block not in BENCHMARKS for line in block.strip().split("\n")]
+TEXTS = {
+    "d1": "Wait for several threads with join.",
+    "d2": "A lock protects what threads share.",
+    "d3": "Read a table of comma separated values.",
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    corpus = folder / "my_corpus"
+    (corpus / "qrels").mkdir(parents=True)
+    lines = [f'{{"_id": "{doc_id}", "title": "", "text": "{text}"}}\n' for doc_id, text in TEXTS.items()]
+    (corpus / "corpus.jsonl").write_text("".join(lines))
+    (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "wait for threads"}\n')
+    (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    tiny_models.build("bert", folder / "my_model")
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    return folder
+
+
+def test_set_up_is_what_ci_runs() -> None:
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for command in SETUP.strip().replace("\n", " && ").split(" && "):
+        assert command.replace(".venv", ".ci-venv") in ci
+
+
+def run_in(folder: Path, command: list[str] | str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, shell=isinstance(command, str), cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "PATH": path}, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_commands_run_in_their_order(workplace: Path) -> None:
+    assert len(COMMANDS) >= 10
+    outputs = {command: run_in(workplace, command) for command in COMMANDS}
+    evaluated = next(text for command, text in outputs.items() if command.startswith("sparse-ir evaluate"))
+    assert re.search(r"nDCG@10\s+1\b", evaluated)
+
+
+def test_python_example_runs(workplace: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "d1" in run_in(workplace, [sys.executable, "-c", example])
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    from sparse_ir.cli import VERBS
+
+    for verb in VERBS:
+        assert f"sparse-ir {verb.__name__}" in README
