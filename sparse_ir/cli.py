@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -40,19 +42,30 @@ def main() -> None:
 def run() -> None:
     """Entry point of ``sparse-ir`` and of ``python -m sparse_ir``."""
     try:
-        main(prog_name="sparse-ir")
-    except SparseIRError as error:
-        click.echo(f"sparse-ir: error: {error}", err=True)
+        sys.exit(main(sys.argv[1:] or ["--help"], prog_name="sparse-ir", standalone_mode=False))
+    except (SparseIRError, click.ClickException, OSError) as error:
+        click.echo(f"sparse-ir: error: {_sentence(error)}", err=True)
         sys.exit(2)
-    except OSError as error:  # a full disk, a missing permission: the machine's sentence is the best there is
-        click.echo(f"sparse-ir: error: {error.filename or 'file system'}: {error.strerror or error}", err=True)
-        sys.exit(2)
+    except click.Abort:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _sentence(error: Exception) -> str:
+    """The message of a user's error in one line."""
+    text = str(error)
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, OSError):  # a full disk, a missing permission: the machine's sentence is the best there is
+        text = f"{error.filename or 'file system'}: {error.strerror or error}"
+    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
     shows_progress = "progress" in inspect.signature(verb).parameters
 
     def callback(json_output: bool, quiet: bool = False, **values: Any) -> None:
+        if quiet or not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and of transformers, not yet loaded
         given = {name: value for name, value in values.items() if value is not None}
         report = verb(**given, **({"progress": not quiet} if shows_progress else {}))
         click.echo(json.dumps(report, indent=2) if json_output else "\n".join(_lines(report)))
@@ -89,14 +102,13 @@ def _make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
     flag = "--" + name.replace("_", "-")
     if type(None) in typing.get_args(hint) and isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    required = default is inspect.Parameter.empty
-    default = None if required else default
+    if default is inspect.Parameter.empty:  # click takes even a default of None for an answer
+        return click.Option([flag, name], type=_click_type(hint), required=True, help=text)
     if hint is bool:
         both = [f"{flag}/--no-{flag[2:]}"] if default is None else [flag]
         return click.Option([*both, name], is_flag=True, default=default, help=text)
     shown = default is not None
-    return click.Option([flag, name], type=_click_type(hint), required=required, default=default, show_default=shown,
-                        help=text)
+    return click.Option([flag, name], type=_click_type(hint), default=default, show_default=shown, help=text)
 
 
 def _click_type(hint: Any) -> Any:

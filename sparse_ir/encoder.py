@@ -138,13 +138,24 @@ class Encoder:
         return _stack(rows, len(self.vocabulary))
 
     def query_encoder(
-        self, kind: Literal["neural", "static", "ones"] | None = None, *, allow_unknown: bool = False
+        self, kind: Literal["neural", "static", "ones"] | None = None, *, idf: Path | None = None,
+        allow_unknown: bool = False,
     ) -> queries.QueryEncoder:
         """The query side: the checkpoint's own by default, or another kind for the same vocabulary.
 
         ``"neural"`` reads queries with a network, ``"static"`` with the checkpoint's token weights or ``idf.json`` by
-        this encoder's ``convention``, ``"ones"`` counts presence. Raises ``ModelError`` when the checkpoint has none.
+        this encoder's ``convention``, ``"ones"`` counts presence. ``idf``: a file that gives the token weights instead
+        of the checkpoint. Raises ``ModelError`` when the checkpoint has no such side.
         """
+        if idf is not None:
+            if kind not in (None, "static"):
+                raise ConfigError(f"a query side of kind {kind!r} takes no idf; drop one of the two")
+            return queries.from_idf_json(
+                idf, self._network.owner.backend_tokenizer, self._options.convention,
+                max_length=_stated_length(self._network.owner), vocabulary_size=len(self.vocabulary),
+                name=f"{self._checkpoint.name} {idf.name}", prompt=self._checkpoint.query_prompt,
+                allow_unknown=allow_unknown,
+            )
         side = self._checkpoint.query
         if kind is None:
             kind = "static" if isinstance(side, StaticSide) else "neural"
@@ -279,6 +290,12 @@ class NeuralQueryEncoder:
             **self.fingerprint, "model": place, "tokens_per_batch": options.tokens_per_batch,
             "allow_pickle": options.allow_pickle,
         })
+
+
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a model's document side, without the network."""
+    side = layouts.open_checkpoint(model, revision=revision, allow_pickle=True).document
+    return _rules(_load_tokenizer(side.folder), side.lowercase)
 
 
 def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | None = None) -> NeuralQueryEncoder:

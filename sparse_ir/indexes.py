@@ -210,6 +210,7 @@ class _ShardBook(NamedTuple):
 @contextlib.contextmanager
 def _building(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` to build in; at the end of the block it is verified and takes the place."""
+    output = output.resolve()  # a link stays a link: what it points to is replaced
     if output.exists() and not (output / _MANIFEST).exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is no index of this package; choose another output or delete it")
     with files.write_lock(output):

@@ -94,6 +94,7 @@ def index(
         threads: Threads that write.
         progress: Show a progress bar.
     """
+    _check_index_options(scale, bits, threads)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         opened = vector_folders.open_vectors(Path(vectors), Path(scratch))
@@ -122,6 +123,7 @@ def build(
         threads: Threads that write the index.
         progress: Show a progress bar.
     """
+    _check_index_options(scale, bits, threads)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
     encoded = encode(model, input, folder, progress=progress, **options)
@@ -165,6 +167,8 @@ def search(
         tag: Name of the run, its last column.
         progress: Show a progress bar.
     """
+    if hits < 1:
+        raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
     asked = list(data.read_queries(queries))
     with _open_index(Path(index), query_model, scale) as opened:
         started = time.perf_counter()
@@ -266,13 +270,8 @@ def _load_encoder(model: str, read: Callable[[], Iterator[data.Document]], optio
     from sparse_ir.encoder import Encoder
 
     encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
-    side = options.get("query_side", "auto")
-    path = options.get("idf")
-    if path is not None:
-        if side not in ("auto", "static"):
-            raise ConfigError(f"query side {side!r} takes no idf; drop one of the two")
-        return encoder, encoder.query_encoder_from_idf(Path(path))
-    return encoder, encoder.query_encoder(None if side == "auto" else side)
+    side, path = options.get("query_side", "auto"), options.get("idf")
+    return encoder, encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None)
 
 
 def _fit_lexical(read: Callable[[], Iterator[data.Document]], chosen: dict[str, Any], options: EncodeOptions) -> Any:
@@ -282,6 +281,16 @@ def _fit_lexical(read: Callable[[], Iterator[data.Document]], chosen: dict[str, 
         raise ConfigError(f"the lexical model does not take {', '.join(extra)}; name a neural model or drop them")
     encoder = LexicalEncoder.fit(lambda: (document.contents for document in read()))
     return encoder, encoder.query_encoder()
+
+
+def _check_index_options(scale: float | None, bits: int | None, threads: int) -> None:
+    """Refuse at once, and not after hours of encoding, what no index can be built with."""
+    if threads < 1:
+        raise ConfigError(f"{threads} threads are not allowed; use at least 1")
+    if scale is not None:
+        impacts.Rule(scale)
+    if bits is not None:
+        impacts.rule_from_range(1.0, bits)
 
 
 def _open_index(folder: Path, query_model: str | None, scale: float | None) -> indexes.Index:

@@ -190,13 +190,15 @@ def test_pyserini_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("home", real_homes(), ids=lambda home: home.name)
-def test_nothing_is_printed_on_any_runtime(home):
+def test_nothing_is_printed_on_any_runtime(home, tmp_path):
     done = run_python(SEARCH + """
     assert search() == [10.0]
     import jnius_config
     Path(sys.argv[1]).write_text("\\n".join(jnius_config.get_options()))
-    """, "/dev/null", environment={"JAVA_HOME": str(home)})
+    """, tmp_path / "options", environment={"JAVA_HOME": str(home)})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    asked = f"--add-modules={VECTOR}" in (tmp_path / "options").read_text().splitlines()
+    assert asked is (VECTOR in (home / "release").read_text())
 
 
 def test_an_old_java_on_the_machine_does_no_harm(tmp_path):
@@ -364,7 +366,7 @@ def test_a_java_exception_becomes_one_sentence():
     with pytest.raises(JavaError, match=r'^reading a number: NumberFormatException: For input string: "x"$'), \
             java.translated_errors("reading a number"):
         number.parseInt("x")
-    with pytest.raises(ConfigError, match="^reading a number"), java.translated_errors("reading a number", ConfigError):
+    with pytest.raises(ConfigError, match=r"^reading a number"), java.translated_errors("reading a number", ConfigError):
         number.parseInt("")
 
 
