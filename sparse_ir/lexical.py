@@ -100,8 +100,7 @@ def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
 def _train(texts: Iterable[str], size: int, first_tokens: list[str]) -> Tokenizer:
     tokenizer = _empty_tokenizer({})
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, limit_alphabet=VOCABULARY_SIZE, special_tokens=first_tokens,
-        show_progress=False,
+        vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
     ))
     return tokenizer
 

@@ -163,7 +163,7 @@ def search(
         threads: Threads that search.
         remove_query: Drop the hit whose doc_id is the query's id (ArguAna, Quora).
         query_model: Model that encodes the queries, where the index holds none or the model has moved.
-        scale: Scale of the impacts of an index that Pyserini built (query weights are multiplied by it).
+        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON vectors (often 100).
         tag: Name of the run, its last column.
         progress: Show a progress bar.
     """
@@ -296,7 +296,8 @@ def _check_index_options(scale: float | None, bits: int | None, threads: int) ->
 def _open_index(folder: Path, query_model: str | None, scale: float | None) -> indexes.Index:
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; build an index first")
-    if not indexes.is_lucene_folder(folder) and not indexes.needs_query_encoder(folder):
+    is_foreign = indexes.is_lucene_folder(folder)
+    if not is_foreign and not indexes.needs_query_encoder(folder):
         if scale is not None:
             raise ConfigError(f"{folder} keeps its own rule; --scale is for indexes that Pyserini built")
         return indexes.Index(folder, query_model=query_model)
@@ -305,7 +306,21 @@ def _open_index(folder: Path, query_model: str | None, scale: float | None) -> i
     from sparse_ir.encoder import Encoder
 
     rule = impacts.Rule(scale) if scale is not None else None
-    return indexes.Index(folder, query_encoder=Encoder.load(query_model).query_encoder(), rule=rule)
+    query_encoder = Encoder.load(query_model).query_encoder()
+    if is_foreign:
+        return indexes.Index(folder, query_encoder=query_encoder, rule=rule)
+    return _open_without_query_side(folder, query_encoder, rule)
+
+
+def _open_without_query_side(folder: Path, query_encoder: Any, rule: impacts.Rule | None) -> indexes.Index:
+    """An index from JSON vectors. Their whole numbers were made by a scale that only their maker knows."""
+    static = isinstance(query_encoder, query_sides.StaticQueryEncoder)
+    if rule is None and not static and indexes.read_manifest(folder)["rule"]["scale"] == 1.0:
+        raise ConfigError(f"{folder} was built from whole numbers: name the scale that made them (often 100), by which "
+                          "the query weights are multiplied")
+    opened = indexes.Index(folder, query_encoder=query_encoder)
+    opened.rule = rule or opened.rule
+    return opened
 
 
 def _vectors_report(made: vector_folders.Vectors, started: float) -> Report:

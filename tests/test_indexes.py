@@ -149,7 +149,7 @@ def test_the_query_itself_can_be_removed_without_losing_a_hit(plain):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_counts_add_up_and_lost_documents_are_named(tmp_path, threads):
-    """d1 has no weights, d2 only one that rounds to nothing, d4 no text, d3 one that is lost and one that is clipped."""
+    """d1 has no weights, d2 only one that rounds to nothing, d4 no text, d3 one lost and one clipped."""
     matrix = sparse.csr_matrix(np.array([[0, 5, 0], [0, 0, 0], [0, 0.004, 0], [0, 0.001, 999], [0, 1, 1], [0, 1, 1]]))
     made = make_vectors(tmp_path / "v", matrix, TermQueries(VOCABULARY[:3]), empty=[4], shard_size=2)
     manifest = indexes.build_impact_index(made, tmp_path / "i", Rule(100, 255), TermQueries(VOCABULARY[:3]),
