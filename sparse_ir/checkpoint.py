@@ -3,7 +3,7 @@
 Read: the SparseEncoder layout of sentence-transformers (symmetric, or a ``Router`` with its own query side; class
 names of versions 5 and 6) and a plain masked language model, as naver publishes. Whatever is something else is refused
 with its reason. No weight is loaded here and no code of a model folder is ever run.
-Next file to read: ``encoder``.
+Next file to read: ``heads``.
 """
 
 from __future__ import annotations

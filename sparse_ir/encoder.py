@@ -1,8 +1,8 @@
 """Documents (and neural queries) through a masked language model into sparse vectors.
 
 ``w_t = f(max over tokens of logit_t)`` with ``f = log1p(relu)`` (SPLADE v2, arXiv 2109.10086) or its double logarithm.
-The network's output layer is taken off and its product is computed here, block by block of vocabulary and tokens, so
-that ``[B, L, V]`` never exists and a block stays in the processor's cache. Only non-zeros leave this module.
+The network's output layer is taken off and left to ``heads``, so that ``[B, L, V]`` never exists. Only non-zeros leave
+this module.
 
 B texts of a batch, L tokens of a text, T tokens of a product, H hidden width, V vocabulary.
 Next file to read: ``lexical``.
@@ -27,6 +27,7 @@ from sparse_ir import checkpoint as layouts
 from sparse_ir import queries
 from sparse_ir.checkpoint import Checkpoint, ClassNames, Layout, NeuralSide, StaticSide
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
+from sparse_ir.heads import TOKEN_BLOCK, Head, group_sizes
 
 Precision = Literal["float32", "float32-int8", "bfloat16", "int8"]
 Row = tuple[np.ndarray, np.ndarray]
@@ -35,10 +36,7 @@ _TRUNK_DTYPE = {
     "float32": torch.float32, "float32-int8": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16
 }
 _SCREENED = {"float32-int8", "int8"}
-_VOCABULARY_BLOCK = {"cpu": 2048, "cuda": 8192}
-_TOKEN_BLOCK = {"cpu": 256, "cuda": 4096}
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
-_MAX_SURVIVORS = 0.25
 _PROBE = "A probe of 7 words, and one more."
 _PROBE_TOKENS = 16
 _TEXTS_PER_BATCH = 1024
@@ -96,7 +94,7 @@ class Encoder:
         * ``precision``: ``"float32"`` and ``"bfloat16"`` name network and output product. ``"int8"`` runs the network
           in bfloat16, finds by an 8-bit product the few terms that can be active at all, and computes those in
           float32; ``"float32-int8"`` does so with the network in float32 and gives the vectors of ``"float32"``.
-          Screening never changes a vector (bound: ``_Screen``); it pays on CPUs with 8-bit dot products (VNNI, AMX),
+          Screening never changes a vector (bound: ``heads``); it pays on CPUs with 8-bit dot products (VNNI, AMX),
           and sum pooling does without it.
         * ``device``: ``"cpu"``, ``"cuda"`` ...; default: the accelerator when there is one.
         * ``max_length``: tokens read of a text, special tokens included; default: what the checkpoint states.
@@ -215,7 +213,7 @@ class Encoder:
     def _encode_batch(self, ids: Sequence[np.ndarray]) -> Iterator[Row]:
         hidden_BLH, lengths = self._network.forward(ids)
         start = 0
-        for size in _group_sizes(lengths, _TOKEN_BLOCK[_device_kind(self._options.device)]):
+        for size in group_sizes(lengths, TOKEN_BLOCK[_device_kind(self._options.device)]):
             group = lengths[start : start + size]
             hidden = hidden_BLH[start : start + size, : int(group.max())]
             scores_BV = self._network.head.pool(hidden, group)
@@ -328,7 +326,7 @@ class _Network:
     model: Any
     owner: Any  # the tokenizer object of transformers, kept for saving
     tokenizer: Tokenizer  # a private copy of its rules, without padding and truncation
-    head: _Head
+    head: Head
     slot: tuple[Any, str]  # where the output layer belongs in ``model``
     output_layer: Any
     max_length: int | None
@@ -388,134 +386,6 @@ class _Pass(torch.nn.Module):
         return hidden
 
 
-class _Head:
-    """The output layer ``logits = hidden @ weight.T + bias`` joined with the pooling over tokens, in blocks.
-
-    Each product is ``[block of V, H] @ [H, T]``: in this order the maximum over tokens runs over neighbours in memory,
-    and a block of 2048 x 256 float32 fits a core's second cache. Measured, the order makes the 8-bit product with its
-    maximum 1.5 times faster and leaves the others as they are.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, side: NeuralSide, min_weight: float, *, screened: bool) -> None:
-        self.size = weight.shape[0]
-        self._weight_VH = weight
-        self._bias_V = bias.float()
-        self._sum = side.pooling == "sum"
-        self._times = 2 if side.activation == "log1p_relu" else 1
-        self._block = _VOCABULARY_BLOCK[weight.device.type]
-        self._tokens = _TOKEN_BLOCK[weight.device.type]
-        threshold = float(np.nextafter(_logit_of(min_weight, self._times), -math.inf)) if min_weight > 0 else 0.0
-        self._screen = _Screen(weight, self._bias_V, threshold) if screened and not self._sum else None
-
-    def pool(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
-        """Pooled scores ``[B, V]`` float32: for the maximum before the activation, for the sum after it."""
-        if self._sum:
-            return self._pool_sum(hidden_BLH, lengths)
-        hidden_BLH = _hide_padding(hidden_BLH, lengths)
-        if self._screen is not None:
-            return self._pool_screened(hidden_BLH)
-        return self._pool_max(hidden_BLH.to(self._weight_VH.dtype))
-
-    def activate_pooled(self, scores: Tensor) -> Tensor:
-        """Weights of pooled scores; a sum was activated before it was pooled."""
-        return scores if self._sum else self._activate(scores)
-
-    def _activate(self, scores: Tensor) -> Tensor:
-        scores = torch.relu(scores)
-        for _ in range(self._times):
-            scores = torch.log1p(scores)
-        return scores
-
-    def _blocks(self) -> Iterator[slice]:
-        for start in range(0, self.size, self._block):
-            yield slice(start, min(start + self._block, self.size))
-
-    def _pool_max(self, hidden_BLH: Tensor) -> Tensor:
-        """The bias does not depend on the token, so it is added once, after the maximum."""
-        return (self._largest(self._weight_VH, hidden_BLH).t() + self._bias_V).contiguous()
-
-    def _largest(self, rows_RH: Tensor, hidden_BLH: Tensor) -> Tensor:
-        """``max over tokens of row . hidden``: ``[R, B]`` float32."""
-        texts = hidden_BLH.shape[0]
-        largest_RB = torch.full((len(rows_RH), texts), -math.inf, device=hidden_BLH.device)
-        for chunk_BLH in hidden_BLH.split(max(self._tokens // texts, 1), dim=1):
-            hidden_HT = chunk_BLH.reshape(-1, chunk_BLH.shape[2]).t()
-            for start in range(0, len(rows_RH), self._block):
-                block = slice(start, start + self._block)
-                products_RT = rows_RH[block] @ hidden_HT
-                found_RB = products_RT.view(len(products_RT), texts, -1).amax(2)
-                torch.maximum(largest_RB[block], found_RB.float(), out=largest_RB[block])
-        return largest_RB
-
-    def _pool_sum(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
-        texts = hidden_BLH.shape[0]
-        mask_BL = torch.from_numpy(np.arange(hidden_BLH.shape[1]) < lengths[:, None]).to(hidden_BLH.device)
-        pooled_VB = torch.zeros((self.size, texts), device=hidden_BLH.device)
-        width = max(self._tokens // texts, 1)
-        for chunk_BLH, real_BL in zip(hidden_BLH.split(width, dim=1), mask_BL.split(width, dim=1), strict=True):
-            hidden_HT = chunk_BLH.reshape(-1, chunk_BLH.shape[2]).t().to(self._weight_VH.dtype)
-            for block in self._blocks():
-                logits_VT = (self._weight_VH[block] @ hidden_HT).float() + self._bias_V[block, None]
-                weights_VBL = self._activate(logits_VT).view(len(logits_VT), texts, -1)
-                pooled_VB[block] += (weights_VBL * real_BL).sum(2)
-        return pooled_VB.t().contiguous()
-
-    def _pool_screened(self, hidden_BLH: Tensor) -> Tensor:
-        assert self._screen is not None
-        hidden_BLH = hidden_BLH.float()
-        survives_BV = self._screen.survivors(hidden_BLH, list(self._blocks()), self._tokens)
-        counts = survives_BV.sum(1).tolist()
-        if max(counts) > _MAX_SURVIVORS * self.size:
-            return self._pool_max(hidden_BLH)
-        scores_BV = torch.zeros(survives_BV.shape)
-        for text, hidden_LH in enumerate(hidden_BLH):
-            ids = torch.nonzero(survives_BV[text]).squeeze(1)
-            scores_BV[text, ids] = self._largest(self._weight_VH[ids], hidden_LH[None])[:, 0] + self._bias_V[ids]
-        return scores_BV
-
-
-class _Screen:
-    """Which terms of a text can be active at all, from a product of 8-bit integers. It never misses one.
-
-    Rows ``w`` and hidden states ``x`` are rounded to ``w' = s_w q_w`` and ``x' = s_x q_x`` (``q`` in -127..127, ``s``
-    per row and per text). ``w.x - w'.x' = (w - w').x + w'.(x - x')``, so by Cauchy and Schwarz the error is at most
-    ``|w - w'| |x| + |w'| |x - x'|``, with all four norms known exactly; ``H 2^-23 |w| |x|`` is added for the rounding
-    of float32 sums. A term survives where approximation + bias + bound exceeds the threshold.
-    """
-
-    def __init__(self, weight_VH: Tensor, bias_V: Tensor, threshold: float) -> None:
-        scale_V = weight_VH.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        self._rounded_VH = (weight_VH / scale_V[:, None]).round_().to(torch.int8)
-        self._scale_V = scale_V
-        restored_VH = self._rounded_VH.float() * scale_V[:, None]
-        self._error_V = (weight_VH - restored_VH).norm(dim=1) + weight_VH.shape[1] * 2.0**-23 * weight_VH.norm(dim=1)
-        self._norm_V = restored_VH.norm(dim=1)
-        self._floor_V = threshold - bias_V
-
-    def survivors(self, hidden_BLH: Tensor, blocks: Sequence[slice], token_block: int) -> Tensor:
-        """Boolean ``[B, V]``."""
-        texts = hidden_BLH.shape[0]
-        scale_B = hidden_BLH.abs().amax((1, 2)).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        rounded_BLH = (hidden_BLH / scale_B[:, None, None]).round_()
-        error_B = (hidden_BLH - rounded_BLH * scale_B[:, None, None]).norm(dim=2).amax(1)
-        norm_B = hidden_BLH.norm(dim=2).amax(1)
-        chunks = [chunk.reshape(-1, chunk.shape[2]).to(torch.int8).t()
-                  for chunk in rounded_BLH.split(max(token_block // texts, 1), dim=1)]
-        found_VB = torch.empty((len(self._scale_V), texts), dtype=torch.bool)
-        for block in blocks:
-            largest_VB = self._product(block, chunks[0], texts)
-            for chunk in chunks[1:]:
-                torch.maximum(largest_VB, self._product(block, chunk, texts), out=largest_VB)
-            upper_VB = largest_VB * (self._scale_V[block, None] * scale_B) \
-                + self._error_V[block, None] * norm_B + self._norm_V[block, None] * error_B
-            torch.gt(upper_VB, self._floor_V[block, None], out=found_VB[block])
-        return found_VB.t()
-
-    def _product(self, block: slice, rounded_HT: Tensor, texts: int) -> Tensor:
-        product_VT = torch._int_mm(self._rounded_VH[block], rounded_HT)
-        return product_VT.view(len(product_VT), texts, -1).amax(2)
-
-
 _EMPTY_ROW: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 
@@ -550,7 +420,7 @@ def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: O
     dtype = _TRUNK_DTYPE[options.precision]
     model.to(device=options.device, dtype=dtype)
     weight, bias = _head_tensors(layer, options)
-    head = _Head(weight, bias, side, options.min_weight, screened=options.precision in _SCREENED)
+    head = Head(weight, bias, side, options.min_weight, screened=options.precision in _SCREENED)
     network = _Network(model, owner, tokenizer, head, slot, layer, limit, capacity, options.device)
     if options.top_k is None:
         options = replace(options, top_k=checkpoint.top_k)
@@ -705,29 +575,6 @@ def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[list[int]]:
         batch.append(position)
     if batch:
         yield batch
-
-
-def _group_sizes(lengths: np.ndarray, token_block: int) -> Iterator[int]:
-    """How many texts share one product: as many as fit ``token_block`` tokens, at least one."""
-    start = 0
-    while start < len(lengths):
-        size = max(token_block // int(lengths[start:].max()), 1)
-        yield min(size, len(lengths) - start)
-        start += size
-
-
-def _hide_padding(hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
-    """Padded positions repeat the text's first token, which changes no maximum and saves a mask over logits."""
-    if (lengths == hidden_BLH.shape[1]).all():
-        return hidden_BLH
-    real = torch.from_numpy(np.arange(hidden_BLH.shape[1]) < lengths[:, None]).to(hidden_BLH.device)
-    return torch.where(real[:, :, None], hidden_BLH, hidden_BLH[:, :1])
-
-
-def _logit_of(weight: float, times: int) -> float:
-    for _ in range(times):
-        weight = math.expm1(weight)
-    return weight
 
 
 def _prune(ids: np.ndarray, weights: np.ndarray, top_k: int | None, min_weight: float) -> Row:

@@ -27,6 +27,7 @@ from scipy import sparse
 from sparse_ir import java
 from sparse_ir.data import rank_hits
 from sparse_ir.errors import DamagedError, DataError
+from sparse_ir.impacts import LARGEST_IMPACT
 
 FIELD = "contents"  # the names that Anserini's readers expect
 ID_FIELD = "id"
@@ -141,11 +142,19 @@ def write_texts(folder: Path, texts: Texts, parameters: Bm25, progress: Callable
 
 def _postings_texts(impacts: sparse.csr_matrix, vocabulary_text: np.ndarray) -> Iterator[str]:
     """One line of ``token DELIMITER impact`` pairs for each row; Lucene's own token filter reads the numbers."""
-    numbers = impacts.data.astype(str).astype(object) + " "
-    pairs = vocabulary_text[impacts.indices] + numbers
+    smallest, largest = int(impacts.data.min(initial=1)), int(impacts.data.max(initial=1))
+    if smallest < 1 or largest > LARGEST_IMPACT:
+        raise DataError(f"impacts from {smallest} to {largest} are not allowed; they must lie in 1..{LARGEST_IMPACT}")
+    pairs = vocabulary_text[impacts.indices] + _number_texts()[impacts.data]
     bounds = impacts.indptr
     for row in range(impacts.shape[0]):
         yield "".join(pairs[bounds[row] : bounds[row + 1]].tolist())
+
+
+@functools.lru_cache(maxsize=1)
+def _number_texts() -> np.ndarray:
+    """The text of every impact; looking it up is five times as fast as making it."""
+    return np.array([f"{number} " for number in range(LARGEST_IMPACT + 1)], dtype=object)
 
 
 class _Writer:

@@ -146,18 +146,18 @@ def test_the_road_with_a_neural_model_equals_build(collection, tiny_folder, tmp_
     assert verbs.evaluate(tmp_path / "again", str(collection), measures="nDCG@10")["nDCG@10"] == measured["nDCG@10"]
 
 
-def test_every_report_is_json(root, collection, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
+    vectors, index, run = tmp_path / "v", tmp_path / "i", tmp_path / "run"
     calls = {
-        "encode": ["--model", "lexical", "--input", collection, "--output", "v"],
-        "index": ["--vectors", "v", "--output", "i", "--bits", 6],
-        "build": ["--model", "lexical", "--input", collection, "--output", "b", "--quiet"],
-        "bm25": ["--input", collection, "--output", "bm25"],
-        "search": ["--index", "i", "--queries", collection, "--output", "run"],
-        "evaluate": ["--run", "run", "--qrels", collection, "--per-query"],
-        "verify": ["--index", "i"],
-        "export": ["--vectors", "v", "--output", "json"],
-        "idf": ["--model", tiny_folder, "--input", collection, "--output", "idf.json"],
+        "encode": ["--model", "lexical", "--input", collection, "--output", vectors],
+        "index": ["--vectors", vectors, "--output", index, "--bits", 6],
+        "build": ["--model", "lexical", "--input", collection, "--output", tmp_path / "b", "--quiet"],
+        "bm25": ["--input", collection, "--output", tmp_path / "bm25"],
+        "search": ["--index", index, "--queries", collection, "--output", run],
+        "evaluate": ["--run", run, "--qrels", collection, "--per-query"],
+        "verify": ["--index", index],
+        "export": ["--vectors", vectors, "--output", tmp_path / "json"],
+        "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
     }
     assert {*calls, "demo"} == set(VERBS)  # the demo has tests of its own
     for name, arguments in calls.items():

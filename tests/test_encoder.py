@@ -10,8 +10,9 @@ import transformers
 from safetensors.torch import load_file
 
 from sparse_ir import queries
-from sparse_ir.encoder import Encoder, _Head, _Screen
+from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
+from sparse_ir.heads import Head, _Screen
 
 ORACLE_TOLERANCE = 1e-4
 
@@ -186,8 +187,8 @@ def test_batches_padding_and_blocks_do_not_change_vectors(
     close = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(single.encode(tiny_texts).toarray(), whole, **close)
     np.testing.assert_allclose(np.vstack([single.encode([text]).toarray() for text in tiny_texts]), whole, **close)
-    monkeypatch.setitem(sys.modules["sparse_ir.encoder"]._VOCABULARY_BLOCK, "cpu", 37)
-    monkeypatch.setitem(sys.modules["sparse_ir.encoder"]._TOKEN_BLOCK, "cpu", 5)
+    monkeypatch.setitem(sys.modules["sparse_ir.heads"]._VOCABULARY_BLOCK, "cpu", 37)
+    monkeypatch.setitem(sys.modules["sparse_ir.heads"].TOKEN_BLOCK, "cpu", 5)
     blocked = Encoder.load(folder, precision=precision).encode(tiny_texts).toarray()
     np.testing.assert_allclose(blocked, whole, **close)
 
@@ -215,7 +216,7 @@ def test_top_k_and_min_weight(tiny_folder, tiny_texts):
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_screening_gives_the_vectors_of_the_whole_product(family, tiny_folders, tiny_texts, monkeypatch):
-    monkeypatch.setattr("sparse_ir.encoder._MAX_SURVIVORS", 1.0)  # no way round the screen
+    monkeypatch.setattr("sparse_ir.heads._MAX_SURVIVORS", 1.0)  # no way round the screen
     for precision, whole in (("float32-int8", "float32"), ("int8", None)):
         found = Encoder.load(tiny_folders[family], precision=precision).encode(tiny_texts)
         if whole is None:  # the network in bfloat16, its product in float32
@@ -473,7 +474,7 @@ def test_sum_pooling_by_hand():
     weight, bias = torch.tensor([[1.0], [-1.0]]), torch.tensor([0.0, 0.5])
     from sparse_ir.checkpoint import NeuralSide
 
-    head = _Head(weight, bias, NeuralSide(folder=None, pooling="sum"), 0.0, screened=False)
+    head = Head(weight, bias, NeuralSide(folder=None, pooling="sum"), 0.0, screened=False)
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])  # the third position is padding
     # token 0: ln(1+1) + ln(1+3); token 1: -1+.5 and -3+.5 are below zero
     assert head.pool(hidden, np.array([2]))[0].tolist() == pytest.approx([np.log(2) + np.log(4), 0.0], rel=1e-6)

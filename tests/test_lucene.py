@@ -22,8 +22,8 @@ ODD_TOKENS = [
     "", " ", "  ", "a b", "\u3000", "a\u3000b", "\xa0", "x\xa0", "\t", "\n", "\r\n", "\x00", "\x01", "a\x01b", "\x1c",
     "\x1d", "\x1e", "\x1f", "a\x1fb", "\x7f", "\x85", "\u2028", "\u2029", "\u200b", "\ufeff", "\u180e", "\u0120the",
     "\u0120", "\u2581", "\u2581the", "##ing", "[CLS]", "a" * 300, "z" * 20_000, "\u00e9" * 9_000, "\U0001f600",
-    "\U0001d11e\U0001f1e6", "\ud800", "a\udfffb", "\udc00\ud800", "\u241b", "\u241b;", "\u241b20;", "a\u241b1;b", ";", "1",
-    "t\u00011", "\u4e2d\u6587", "e\u0301",
+    "\U0001d11e\U0001f1e6", "\ud800", "a\udfffb", "\udc00\ud800", "\u241b", "\u241b;", "\u241b20;", "a\u241b1;b", ";",
+    "1", "t\u00011", "\u4e2d\u6587", "e\u0301",
     "\u00c5", "A", "a", "\u202e", "|", "^2", "\\", '"', "AND", "*", "\uffff", "\U0010ffff",
 ]  # fmt: skip
 
@@ -251,6 +251,13 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     for threads in (1, 2):
         with pytest.raises(JavaError, match=r"writing the Lucene index failed: \w+Exception: .*file"):
             write_matrix(tmp_path / "file" / "l", matrix, shuffled_ids(1, 20), list("abc"), threads=threads, batch=5)
+
+
+@pytest.mark.parametrize("impact", [0, -1, 65536])
+def test_impacts_that_lucene_would_mangle_are_refused(tmp_path, impact):
+    matrix = sparse.csr_matrix((np.array([3, impact], np.int32), np.array([0, 1]), np.array([0, 2])), shape=(1, 2))
+    with pytest.raises(DataError, match=r"impacts from -?\d+ to \d+ are not allowed; they must lie in 1..65535"):
+        write_matrix(tmp_path / "l", matrix, ["d"], ["a", "b"])
 
 
 def test_an_error_of_the_source_stops_all_threads_and_frees_the_folder(tmp_path):

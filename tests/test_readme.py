@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import tiny_models
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL = {
-    "bench_encode.py": ["--texts", "8", "--max-length", "32", "--rounds", "1", "--threads", "1", "--systems", "float32", "int8"],
+    "bench_encode.py": ["--texts", "8", "--max-length", "32", "--rounds", "1", "--threads", "1",
+                        "--systems", "float32", "int8"],
     "bench_index.py": ["--documents", "300", "--terms", "20", "--rounds", "1", "--threads", "1"],
 }
 
