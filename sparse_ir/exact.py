@@ -1,7 +1,7 @@
 """Brute-force search over impact matrices: the truth that every engine must equal, score for score.
 
 No index and no approximation: one sparse product and a full sort by the tie rule of this package (score descending,
-then doc_id descending, as trec_eval orders). Next file to read: ``measures``.
+then doc_id descending, as trec_eval orders). Next file to read: ``indexes``.
 """
 
 from __future__ import annotations

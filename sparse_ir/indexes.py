@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import sparse_ir
 from sparse_ir import data, files, lucene
-from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
+from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch, SparseIRError
 from sparse_ir.impacts import LARGEST_IMPACT, Rule, quantize, quantize_query, rule_from_range
 from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
 from sparse_ir.vectors import Vectors, row_as_dict
@@ -399,7 +399,20 @@ class Index:
         self.reader = lucene.Reader(self.folder, "impact")
 
     def _open_own(self, query_encoder: QueryEncoder | None, query_model: str | None, rule: Rule | None) -> None:
-        self.manifest = read_manifest(self.folder)
+        """Open all parts of one version: when a new index is swapped in meanwhile, begin again with that one."""
+        while True:
+            self.manifest = read_manifest(self.folder)
+            try:
+                self._open_parts(query_encoder, query_model, rule)
+            except (SparseIRError, OSError):
+                if read_manifest(self.folder) == self.manifest:
+                    raise
+                continue
+            if read_manifest(self.folder) == self.manifest:
+                return
+            self.reader.close()
+
+    def _open_parts(self, query_encoder: QueryEncoder | None, query_model: str | None, rule: Rule | None) -> None:
         _check_files(self.folder, self.manifest, checksums=False)
         kind, parameters = self.manifest["kind"], lucene.Bm25(**self.manifest.get("parameters", {}))
         self.query_encoder = None
