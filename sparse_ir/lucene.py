@@ -103,10 +103,10 @@ def write_impacts(
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """A new Lucene index in ``folder`` with one segment; document numbers follow the order of the batches.
+    """A new Lucene index in ``folder`` with one segment per thread; document numbers follow the order of the batches.
 
-    Each thread fills an index of its own with a run of neighbouring batches; the parts are merged in order, so that
-    the result does not depend on the number of threads.
+    Each thread fills an index of its own with a run of neighbouring batches; the parts are then put together in order,
+    as they are: numbers, scores and ties do not depend on the number of threads.
     """
     vocabulary_text = np.array([term_of_token(token) + DELIMITER for token in vocabulary], dtype=object)
     groups = [group for group in np.array_split(np.arange(len(batches)), max(threads, 1)) if len(group)]
@@ -125,7 +125,7 @@ def write_impacts(
         return
     parts = [folder.with_name(f"{folder.name}.part{number}") for number in range(len(groups))]
     run_threads([functools.partial(fill, part, group) for part, group in zip(parts, groups, strict=True)])
-    with _writing(folder, "impact") as writer:
+    with _writing(folder, "impact", merge=False) as writer:
         writer.add_indexes(parts)
     for part in parts:
         shutil.rmtree(part)
@@ -191,8 +191,9 @@ class _Writer:
         for directory in directories:
             directory.close()
 
-    def finish(self) -> None:
-        self._writer.forceMerge(1)
+    def finish(self, *, merge: bool) -> None:
+        if merge:
+            self._writer.forceMerge(1)
         self._writer.commit()
         self._writer.close()
 
@@ -204,13 +205,13 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path, kind: Kind, parameters: Bm25 | None = None) -> Iterator[_Writer]:
+def _writing(folder: Path, kind: Kind, parameters: Bm25 | None = None, *, merge: bool = True) -> Iterator[_Writer]:
     """A writer that is finished at the end of the block; Java's failures (a full disk, say) become one sentence."""
     with java.translated_errors("writing the Lucene index failed"):
         writer = _Writer(folder, kind, parameters)
         try:
             yield writer
-            writer.finish()
+            writer.finish(merge=merge)
         finally:
             writer.release()
 
@@ -315,8 +316,9 @@ class Reader:
         terms = java.java_class("org.apache.lucene.index.MultiTerms").getTerms(self._reader, FIELD)
         if terms is None:
             return {"documents": self.num_documents, "terms": 0, "postings": 0, "sum_impacts": 0}
-        names = {"terms": terms.size(), "postings": terms.getSumDocFreq(), "sum_impacts": terms.getSumTotalTermFreq()}
-        return {"documents": self.num_documents, **{name: int(value) for name, value in names.items()}}
+        counts = {"terms": _count_terms(terms), "postings": terms.getSumDocFreq(),
+                  "sum_impacts": terms.getSumTotalTermFreq()}
+        return {"documents": self.num_documents, **{name: int(value) for name, value in counts.items()}}
 
     def stored_ids(self, numbers: Sequence[int]) -> list[str]:
         """The stored doc_id of each document number, read from Lucene itself."""
@@ -377,6 +379,15 @@ class Reader:
             text = self._mapper.writeValueAsString(found)
         hits = json.loads(text)["scoreDocs"]
         return [hit["doc"] for hit in hits], np.array([hit["score"] for hit in hits], dtype=np.float32)
+
+
+def _count_terms(terms: Any) -> int:
+    """Distinct terms; Lucene knows the number of one segment, those of several have to be walked."""
+    known = int(terms.size())
+    if known >= 0:
+        return known
+    walker = terms.iterator()
+    return sum(1 for _ in iter(walker.next, None))
 
 
 @functools.lru_cache(maxsize=1)

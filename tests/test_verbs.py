@@ -53,8 +53,10 @@ def test_build_is_encode_and_index_in_one(name, root, collection, tiny_folder, t
     assert runs[0] == runs[1] != b""
     measured = verbs.evaluate(tmp_path / "run", str(collection), measures="nDCG@10, R@100 RR@10")
     assert list(measured)[:3] == ["nDCG@10", "R@100", "RR@10"]
-    assert (measured["queries"], measured["queries_without_hits"]) == (8, 0)
-    assert measured["nDCG@10"] > (0.8 if name == "lexical" else 0.1)  # each query is cut out of its answer
+    assert measured["queries"] == 8
+    if name == "lexical":  # each query is cut out of its answer, which a random network cannot know
+        assert measured["queries_without_hits"] == 0
+        assert measured["nDCG@10"] > 0.8
 
 
 def test_reports_add_up(root, collection, tmp_path):
@@ -178,7 +180,7 @@ def test_idf_is_that_of_the_formula(collection, tiny_folder, tiny_tokenizer, tmp
     assert len(table) == tiny_tokenizer.get_vocab_size()
     sets = [set(tiny_tokenizer.encode(document.contents, add_special_tokens=False).tokens)
             for document in data.read_documents(collection)]
-    for token in ("the", "##ver", "of", "[MASK]"):
+    for token in ("the", "##e", "v", "[MASK]"):
         df = sum(token in tokens for tokens in sets)
         assert table[token] == pytest.approx(np.log1p((60 - df + 0.5) / (df + 0.5)) if df else 1.0, rel=1e-6)
 
