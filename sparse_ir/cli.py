@@ -64,6 +64,7 @@ def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
     shows_progress = "progress" in inspect.signature(verb).parameters
 
     def callback(json_output: bool, quiet: bool = False, **values: Any) -> None:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report would stand before our own sentence
         if quiet or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and of transformers, not yet loaded
         given = {name: value for name, value in values.items() if value is not None}

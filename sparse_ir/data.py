@@ -142,15 +142,22 @@ def write_run(path: str | Path, run: Run, tag: str = "sparse_ir") -> None:
         ConfigError: a tag with white space, or a name that promises another format (``.gz``, ``.json``).
     """
     path = Path(path)
-    if path.suffix in {".gz", ".json"}:
-        raise ConfigError(f"{path}: runs are plain TREC text, allowed: a name without {path.suffix} at the end")
-    if not tag or _FORBIDDEN_IN_ID.search(tag):
-        raise ConfigError(f"tag of the run, {tag!r}, allowed: one word without white space")
+    check_run_target(path, tag)
     with files.atomic_writer(path) as stream:
         for query_id, hits in run.items():
             _check_hits(query_id, hits)
             for rank, (doc_id, score) in enumerate(hits, 1):
                 stream.write(f"{query_id} Q0 {doc_id} {rank} {_format_score(score)} {tag}\n")
+
+
+def check_run_target(path: Path, tag: str) -> None:
+    """Raise ``ConfigError`` when a run cannot be written under this name: to be asked before a long search."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, allowed: the name of a file")
+    if path.suffix in {".gz", ".json"}:
+        raise ConfigError(f"{path}: runs are plain TREC text, allowed: a name without {path.suffix} at the end")
+    if not tag or _FORBIDDEN_IN_ID.search(tag):
+        raise ConfigError(f"tag of the run, {tag!r}, allowed: one word without white space")
 
 
 def rank_hits(hits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -333,6 +340,9 @@ def _remember_id(seen: sqlite3.Connection, place: str, number: int, record_id: s
         (first,) = seen.execute("SELECT line FROM seen WHERE id = ?", (record_id,)).fetchone()
         raise DataError(f'{place}:{number}: "_id" is {_show(record_id)} as in line {first}, '
                         "allowed: each id once") from None
+    except sqlite3.OperationalError as error:
+        raise DataError(f"{place}:{number}: ids cannot be checked for repetition in the temporary folder ({error}), "
+                        "allowed: room there, or another one named by TMPDIR") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

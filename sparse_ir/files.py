@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -48,7 +49,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def remove_leftovers(path: Path) -> None:
     """Delete what killed writers of ``path`` left beside it. Call it only while holding ``write_lock(path)``."""
-    for leftover in path.parent.glob(f".{path.name}{_TEMPORARY_MARK}*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import sparse_ir
 from sparse_ir import data, files, lucene
-from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch, SparseIRError
+from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch, SparseIRError
 from sparse_ir.impacts import LARGEST_IMPACT, Rule, quantize, quantize_query, rule_from_range
 from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
 from sparse_ir.vectors import Vectors, row_as_dict
@@ -138,6 +138,8 @@ def build_bm25_index(
 
         with _bar("indexing", None, progress) as bar:
             lucene.write_texts(folder / "lucene", texts(), parameters, bar.update)
+        if not doc_ids and not unindexed:
+            raise DataError("the corpus holds no documents")
         _write_lines(folder / "unindexed.jsonl", unindexed)
         _write_doc_ids(folder, ["\n".join(doc_ids).encode()] if doc_ids else [])
         counts = {"documents": len(doc_ids) + len(unindexed), "indexed": len(doc_ids), "empty": len(unindexed)}
@@ -269,6 +271,8 @@ def _write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str,
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an index; raises ``DamagedError`` when ``folder`` holds none or one of another format."""
+    if not folder.is_dir():
+        raise DamagedError(f"{folder} is no index of this package: there is no such folder")
     if not (folder / _MANIFEST).is_file():
         raise DamagedError(f"{folder} is no index of this package: it has no {_MANIFEST}")
     manifest = files.read_json(folder / _MANIFEST)
@@ -445,8 +449,8 @@ class Index:
 
     def encode_query(self, text: str) -> dict[str, int]:
         """The query as the engine sees it: ``{token: impact}`` under the rule of the index; for BM25 an empty dict."""
-        if self.query_encoder is None:
-            return {}
+        if self.query_encoder is None or not text.strip():
+            return {}  # a neural model would give its special tokens' terms to an empty query
         token_ids, impacts = quantize_query(*self.query_encoder.encode(text), self.rule)
         return {self.query_encoder.vocabulary[i]: int(v) for i, v in zip(token_ids, impacts, strict=True)}
 

@@ -241,7 +241,7 @@ def _reusable_document(kind: Kind) -> tuple[Any, Any, Any, Any]:
 
 
 def _open_directory(folder: Path) -> Any:
-    name = str(folder)
+    name = str(folder.absolute())  # Java's current folder stays where it was when its machine started
     path = java.java_class("java.nio.file.Paths").get(name)
     return java.java_class("org.apache.lucene.store.FSDirectory").open(path)
 
@@ -387,7 +387,10 @@ def _count_terms(terms: Any) -> int:
     if known >= 0:
         return known
     walker = terms.iterator()
-    return sum(1 for _ in iter(walker.next, None))
+    count = 0
+    while walker.next() is not None:  # not iter(walker.next, None): a kept method forgets its receiver
+        count += 1
+    return count
 
 
 @functools.lru_cache(maxsize=1)

@@ -367,18 +367,31 @@ def export_json_vectors(vectors: Vectors, output: Path, rule: Rule, query_weight
 
     Anserini cuts fractions off and drops what is left below 1, so impacts are written, not weights. ``contents`` is
     empty: Anserini ignores it. A document without impacts is written with an empty vector, which Anserini counts as
-    empty.
+    empty. The folder appears whole or not at all, in the place of an older export.
     """
-    total = 0
-    for number in range(vectors.num_shards):
-        doc_ids, weights = vectors.read_shard(number)
-        impacts = quantize(weights, rule, query_weights).impacts
-        with files.atomic_writer(output / f"vectors-{number:06d}.jsonl") as stream:
-            for row, doc_id in enumerate(doc_ids):
-                line = {"id": doc_id, "contents": "", "vector": row_as_dict(impacts, row, vectors.vocabulary)}
-                stream.write(json.dumps(line) + "\n")
-        total += len(doc_ids)
+    if output.exists() and any(not path.match("vectors-*.jsonl") for path in _visible(output)):
+        raise ConfigError(f"{output} holds other files than vectors; choose another output or delete it")
+    with files.write_lock(output):
+        files.remove_leftovers(output)
+        folder = files.temporary_sibling(output)
+        try:
+            total = sum(_export_shard(vectors, number, folder, rule, query_weights)
+                        for number in range(vectors.num_shards))
+            files.swap_folder(folder, output)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     return total
+
+
+def _export_shard(vectors: Vectors, number: int, folder: Path, rule: Rule, query_weights: np.ndarray | None) -> int:
+    doc_ids, weights = vectors.read_shard(number)
+    impacts = quantize(weights, rule, query_weights).impacts
+    with files.atomic_writer(folder / f"vectors-{number:06d}.jsonl") as stream:
+        for row, doc_id in enumerate(doc_ids):
+            line = {"id": doc_id, "contents": "", "vector": row_as_dict(impacts, row, vectors.vocabulary)}
+            stream.write(json.dumps(line) + "\n")
+    return len(doc_ids)
 
 
 def row_as_dict(impacts: sparse.csr_matrix, row: int, vocabulary: Sequence[str]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from sparse_ir.errors import ConfigError
 
 DEFAULT_MODEL = "default"
 LEXICAL_MODEL = "lexical"
+_NOT_FOR_THE_NETWORK = {"shard_size", "query_side", "idf", "allow_unknown"}
 QuerySide = Literal["auto", "neural", "static", "ones"]
 
 Report = dict[str, Any]
@@ -43,6 +44,7 @@ class EncodeOptions(TypedDict, total=False):
         query_side: auto (the model's own), neural, static (token weights or idf.json), or ones.
         idf: An idf.json whose values become the static query weights.
         convention: How idf.json is read: sentence-transformers or opensearch.
+        allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of refusing them.
         allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
         shard_size: Documents per shard; a killed run loses at most the shards in work.
     """
@@ -56,6 +58,7 @@ class EncodeOptions(TypedDict, total=False):
     query_side: QuerySide
     idf: Path | None
     convention: Literal["sentence-transformers", "opensearch"]
+    allow_unknown: bool
     allow_pickle: bool
     shard_size: int
 
@@ -169,6 +172,7 @@ def search(
     """
     if hits < 1:
         raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
+    data.check_run_target(Path(output), tag)
     asked = list(data.read_queries(queries))
     with _open_index(Path(index), query_model, scale) as opened:
         started = time.perf_counter()
@@ -264,14 +268,15 @@ def _load_encoder(model: str, read: Callable[[], Iterator[data.Document]], optio
     """The document encoder and the query encoder that were asked for."""
     if model == DEFAULT_MODEL:
         model = str(shipped_model() or LEXICAL_MODEL)
-    chosen = {key: value for key, value in options.items() if key not in ("shard_size", "query_side", "idf")}
+    chosen = {key: value for key, value in options.items() if key not in _NOT_FOR_THE_NETWORK}
     if model == LEXICAL_MODEL:
         return _fit_lexical(read, chosen, options)
     from sparse_ir.encoder import Encoder
 
     encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
     side, path = options.get("query_side", "auto"), options.get("idf")
-    return encoder, encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None)
+    return encoder, encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None,
+                                          allow_unknown=options.get("allow_unknown", False))
 
 
 def _fit_lexical(read: Callable[[], Iterator[data.Document]], chosen: dict[str, Any], options: EncodeOptions) -> Any:

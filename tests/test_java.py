@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import pkgutil
 import signal
 import subprocess
 import sys
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 from small_indexes import changed_environment, run_python
 
-import sparse_ir
 from sparse_ir import java
 from sparse_ir.errors import ConfigError, JavaError
 
@@ -389,23 +386,3 @@ def test_an_unknown_class_names_the_jar():
 def test_maps_keep_their_strings():
     found = java.java_map({"a": "1", "\u00e9\u3000": "\U0001f600"})
     assert (found.size(), found.get("a"), found.get("\u00e9\u3000")) == (2, "1", "\U0001f600")
-
-
-# ------------------------------------------------------------------------------------------------ imports
-
-
-def test_no_import_loads_a_network_or_a_virtual_machine():
-    """``encoder`` may load torch: nobody imports it at their top."""
-    names = sorted(module.name for module in pkgutil.walk_packages(sparse_ir.__path__, "sparse_ir.")
-                   if module.name not in ("sparse_ir.encoder", "sparse_ir.__main__"))
-    assert "sparse_ir.cli" in names
-    done = run_python("""
-        import importlib, json, sys
-        heavy = {}
-        for name in ["sparse_ir", *json.loads(sys.argv[1])]:
-            importlib.import_module(name)
-            heavy[name] = sorted({"torch", "transformers", "datasets", "jnius", "pyserini"} & set(sys.modules))
-        print(json.dumps(heavy))
-    """, json.dumps(names))
-    assert done.stderr == ""
-    assert {name: loaded for name, loaded in json.loads(done.stdout).items() if loaded} == {}

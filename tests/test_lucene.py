@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -330,6 +331,23 @@ def test_two_readers_under_sixteen_threads_answer_like_one_thread(tmp_path):
     assert wrong == []
     for reader in readers:
         reader.close()
+
+
+def test_counting_terms_of_several_segments_in_several_threads(tmp_path):
+    readers = []
+    for terms in (700, 1100):
+        matrix, vocabulary = sparse.csr_matrix(np.ones((4, terms), dtype=np.int32)), [f"w{i}" for i in range(terms)]
+        folder = write_matrix(tmp_path / str(terms), matrix, list("abcd"), vocabulary, threads=2, batch=2)
+        readers.append((lucene.Reader(folder, "impact"), terms))
+    found: list[tuple[int, int]] = []
+
+    def count(number: int) -> None:
+        reader, terms = readers[number % 2]
+        found.append((reader.statistics()["terms"], terms))
+
+    lucene.run_threads([functools.partial(count, number) for number in range(6)])
+    assert [pair for pair in found if pair[0] != pair[1]] == []
+    assert len(found) == 6
 
 
 def test_the_first_searches_of_a_process_may_come_from_many_threads(tmp_path):

@@ -25,7 +25,7 @@ TEXTS = {
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_with_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     corpus = folder / "my_corpus"
     (corpus / "qrels").mkdir(parents=True)
@@ -52,16 +52,16 @@ def run_in(folder: Path, command: list[str] | str) -> str:
     return done.stdout
 
 
-def test_commands_run_in_their_order(workplace: Path) -> None:
+def test_commands_run_in_their_order(folder_with_corpus: Path) -> None:
     assert len(COMMANDS) >= 10
-    outputs = {command: run_in(workplace, command) for command in COMMANDS}
+    outputs = {command: run_in(folder_with_corpus, command) for command in COMMANDS}
     evaluated = next(text for command, text in outputs.items() if command.startswith("sparse-ir evaluate"))
     assert re.search(r"nDCG@10\s+1\b", evaluated)
 
 
-def test_python_example_runs(workplace: Path) -> None:
+def test_python_example_runs(folder_with_corpus: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert "d1" in run_in(workplace, [sys.executable, "-c", example])
+    assert "d1" in run_in(folder_with_corpus, [sys.executable, "-c", example])
 
 
 def test_every_verb_is_in_the_readme() -> None:
