@@ -89,8 +89,14 @@ def format_json(value: Any) -> str:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises ``DamagedError`` when it is missing or broken."""
+    return read_json_and_text(path)[0]
+
+
+def read_json_and_text(path: Path) -> tuple[Any, str]:
+    """The value and the text of a JSON file, from one reading: the file may be replaced at any moment."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text), text
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing") from error
     except (ValueError, UnicodeDecodeError) as error:

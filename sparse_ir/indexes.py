@@ -275,12 +275,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{folder} is no index of this package: there is no such folder")
     if not (folder / _MANIFEST).is_file():
         raise DamagedError(f"{folder} is no index of this package: it has no {_MANIFEST}")
-    manifest = files.read_json(folder / _MANIFEST)
+    manifest, text = files.read_json_and_text(folder / _MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "files" not in manifest:
         raise DamagedError(f"{folder / _MANIFEST} is not an index manifest of format {FORMAT}; build the index again")
     facts = {name: value for name, value in manifest.items() if name != "sha256"}
-    unchanged = (folder / _MANIFEST).read_text(encoding="utf-8") == files.format_json(manifest)
-    if not unchanged or files.sha256_of_json(facts) != manifest.get("sha256"):
+    if text != files.format_json(manifest) or files.sha256_of_json(facts) != manifest.get("sha256"):
         raise DamagedError(f"{folder / _MANIFEST} is damaged: its checksum differs; build the index again")
     return manifest
 

@@ -264,7 +264,7 @@ def test_places_that_are_wrong_are_one_line(error, root, collection, tmp_path):
     assert "splits there: test" in error("evaluate", "--run", root / "run", "--qrels", collection, "--split", "dev")
     assert "choose another output or delete it" in error(
         "index", "--vectors", root / "index.vectors", "--output", collection)
-    assert "Is a directory" in error(
+    assert "is a folder, allowed: the name of a file" in error(
         "search", "--index", root / "index", "--queries", collection, "--output", collection)
 
 
