@@ -9,6 +9,7 @@ Next file to read: ``heads``.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,25 @@ def read_layout(folder: Path, *, name: str | None = None, revision: str | None =
     )
 
 
+def find_folder(model: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+    """Where the network of any model lies, dense ones included, and the hub's commit (None for a local folder).
+
+    In the layout of sentence-transformers the network may have a folder of its own.
+    """
+    folder, commit = _resolve(model, revision, False)
+    if not is_sparse_encoder(folder) and (folder / "modules.json").is_file():
+        first = _read_json(folder / "modules.json")[0]
+        folder = folder / str(first.get("path", ""))
+    return folder, commit
+
+
+def is_sparse_encoder(folder: Path) -> bool:
+    """Whether a folder has the layout of a SparseEncoder."""
+    path = folder / "modules.json"
+    return path.is_file() and any("SpladePooling" in str(module) or "Router" in str(module)
+                                  for module in _read_json(path))
+
+
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
     """The files that hold the weights: safetensors, or with ``allow_pickle`` an older ``pytorch_model.bin``.
 
@@ -201,13 +221,17 @@ def write_sparse_encoder(
     top_k: int | None = None,
     query_weights: np.ndarray | None = None,
     class_names: ClassNames = "6",
+    dtype: Any = None,
 ) -> None:
     """Write the SparseEncoder layout that sentence-transformers opens; ``folder`` appears whole, or stays as it was.
 
     ``network`` and ``tokenizer`` are those of transformers. With ``query_weights`` (float32 ``[V]``) it becomes a
     ``Router`` with a ``SparseStaticEmbedding`` for queries, and an ``idf.json`` beside it. ``class_names`` "6" is read
-    by sentence-transformers 5.4 and later, "5" by all versions from 5.0.
+    by sentence-transformers 5.4 and later, "5" by all versions from 5.0. ``dtype``: a torch type in which the network's
+    weights are stored (float16 halves the files; loading gives float32 again).
     """
+    if dtype is not None and dtype != network.dtype:
+        network = copy.deepcopy(network).to(dtype)
     _check_choice("pooling", pooling, get_args(Pooling))
     _check_choice("activation", activation, get_args(Activation))
     _check_choice("class_names", class_names, get_args(ClassNames))

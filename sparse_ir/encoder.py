@@ -20,11 +20,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from scipy import sparse
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir import checkpoint as layouts
-from sparse_ir import queries
+from sparse_ir import networks, queries
 from sparse_ir.checkpoint import Checkpoint, ClassNames, Layout, NeuralSide, StaticSide
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
 from sparse_ir.heads import TOKEN_BLOCK, Head, group_sizes
@@ -37,8 +37,6 @@ _TRUNK_DTYPE = {
 }
 _SCREENED = {"float32-int8", "int8"}
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
-_PROBE = "A probe of 7 words, and one more."
-_PROBE_TOKENS = 16
 _TEXTS_PER_BATCH = 1024
 
 
@@ -150,7 +148,7 @@ class Encoder:
                 raise ConfigError(f"a query side of kind {kind!r} takes no idf; drop one of the two")
             return queries.from_idf_json(
                 idf, self._network.owner.backend_tokenizer, self._options.convention,
-                max_length=_stated_length(self._network.owner), vocabulary_size=len(self.vocabulary),
+                max_length=networks.stated_length(self._network.owner), vocabulary_size=len(self.vocabulary),
                 name=f"{self._checkpoint.name} {idf.name}", prompt=self._checkpoint.query_prompt,
                 allow_unknown=allow_unknown,
             )
@@ -239,9 +237,9 @@ class Encoder:
         if not tensor and idf_path is None:
             raise ModelError(f"{self._checkpoint.name} has no token weights for queries (SparseStaticEmbedding or "
                              "idf.json); use the kind 'neural' or 'ones'")
-        owner = _load_tokenizer(side.folder) if isinstance(side, StaticSide) else self._network.owner
+        owner = networks.load_owner(side.folder) if isinstance(side, StaticSide) else self._network.owner
         size, name, prompt = len(self.vocabulary), self._checkpoint.name, self._checkpoint.query_prompt
-        limit = _stated_length(owner)
+        limit = networks.stated_length(owner)
         if idf_path is not None and not (tensor and convention == "sentence-transformers"):
             return queries.from_idf_json(
                 idf_path, owner.backend_tokenizer, convention, max_length=limit, vocabulary_size=size, name=name,
@@ -293,7 +291,7 @@ class NeuralQueryEncoder:
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a model's document side, without the network."""
     side = layouts.open_checkpoint(model, revision=revision, allow_pickle=True).document
-    return _rules(_load_tokenizer(side.folder), side.lowercase)
+    return networks.rules_of(networks.load_owner(side.folder), side.lowercase)
 
 
 def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | None = None) -> NeuralQueryEncoder:
@@ -365,7 +363,7 @@ class _Network:
         """The same network with another limit; nothing is copied but the tokenizer."""
         if max_length == self.max_length:
             return self
-        return replace(self, tokenizer=_cut_at(self.tokenizer, max_length), max_length=max_length)
+        return replace(self, tokenizer=networks.cut_at(self.tokenizer, max_length), max_length=max_length)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Any]:
@@ -377,13 +375,6 @@ class _Network:
             yield self.model
         finally:
             setattr(parent, name, passed)
-
-
-class _Pass(torch.nn.Module):
-    """Stands where the output layer was and returns its input, so that ``logits`` become hidden states."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden
 
 
 _EMPTY_ROW: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
@@ -411,12 +402,12 @@ def _device_kind(device: str) -> str:
 
 
 def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: Options) -> Encoder:
-    owner = _load_tokenizer(side.folder)
-    model = _load_model(side.folder, options.allow_pickle)
-    capacity = _capacity(model)
+    owner = networks.load_owner(side.folder)
+    model = networks.load_masked_lm(side.folder, options.allow_pickle)
+    capacity = networks.capacity_of(model)
     limit = _max_length(side, owner, capacity, options.max_length)
-    tokenizer = _cut_at(_rules(owner, side.lowercase), limit)
-    slot, layer = _detach_output_layer(model, tokenizer, side.folder)
+    tokenizer = networks.cut_at(networks.rules_of(owner, side.lowercase), limit)
+    slot, layer = networks.detach_output_layer(model, tokenizer, side.folder)
     dtype = _TRUNK_DTYPE[options.precision]
     model.to(device=options.device, dtype=dtype)
     weight, bias = _head_tensors(layer, options)
@@ -434,108 +425,12 @@ def _head_tensors(layer: Any, options: Options) -> tuple[Tensor, Tensor]:
     return weight, bias.to(options.device)
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({_first_line(error)})") from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelError(f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json); convert it first")
-    return tokenizer
-
-
-def _load_model(folder: Path, allow_pickle: bool) -> Any:
-    import transformers
-
-    found = layouts.weight_files(folder, allow_pickle=allow_pickle)
-    try:
-        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
-            use_safetensors=found[0].suffix == ".safetensors",
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a masked language model ({_first_line(error)})") from error
-    if missing := sorted(report["missing_keys"]):
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        raise ModelError(
-            f"{folder} lacks weights that a masked language model needs ({shown}): this is a backbone without its "
-            "output layer, and random weights would take its place; use a checkpoint saved as ...ForMaskedLM"
-        )
-    return model.eval().requires_grad_(False)
-
-
-def _detach_output_layer(model: Any, tokenizer: Tokenizer, folder: Path) -> tuple[tuple[Any, str], Any]:
-    """Take the output layer off, and prove on a few tokens that nothing but it made the logits."""
-    layer = model.get_output_embeddings()
-    name = next((name for name, module in model.named_modules() if module is layer), None)
-    if layer is None or name is None or not isinstance(layer, torch.nn.Linear):
-        raise ModelError(f"{folder}: {type(model).__name__} has no linear output layer over the vocabulary")
-    if max(tokenizer.get_vocab().values()) >= layer.out_features:
-        raise ModelError(f"{folder}: the tokenizer has more tokens than the output layer has rows "
-                         f"({layer.out_features}); they do not belong together")
-    path, _, leaf = name.rpartition(".")
-    parent = model.get_submodule(path)
-    ids = torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
-    with torch.inference_mode():
-        expected = model(input_ids=ids).logits
-        setattr(parent, leaf, _Pass())
-        try:
-            found = layer(model(input_ids=ids).logits)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            raise ModelError(f"{folder}: {type(model).__name__} uses its output layer in a way that is not supported "
-                             f"({_first_line(error)})") from error
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
-        raise ModelError(f"{folder}: {type(model).__name__} changes the logits after its output layer, which is not "
-                         "supported")
-    return (parent, leaf), layer
-
-
-def _rules(owner: Any, lowercase: bool) -> Tokenizer:
-    """A private copy of the tokenizer; ``lowercase`` goes before its own normalizer unless that does so already."""
-    copy = Tokenizer.from_str(owner.backend_tokenizer.to_str())
-    copy.no_padding()
-    if lowercase:
-        steps: Any = copy.normalizer
-        sequence = type(steps).__name__ == "Sequence"
-        listed = list(steps) if sequence else [] if steps is None else [steps]
-        if not any(isinstance(step, normalizers.Lowercase) for step in listed):
-            copy.normalizer = normalizers.Sequence([normalizers.Lowercase(), *listed])
-    return copy
-
-
-def _cut_at(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_truncation()
-    if max_length is not None:
-        copy.enable_truncation(max_length)
-    return copy
-
-
-def _stated_length(owner: Any) -> int | None:
-    """The tokenizer's own limit; transformers writes 1e30 for none."""
-    return int(owner.model_max_length) if owner.model_max_length < 10**9 else None
-
-
-def _capacity(model: Any) -> int | None:
-    """Tokens that the position table can hold. RoBERTa's positions start behind the padding index."""
-    size = getattr(model.config, "max_position_embeddings", None)
-    if not size or size < 1:
-        return None
-    for module in model.modules():
-        padding = getattr(module, "padding_idx", None)
-        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
-            return size - padding - 1
-    return size
-
-
 def _max_length(side: NeuralSide, owner: Any, capacity: int | None, asked: int | None) -> int | None:
     if asked is not None:
         if capacity is not None and asked > capacity:
             raise ConfigError(f"max_length is {asked}; this model reads at most {capacity} tokens")
         return asked
-    limits = [limit for limit in (side.max_length or _stated_length(owner), capacity) if limit is not None]
+    limits = [limit for limit in (side.max_length or networks.stated_length(owner), capacity) if limit is not None]
     return min(limits) if limits else None
 
 
@@ -592,5 +487,3 @@ def _stack(rows: Sequence[Row], width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.concatenate(weights), np.concatenate(ids), ends), shape=(len(rows), width))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,6 +7,7 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── IndexMismatch             an index and an encoder (or a rule) do not belong together
 ├── DamagedError              stored bytes differ from what their manifest promises
 ├── LockedError               another process is writing to the same place
+├── TrainingError             training cannot go on: collapse, or a checkpoint of another configuration
 └── JavaError                 no usable Java runtime, or the virtual machine failed
 
 Each one also inherits the builtin exception that a caller would expect. Next file to read: ``files``.
@@ -39,6 +40,10 @@ class DamagedError(SparseIRError, RuntimeError):
 
 class LockedError(SparseIRError, RuntimeError):
     """Another process is writing to the same place."""
+
+
+class TrainingError(SparseIRError, RuntimeError):
+    """Training cannot go on; the message says why, and what to change."""
 
 
 class JavaError(SparseIRError, RuntimeError):

@@ -123,6 +123,19 @@ def swap_folder(new: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A folder to build in, which takes the place of ``target`` when the block ends without an exception."""
+    folder = temporary_sibling(target)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        swap_folder(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
 def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
     """Hold the right to write ``path``; the kernel gives it back when the process dies, however it dies.
 
@@ -139,6 +152,13 @@ def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that it is never seen half deleted under its own name."""
+    aside = temporary_sibling(path)
+    path.rename(aside)
+    shutil.rmtree(aside)
 
 
 def folder_size(path: Path) -> int:

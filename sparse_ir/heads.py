@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,6 +150,51 @@ class _Screen:
     def _product(self, block: slice, rounded_HT: Tensor, texts: int) -> Tensor:
         product_VT = torch._int_mm(self._rounded_VH[block], rounded_HT)
         return product_VT.view(len(product_VT), texts, -1).amax(2)
+
+
+def pool_with_gradient(hidden_BLH: Tensor, weight_VH: Tensor, bias_V: Tensor, lengths: np.ndarray) -> Tensor:
+    """``max over tokens of hidden . weight + bias``: ``[B, V]`` float32, differentiable, without ``[B, L, V]``.
+
+    The gradient of a maximum flows through one token of a text, and that of a ReLU behind it only through terms that
+    are active, so the backward pass is two products with a sparse matrix of as many entries as there are active terms.
+    Products run in the type that autocast asks for (else in that of ``hidden``); among equal logits one is chosen.
+    """
+    return _MaxPool.apply(_hide_padding(hidden_BLH, lengths), weight_VH) + bias_V.float()
+
+
+class _MaxPool(torch.autograd.Function):
+    """Keeps hidden states, the weight (not copies of them) and one token position per text and term."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_BLH: Tensor, weight_VH: Tensor) -> Tensor:
+        kind = hidden_BLH.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_BLH.dtype
+        texts, block = hidden_BLH.shape[0], _VOCABULARY_BLOCK[kind]
+        hidden_HT = hidden_BLH.reshape(-1, hidden_BLH.shape[2]).t().to(dtype)
+        scores_VB = torch.empty((len(weight_VH), texts), device=hidden_BLH.device)
+        tokens_VB = torch.empty((len(weight_VH), texts), dtype=torch.int32, device=hidden_BLH.device)
+        for start in range(0, len(weight_VH), block):
+            rows = slice(start, start + block)
+            products_RT = weight_VH[rows].to(dtype) @ hidden_HT
+            scores_RB, tokens_RB = products_RT.view(len(products_RT), texts, -1).max(2)
+            scores_VB[rows], tokens_VB[rows] = scores_RB, tokens_RB
+        ctx.save_for_backward(hidden_BLH, weight_VH, tokens_VB)
+        return scores_VB.t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        hidden_BLH, weight_VH, tokens_VB = ctx.saved_tensors
+        gradient_VB = gradients[0].t()
+        texts, length, _ = hidden_BLH.shape
+        terms, rows = torch.nonzero(gradient_VB, as_tuple=True)
+        positions = rows * length + tokens_VB[terms, rows].long()
+        values = gradient_VB[terms, rows].float()
+        shape = (len(weight_VH), texts * length)
+        chosen_VT = torch.sparse_coo_tensor(torch.stack([terms, positions]), values, shape, check_invariants=False)
+        hidden_TH = hidden_BLH.reshape(texts * length, -1).float()
+        for_weight_VH = torch.sparse.mm(chosen_VT, hidden_TH)
+        for_hidden_TH = torch.sparse.mm(chosen_VT.t(), weight_VH.float())
+        return for_hidden_TH.view_as(hidden_BLH).to(hidden_BLH.dtype), for_weight_VH.to(weight_VH.dtype)
 
 
 def group_sizes(lengths: np.ndarray, token_block: int) -> Iterator[int]:

@@ -408,6 +408,28 @@ def _boosted(query: Any, boost: int) -> Any:
     return java.java_class("org.apache.lucene.search.BoostQuery")(query, float(boost))
 
 
+# ------------------------------------------------------------------------------------------------ analysis
+
+
+def analyze(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The terms of each text in order, repetitions kept: the analysis that ``write_texts`` and ``search_text`` use.
+
+    Anserini's default for English: standard tokens, lower case, stop words out, Porter's stems. An empty text gives an
+    empty list. Raises ``DataError`` for a text with a lone surrogate, which Java cannot take.
+    """
+    analyzer, mapper = _analyzer("bm25"), java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+    utilities = java.java_class("io.anserini.analysis.AnalyzerUtils")
+    for position, text in enumerate(texts):
+        with java.translated_errors(f"text {position} could not be analysed"):
+            try:
+                found = utilities.analyze(analyzer, text)
+            except UnicodeEncodeError as error:
+                raise DataError(f"text {position} holds a lone surrogate ({text[error.start]!r} at character "
+                                f"{error.start}); allowed: Unicode text") from error
+            terms = mapper.writeValueAsString(found)
+        yield json.loads(terms)
+
+
 # ------------------------------------------------------------------------------------------------ checking and threads
 
 

@@ -13,7 +13,7 @@ import pytest
 import sparse_ir
 
 PACKAGE = Path(sparse_ir.__file__).parent
-ORDER = ("errors", "files", "data", "measures", "queries", "checkpoint", "heads", "encoder", "lexical", "impacts",
+ORDER = ("errors", "files", "data", "measures", "queries", "checkpoint", "networks", "heads", "encoder", "lexical", "impacts",
          "vectors", "java", "lucene", "exact", "indexes", "pydocs", "verbs", "showcase", "cli")
 # a stored query side may be neural, and whoever loads it need not know: one import, inside of a function
 BACKWARDS = {("queries", "encoder")}

@@ -1,0 +1,161 @@
+"""Networks and tokenizers of transformers, loaded without surprises and opened where this package needs them.
+
+The output layer is taken off, so that a network's "logits" are the hidden states before it, and ``heads`` can join
+that layer with the pooling. Code of a model folder is never run; a network that lacks weights is refused.
+Next file to read: ``heads``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, normalizers
+from torch import Tensor
+
+from sparse_ir import checkpoint as layouts
+from sparse_ir.errors import ModelError
+
+_PROBE = "A probe of 7 words, and one more."
+_PROBE_TOKENS = 16
+
+
+class _Pass(torch.nn.Module):
+    """Stands where the output layer was and returns its input, so that ``logits`` become hidden states."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+def load_owner(folder: Path) -> Any:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)})") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json); convert it first")
+    return tokenizer
+
+
+def load_masked_lm(folder: Path, allow_pickle: bool) -> Any:
+    """The masked language model of a folder, float32, without gradients; raises ``ModelError`` when weights lack."""
+    model, missing = _load_with_report(folder, allow_pickle)
+    if missing:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise ModelError(
+            f"{folder} lacks weights that a masked language model needs ({shown}): this is a backbone without its "
+            "output layer, and random weights would take its place; use a checkpoint saved as ...ForMaskedLM"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_or_grow_masked_lm(folder: Path) -> tuple[Any, bool]:
+    """The masked language model of a folder, and whether its output layer is new.
+
+    A backbone without one gets the layer of its architecture: tied to the word embeddings, biases 0, and square
+    matrices in between the identity, so that what the backbone computes passes. Raises ``ModelError`` when anything
+    else is missing.
+    """
+    model, missing = _load_with_report(folder, False)
+    inside = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
+    if inside:
+        raise ModelError(f"{folder} lacks weights of the backbone itself ({', '.join(inside[:4])}); training cannot "
+                         "start from a part of a network")
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name not in missing:
+                continue
+            if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
+                torch.nn.init.eye_(tensor)
+            elif name.endswith("bias"):
+                tensor.zero_()
+    model.tie_weights()
+    if missing and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise ModelError(f"{folder}: the output layer of {type(model).__name__} is not tied to its word embeddings "
+                         "and would be random; use a checkpoint saved as ...ForMaskedLM")
+    return model, bool(missing)
+
+
+def _load_with_report(folder: Path, allow_pickle: bool) -> tuple[Any, list[str]]:
+    import transformers
+
+    found = layouts.weight_files(folder, allow_pickle=allow_pickle)
+    try:
+        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
+            use_safetensors=found[0].suffix == ".safetensors",
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a masked language model ({first_line(error)})") from error
+    return model, sorted(report["missing_keys"])
+
+
+def detach_output_layer(model: Any, tokenizer: Tokenizer, folder: Path) -> tuple[tuple[Any, str], Any]:
+    """Take the output layer off, and prove on a few tokens that nothing but it made the logits."""
+    layer = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is layer), None)
+    if layer is None or name is None or not isinstance(layer, torch.nn.Linear):
+        raise ModelError(f"{folder}: {type(model).__name__} has no linear output layer over the vocabulary")
+    if max(tokenizer.get_vocab().values()) >= layer.out_features:
+        raise ModelError(f"{folder}: the tokenizer has more tokens than the output layer has rows "
+                         f"({layer.out_features}); they do not belong together")
+    path, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(path)
+    ids = torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        setattr(parent, leaf, _Pass())
+        try:
+            found = layer(model(input_ids=ids).logits)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ModelError(f"{folder}: {type(model).__name__} uses its output layer in a way that is not supported "
+                             f"({first_line(error)})") from error
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        raise ModelError(f"{folder}: {type(model).__name__} changes the logits after its output layer, which is not "
+                         "supported")
+    return (parent, leaf), layer
+
+
+def rules_of(owner: Any, lowercase: bool) -> Tokenizer:
+    """A private copy of the tokenizer; ``lowercase`` goes before its own normalizer unless that does so already."""
+    copy = Tokenizer.from_str(owner.backend_tokenizer.to_str())
+    copy.no_padding()
+    if lowercase:
+        steps: Any = copy.normalizer
+        sequence = type(steps).__name__ == "Sequence"
+        listed = list(steps) if sequence else [] if steps is None else [steps]
+        if not any(isinstance(step, normalizers.Lowercase) for step in listed):
+            copy.normalizer = normalizers.Sequence([normalizers.Lowercase(), *listed])
+    return copy
+
+
+def cut_at(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    if max_length is not None:
+        copy.enable_truncation(max_length)
+    return copy
+
+
+def stated_length(owner: Any) -> int | None:
+    """The tokenizer's own limit; transformers writes 1e30 for none."""
+    return int(owner.model_max_length) if owner.model_max_length < 10**9 else None
+
+
+def capacity_of(model: Any) -> int | None:
+    """Tokens that the position table can hold. RoBERTa's positions start behind the padding index."""
+    size = getattr(model.config, "max_position_embeddings", None)
+    if not size or size < 1:
+        return None
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
+            return size - padding - 1
+    return size
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

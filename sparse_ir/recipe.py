@@ -1,0 +1,381 @@
+"""The training configuration: plain data from a TOML file, checked to the last key, written back complete.
+
+Each section of the file is one class here, and each key one field with its default; what a field means stands beside
+it. Unknown keys, wrong types and values out of range are refused with the place and what is allowed.
+Next file to read: ``student``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sparse_ir.errors import ConfigError
+
+VERSION = 1
+
+QuerySide = Literal["idf", "ones", "learned", "neural"]
+Penalty = Literal["none", "flops", "idf_flops", "df_flops", "l1"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """``[model]``: where training starts and what the model is."""
+
+    start: str  # folder or hub name: masked language model, sparse encoder, or a backbone without an output layer
+    revision: str | None = None  # commit of a hub model
+    query: QuerySide = "idf"  # idf: fixed token weights; ones: presence; learned: token weights that train; neural
+    idf: str | None = None  # idf.json; without it the IDF of all training documents
+    activation: Literal["relu", "log1p_relu"] = "relu"  # log(1 + relu), or that logarithm twice (the l0 activation)
+    max_length: int = 256  # tokens of a document in training
+    query_max_length: int = 64  # tokens of a query in training
+    saved_max_length: int | None = None  # what the saved model states; default: all that the network can read
+    document_prompt: str = ""
+    query_prompt: str = ""
+    dropout: float | None = None  # probability inside the network; None: what the model states
+    top_k: int | None = None  # terms kept of a document by the saved model
+
+    def check(self) -> None:
+        _at_least("model.max_length", self.max_length, 4)
+        _at_least("model.query_max_length", self.query_max_length, 4)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}; allowed: 0 or more and less than 1")
+        if self.idf is not None and self.query not in ("idf", "learned"):
+            raise ConfigError(f"model.idf is given and model.query is {self.query!r}, which has no use for it")
+
+
+@dataclass(frozen=True)
+class WarmStartSettings:
+    """``[warm_start]``: the bag-of-words objective before ranking (DupMAE's), for backbones without an output layer."""
+
+    steps: int = 0
+    learning_rate: float = 5e-4
+    active_terms: int = 400  # afterwards the output bias is shifted so that a document has so many terms on average
+
+    def check(self) -> None:
+        _at_least("warm_start.steps", self.steps, 0)
+        _positive("warm_start.learning_rate", self.learning_rate)
+        _at_least("warm_start.active_terms", self.active_terms, 1)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """``[[data]]``: one source of (query, positive document) pairs."""
+
+    path: str  # BEIR folder, or .jsonl with the texts in it
+    name: str | None = None
+    split: str = "train"
+    negatives: str | None = None  # the file that sparse-ir mine wrote
+    weight: float | None = None  # share of the batches; default: the square root of the number of queries
+    limit: int | None = None  # at most so many queries
+    allow_missing: bool = False  # judged documents that the corpus lacks are dropped and counted
+
+    def check(self) -> None:
+        if self.weight is not None:
+            _positive("data.weight", self.weight)
+        if self.limit is not None:
+            _at_least("data.limit", self.limit, 1)
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """``[batch]``: what one step sees, on all devices together."""
+
+    queries: int = 32  # positive documents; each comes with up to queries_per_positive of its queries
+    negatives: int = 0  # mined negatives for each query
+    queries_per_positive: int = 1
+    neighbourhood: int = 1  # positives that are drawn together because the first one's negatives name the others
+    in_batch: bool = True  # every document of the batch is a candidate of every query
+    micro_batch: int | None = None  # texts whose graph is kept at a time on a device: less memory, one more pass
+
+    def check(self) -> None:
+        _at_least("batch.queries", self.queries, 1)
+        _at_least("batch.negatives", self.negatives, 0)
+        _at_least("batch.queries_per_positive", self.queries_per_positive, 1)
+        _at_least("batch.neighbourhood", self.neighbourhood, 1)
+        if self.micro_batch is not None:
+            _at_least("batch.micro_batch", self.micro_batch, 1)
+        if self.queries * (self.negatives + 1) < 2 or (not self.in_batch and self.negatives == 0):
+            raise ConfigError("batch: a query has no candidate but its positive; raise batch.queries or "
+                              "batch.negatives, or set batch.in_batch")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """``[[loss]]``: a ranking loss; the weighted sum of all is minimised."""
+
+    name: Literal["kl", "info_nce", "margin_mse"]
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def check(self) -> None:
+        _positive("loss.weight", self.weight)
+        _positive("loss.temperature", self.temperature)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """``[[teacher]]``: whose scores are distilled. ``kind`` "file": the scores that stand in the training file."""
+
+    kind: Literal["dense", "sparse", "cross-encoder", "bm25", "file"]
+    model: str | None = None
+    revision: str | None = None
+    weight: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int | None = None
+    k1: float = 0.9
+    b: float = 0.4
+
+    def check(self) -> None:
+        _positive("teacher.weight", self.weight)
+        if (self.model is None) != (self.kind in ("bm25", "file")):
+            raise ConfigError(f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, sparse and "
+                              "cross-encoder teachers need one, bm25 and file take none")
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """``[ensemble]``: scores of the teachers into one target (Geng et al. 2024, equations 8 and 9)."""
+
+    scale: float = 30.0  # S, an inverse temperature
+    normalization: Literal["minmax", "none"] = "minmax"
+
+    def check(self) -> None:
+        _positive("ensemble.scale", self.scale)
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """``[documents]`` and ``[queries]``: the sparsity penalty of one side."""
+
+    penalty: Penalty = "flops"
+    weight: float | None = None  # lambda; or, instead of it,
+    target_terms: float | None = None  # the mean number of active terms towards which lambda is controlled
+    ramp_steps: int = 0  # quadratic ramp of lambda; with a target: steps until the target must be reached
+    exempt_up_to: int | None = None  # the l0 mask: texts with at most so many terms are not penalised
+    power: Literal[1, 2] = 1  # of the IDF in idf_flops
+    alpha: float = 0.1  # of df_flops
+    beta: float = 5.0  # of df_flops
+    anti_zero: float = 0.0  # weight of 1 / (sum of all weights)^2
+
+    def check(self) -> None:
+        if self.penalty != "none" and (self.weight is None) == (self.target_terms is None):
+            raise ConfigError("a penalty needs either weight (lambda) or target_terms, and not both")
+        for name in ("weight", "anti_zero"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"penalty {name} is {value}; allowed: 0 or more")
+        if self.target_terms is not None:
+            _positive("target_terms", self.target_terms)
+        _at_least("ramp_steps", self.ramp_steps, 0)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """``[optimizer]``: AdamW."""
+
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: float | None = None
+    query_learning_rate: float | None = None  # of learned token weights; default: learning_rate
+
+    def check(self) -> None:
+        _positive("optimizer.learning_rate", self.learning_rate)
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        if self.max_grad_norm is not None:
+            _positive("optimizer.max_grad_norm", self.max_grad_norm)
+
+
+@dataclass(frozen=True)
+class DevSettings:
+    """``[[dev]]``: a small collection that is searched during training; the mean decides which step is best."""
+
+    path: str
+    name: str | None = None
+    split: str = "dev"
+    measure: str = "nDCG@10"
+    queries: int | None = None  # at most so many, the first ones
+    documents: int | None = None  # at most so many: all judged ones first, then the first of the corpus
+
+    def check(self) -> None:
+        for name in ("queries", "documents"):
+            if getattr(self, name) is not None:
+                _at_least(f"dev.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """``[run]``: how long, how exact, how often."""
+
+    steps: int
+    seed: int = 0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    save_every: int = 500
+    keep: int = 2  # checkpoints on the disk, without the best one
+    evaluate_every: int = 500
+    log_every: int = 10
+    tensorboard: bool = True
+
+    def check(self) -> None:
+        for name in ("steps", "save_every", "keep", "evaluate_every", "log_every"):
+            _at_least(f"run.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class CardSettings:
+    """``[card]``: what only a person can say in the model card."""
+
+    name: str = "A learned-sparse encoder"
+    license: str | None = None
+    data_notes: Mapping[str, str] = field(default_factory=dict)  # name of a source -> origin and licence
+
+    def check(self) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run as data. ``read_config`` makes it, ``format_config`` writes it back, defaults included."""
+
+    model: ModelSettings
+    data: tuple[DataSettings, ...]
+    run: RunSettings
+    loss: tuple[LossSettings, ...] = (LossSettings("info_nce"),)
+    teacher: tuple[TeacherSettings, ...] = ()
+    dev: tuple[DevSettings, ...] = ()
+    batch: BatchSettings = BatchSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
+    documents: PenaltySettings = PenaltySettings("none")
+    queries: PenaltySettings = PenaltySettings("none")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    warm_start: WarmStartSettings = WarmStartSettings()
+    card: CardSettings = field(default_factory=CardSettings)
+    version: int = VERSION
+
+    def check(self) -> None:
+        if self.version != VERSION:
+            raise ConfigError(f"version is {self.version}; this release reads version {VERSION}")
+        if not self.data or not self.loss:
+            raise ConfigError("a configuration needs at least one [[data]] and one [[loss]]")
+        distilled = sorted({loss.name for loss in self.loss} & {"kl", "margin_mse"})
+        if bool(distilled) != bool(self.teacher):
+            raise ConfigError(f"losses {distilled or 'without a teacher'} and {len(self.teacher)} teachers do not fit: "
+                              "kl and margin_mse need [[teacher]] sections, other losses take none")
+        if self.queries.penalty != "none" and self.model.query != "neural":
+            raise ConfigError(f"[queries] penalises query vectors, and model.query = {self.model.query!r} has fixed "
+                              "ones; drop the section")
+        if self.warm_start.steps >= self.run.steps:
+            raise ConfigError(f"warm_start.steps is {self.warm_start.steps} of {self.run.steps} steps in all; nothing "
+                              "is left for ranking")
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The checked configuration of a TOML file; raises ``ConfigError`` with file, key, value and what is allowed."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML ({error})") from error
+    try:
+        return parse_config(table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(table: Mapping[str, Any]) -> TrainConfig:
+    """The checked configuration of a parsed file."""
+    return _build(TrainConfig, table, "")
+
+
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
+    """All keys with their values; keys that are unset are left out, because TOML has no null."""
+    return _without_none(dataclasses.asdict(config))
+
+
+def format_config(config: TrainConfig) -> str:
+    """The configuration as TOML, every default written out: what ``read_config`` reads to the same object."""
+    import tomli_w
+
+    return tomli_w.dumps(config_to_json(config))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(part) for part in value]
+    return value
+
+
+def _build(kind: Any, table: Any, place: str) -> Any:
+    """A settings object from a table, recursively; ``place`` is the key so far, for messages."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{place} is {table!r:.60}; allowed: a table")
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            meant = f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(hints)}"
+            raise ConfigError(f"unknown key {_join(place, key)}{meant}")
+    values = {key: _convert(hints[key], value, _join(place, key)) for key, value in table.items()}
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"{_join(place, missing[0])} is missing")
+    made = kind(**values)
+    try:
+        made.check()
+    except ConfigError as error:
+        raise ConfigError(f"[{place}] {error}" if place else str(error)) from error
+    return made
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, place)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{place} is {value!r:.60}; allowed: a list of tables, each under [[{place}]]")
+        return tuple(_build(arguments[0], part, f"{place}.{number}") for number, part in enumerate(value))
+    if origin is Literal:
+        return _check(value in arguments, value, place, "one of " + ", ".join(map(repr, arguments)))
+    if origin is types.UnionType:
+        return _convert(next(part for part in arguments if part is not type(None)), value, place)
+    if origin is not None:
+        return dict(_check(isinstance(value, Mapping), value, place, "a table"))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    return _check(fits and value == value, value, place, f"a value of type {hint.__name__}")  # NaN differs from itself
+
+
+def _check(fits: bool, value: Any, place: str, allowed: str) -> Any:
+    if not fits:
+        raise ConfigError(f"{place} is {value!r:.60}; allowed: {allowed}")
+    return value
+
+
+def _join(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else key
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; allowed: {least} or more")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value}; allowed: more than 0")

@@ -1,0 +1,114 @@
+"""How strong the sparsity penalty is at each step, and when training has gone wrong beyond repair.
+
+``Governor`` gives lambda: by a quadratic ramp, or by control towards a number of active terms (the autopilot).
+``Guard`` watches for collapse. Both carry a small JSON-able state, so that a resumed run goes on as if never stopped.
+Next file to read: ``training``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sparse_ir.errors import TrainingError
+from sparse_ir.losses import ramp
+from sparse_ir.recipe import PenaltySettings
+
+_GAIN = 0.05  # share of the relative error by which log(lambda) moves in a step
+_MEMORY = 0.9  # of the running mean of active terms
+_FIRST_LAMBDA = 1e-4
+_LAMBDA_RANGE = (1e-9, 1e4)
+_BOOST_RANGE = (0.25, 4.0)
+_PATIENCE = 50
+
+
+class Governor:
+    """Lambda of one side. ``step`` counts from the first ranking step.
+
+    With a target the controller is proportional and integral on logarithms: ``log lambda`` moves by ``0.05 log(terms /
+    goal)`` a step (clipped to one), and is multiplied by ``terms / goal`` on top, which damps the swing. The goal falls
+    geometrically from the first count observed to the target within ``ramp_steps``.
+    """
+
+    def __init__(self, settings: PenaltySettings) -> None:
+        self._settings = settings
+        self._lambda = _FIRST_LAMBDA
+        self._terms: float | None = None
+        self._first_terms: float | None = None
+
+    def weight(self, step: int) -> float:
+        """Lambda of this step."""
+        if self._settings.penalty == "none":
+            return 0.0
+        if self._settings.target_terms is None:
+            assert self._settings.weight is not None
+            return self._settings.weight * ramp(step, self._settings.ramp_steps)
+        if self._terms is None:
+            return self._lambda
+        low, high = _BOOST_RANGE
+        return self._lambda * min(max(self._terms / self._goal(step), low), high)
+
+    def observe(self, step: int, active_terms: float) -> None:
+        """Take note of the mean number of active terms of this step's texts."""
+        if self._settings.target_terms is None or self._settings.penalty == "none":
+            return
+        active_terms = max(active_terms, 0.5)
+        if self._first_terms is None or self._terms is None:
+            self._first_terms = self._terms = active_terms
+        self._terms = _MEMORY * self._terms + (1 - _MEMORY) * active_terms
+        error = math.log(self._terms / self._goal(step))
+        low, high = _LAMBDA_RANGE
+        self._lambda = min(max(self._lambda * math.exp(_GAIN * min(max(error, -1.0), 1.0)), low), high)
+
+    def _goal(self, step: int) -> float:
+        target, first = self._settings.target_terms, self._first_terms
+        assert target is not None and first is not None
+        done = min(step / self._settings.ramp_steps, 1.0) if self._settings.ramp_steps else 1.0
+        return target * max(first / target, 1.0) ** (1.0 - done)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able; ``restore`` takes it back."""
+        return {"lambda": self._lambda, "terms": self._terms, "first_terms": self._first_terms}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self._lambda, self._terms, self._first_terms = state["lambda"], state["terms"], state["first_terms"]
+
+
+class Guard:
+    """Stops a run that has collapsed, with the reason and a remedy, before it burns hours.
+
+    Three ends are known: every text empty (a penalty too strong, or ReLUs that died: none of them gets a gradient
+    again), every term active (a penalty too weak, or a learning rate that blew the logits up), and a loss that is no
+    number. A state must last for 50 steps; a loss that is no number ends the run at once.
+    """
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self._size = vocabulary_size
+        self._empty = 0
+        self._dense = 0
+
+    def observe(self, step: int, loss: float, active_terms: float, share_empty: float) -> None:
+        """Raises ``TrainingError``."""
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {step}: the loss is {loss}; lower optimizer.learning_rate, set "
+                                "optimizer.max_grad_norm, or train in float32 or bfloat16")
+        self._empty = self._empty + 1 if share_empty > 0.5 else 0
+        self._dense = self._dense + 1 if active_terms > 0.5 * self._size else 0
+        if self._empty >= _PATIENCE:
+            raise TrainingError(
+                f"step {step}: for {_PATIENCE} steps more than half of the texts had no active term (all-zero "
+                "collapse, dying ReLU); lower the penalty or lengthen its ramp, lower the learning rate, or begin with "
+                "a [warm_start]")
+        if self._dense >= _PATIENCE:
+            raise TrainingError(
+                f"step {step}: for {_PATIENCE} steps a text had {active_terms:.0f} of {self._size} terms on average "
+                "(dense blow-up); raise the penalty, give it a target_terms, or lower the learning rate")
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able; ``restore`` takes it back."""
+        return {"empty": self._empty, "dense": self._dense}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken."""
+        self._empty, self._dense = state["empty"], state["dense"]

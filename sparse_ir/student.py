@@ -1,0 +1,267 @@
+"""The model in training: the document network with gradients, its query side, warm start and saving.
+
+Texts go in as token ids, groups of like length through the network at a time, and ``[N, V]`` weights come out;
+``heads.pool_with_gradient`` sees to it that ``[B, L, V]`` never exists. A backbone without an output layer gets a tied
+one here (``start_network``), which the bag-of-words objective then teaches its job.
+
+N texts, B texts of a group, L tokens, H hidden width, V vocabulary. Next file to read: ``training``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sparse_ir import checkpoint as layouts
+from sparse_ir import networks, queries
+from sparse_ir.checkpoint import NeuralSide, StaticSide
+from sparse_ir.errors import ConfigError, DataError, ModelError
+from sparse_ir.heads import pool_with_gradient
+from sparse_ir.recipe import ModelSettings
+
+_TOKENS_PER_GROUP = {"cpu": 2048, "cuda": 32768}
+_OFF = -20.0  # an output bias that no hidden state outweighs
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training run begins: network, tokenizer and what is known about them."""
+
+    model: Any
+    owner: Any
+    side: NeuralSide
+    grown: bool  # the output layer is new
+    query: StaticSide | NeuralSide | None
+    fingerprint: dict[str, Any]
+
+
+def start_network(settings: ModelSettings) -> Start:
+    """The network that ``settings.start`` names; one without an output layer gets a tied one.
+
+    Raises ``ModelError`` when the network lacks more than its output layer.
+    """
+    folder, commit = layouts.find_folder(settings.start, settings.revision)
+    side, query = NeuralSide(folder), None
+    if layouts.is_sparse_encoder(folder):
+        found = layouts.read_layout(folder)
+        side, query = found.document, found.query
+    owner = networks.load_owner(side.folder)
+    model, grown = networks.load_or_grow_masked_lm(side.folder)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if settings.dropout is not None and hasattr(model.config, name):
+            setattr(model.config, name, settings.dropout)
+    _set_dropout(model, settings.dropout)
+    fingerprint = {"start": Path(settings.start).name if commit is None else settings.start, "revision": commit,
+                   "files_sha256": layouts.files_hash(side.folder), "output_layer_is_new": grown}
+    return Start(model, owner, side, grown, query, fingerprint)
+
+
+class Student(torch.nn.Module):
+    """The document network; ``forward`` gives differentiable weights. Queries pass it too when they are neural."""
+
+    def __init__(self, start: Start, settings: ModelSettings) -> None:
+        super().__init__()
+        self.model = start.model.requires_grad_(True)
+        self.owner = start.owner
+        self.settings = settings
+        self.side = start.side
+        limit = networks.capacity_of(self.model)
+        for name, length in (("max_length", settings.max_length), ("query_max_length", settings.query_max_length)):
+            if limit is not None and length > limit:
+                raise ConfigError(f"model.{name} is {length}; this network reads at most {limit} tokens")
+        rules = networks.rules_of(self.owner, self.side.lowercase)
+        self.saved_max_length = settings.saved_max_length or limit
+        self._document_tokenizer = networks.cut_at(rules, settings.max_length)
+        self._whole_tokenizer = networks.cut_at(rules, self.saved_max_length)
+        self._query_tokenizer = networks.cut_at(rules, settings.query_max_length)
+        self.slot, self.output_layer = networks.detach_output_layer(self.model, rules, self.side.folder)
+        if self.output_layer.bias is None:
+            self.output_layer.bias = torch.nn.Parameter(torch.zeros(self.output_layer.out_features))
+
+    @property
+    def size(self) -> int:
+        """V, the rows of the output layer."""
+        return self.output_layer.out_features
+
+    def forward(self, ids: Sequence[np.ndarray], scores: bool = False) -> Tensor:
+        """Weights ``[N, V]`` float32 of token ids; with ``scores`` the largest logits before the activation."""
+        device = self.output_layer.weight.device
+        order = np.argsort([-len(text) for text in ids], kind="stable")
+        parts, start = [], 0
+        while start < len(order):
+            size = max(_TOKENS_PER_GROUP[device.type] // len(ids[order[start]]), 1)
+            parts.append(self._pool([ids[row] for row in order[start : start + size]], device))
+            start += size
+        pooled_NV = torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
+        return pooled_NV if scores else self.activate(pooled_NV)
+
+    def activate(self, pooled_NV: Tensor) -> Tensor:
+        """``log(1 + relu(x))``, or that logarithm twice."""
+        weights_NV = torch.log1p(torch.relu(pooled_NV))
+        return torch.log1p(weights_NV) if self.settings.activation == "log1p_relu" else weights_NV
+
+    def _pool(self, ids: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        lengths = np.array([len(text) for text in ids])
+        padded = np.full((len(ids), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64)
+        for row, text in zip(padded, ids, strict=True):
+            row[: len(text)] = text
+        mask = (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int64)
+        hidden_BLH = self.model(input_ids=torch.from_numpy(padded).to(device),
+                                attention_mask=torch.from_numpy(mask).to(device)).logits
+        return pool_with_gradient(hidden_BLH, self.output_layer.weight, self.output_layer.bias, lengths)
+
+    def tokenize_documents(self, texts: Sequence[str], *, whole: bool = False) -> list[np.ndarray]:
+        """Token ids with special tokens, cut for training, or with ``whole`` as the saved model reads them."""
+        tokenizer = self._whole_tokenizer if whole else self._document_tokenizer
+        return _tokenize(tokenizer, [self.settings.document_prompt + text for text in texts])
+
+    def tokenize_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of queries: framed by special tokens for the network, bare and distinct for a static side."""
+        if self.settings.query == "neural":
+            return _tokenize(self._query_tokenizer, [self.settings.query_prompt + text for text in texts])
+        found = self._query_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        limit = self.settings.query_max_length
+        return [np.unique(np.array(encoding.ids[:limit], dtype=np.int64)) for encoding in found]
+
+    def vectors(self, texts: Sequence[str], *, neural_queries: bool = False,
+                progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
+        """CSR float32 ``(N, V)`` without gradients, as the saved model would encode ``texts``."""
+        ids = self.tokenize_queries(texts) if neural_queries else self.tokenize_documents(texts, whole=True)
+        order = np.argsort([-len(text) for text in ids], kind="stable")
+        rows: list[Any] = [None] * len(ids)
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            for start in range(0, len(order), 64):
+                batch = order[start : start + 64]
+                found = sparse.csr_matrix(self.forward([ids[row] for row in batch]).cpu().numpy())
+                for position, row in enumerate(batch):
+                    rows[row] = found[position]
+                if progress is not None:
+                    progress(len(batch))
+        self.train(was_training)
+        return sparse.vstack(rows, format="csr") if rows else sparse.csr_matrix((0, self.size), dtype=np.float32)
+
+    def shift_to(self, pooled_NV: Tensor, active_terms: int) -> float:
+        """Lower all output biases alike, so that texts with these largest logits have so many terms on average."""
+        values = pooled_NV.detach().float().flatten()
+        rank = max(values.numel() - active_terms * len(pooled_NV), 1)
+        shift = float(values.kthvalue(rank).values)
+        with torch.no_grad():
+            self.output_layer.bias -= shift
+        return shift
+
+    def save(self, folder: Path, query_weights: np.ndarray | None, dtype: torch.dtype = torch.float32) -> None:
+        """Write the SparseEncoder layout; with static ``query_weights`` (float32 ``[V]``) a router carries them."""
+        parent, name = self.slot
+        passed = getattr(parent, name)
+        setattr(parent, name, self.output_layer)
+        try:
+            layouts.write_sparse_encoder(
+                folder, self.model, self.owner, activation=self.settings.activation, top_k=self.settings.top_k,
+                max_length=self.saved_max_length, prompts=self._prompts(), dtype=dtype,
+                query_weights=query_weights,
+            )
+        finally:
+            setattr(parent, name, passed)
+
+    def _prompts(self) -> dict[str, str] | None:
+        found = {"query": self.settings.query_prompt, "document": self.settings.document_prompt}
+        return found if any(found.values()) else None
+
+    @property
+    def rules(self) -> Tokenizer:
+        """The tokenizer without truncation."""
+        return networks.cut_at(self._whole_tokenizer, None)
+
+
+class TokenWeights(torch.nn.Module):
+    """A static query side: one weight per token, fixed or learned. Special tokens weigh nothing."""
+
+    def __init__(self, student: Student, weights: np.ndarray, *, learned: bool) -> None:
+        super().__init__()
+        padded = np.pad(weights.astype(np.float32), (0, student.size - len(weights)))
+        padded[queries.special_token_ids(student.rules)] = 0.0
+        self.weights_V = torch.nn.Parameter(torch.from_numpy(padded), requires_grad=learned)
+
+    def forward(self, ids: Sequence[np.ndarray]) -> Tensor:
+        """``[Q, V]`` of bare token ids: the weight of each token that occurs, once (binary presence times weight)."""
+        present_QV = torch.zeros((len(ids), len(self.weights_V)), device=self.weights_V.device)
+        for row, tokens in enumerate(ids):
+            present_QV[row, torch.from_numpy(tokens).to(present_QV.device)] = 1.0
+        return present_QV * self.weights_V
+
+    def numpy(self) -> np.ndarray:
+        """float32 ``[V]``. Learned weights may have passed zero, and an impact cannot be negative."""
+        return self.weights_V.detach().float().cpu().numpy().clip(min=0.0)
+
+
+def switch_off_special_tokens(student: Student) -> None:
+    """Give a new output layer a bias that keeps special tokens out of documents: no query can contain them."""
+    special = queries.special_token_ids(student.rules)
+    with torch.no_grad():
+        student.output_layer.bias[special] = _OFF
+
+
+def bag_of_words_loss(pooled_NV: Tensor, ids: Sequence[np.ndarray], token_weights_V: Tensor) -> Tensor:
+    """``- sum_t p_t log softmax(largest logits)_t``, mean over texts: DupMAE's objective (arXiv 2305.02564).
+
+    ``p`` is the text's bag of words, each token times its weight (IDF, so that stop words do not rule), sum 1.
+    Tokens of weight 0, the special ones, leave the softmax: nothing is learned about them.
+    """
+    wanted_NV = torch.zeros_like(pooled_NV)
+    for row, tokens in enumerate(ids):
+        found = torch.from_numpy(np.asarray(tokens, dtype=np.int64)).to(pooled_NV.device)
+        wanted_NV[row].index_add_(0, found, torch.ones(len(found), device=pooled_NV.device))
+    wanted_NV = wanted_NV * token_weights_V
+    totals_N = wanted_NV.sum(1)
+    if not bool((totals_N > 0).any()):
+        raise DataError("no document of the batch has a token that carries weight")
+    log_probabilities_NV = torch.log_softmax(pooled_NV.masked_fill(token_weights_V == 0, -1e4), dim=1)
+    losses_N = -(wanted_NV * log_probabilities_NV).sum(1) / totals_N.clamp_min(1e-9)
+    return losses_N[totals_N > 0].mean()
+
+
+def choose_query_weights(start: Start, settings: ModelSettings, texts: Callable[[], Iterable[str]],
+                         tokenizer: Tokenizer) -> np.ndarray | None:
+    """The token weights of the query side, float32 ``[V]``; None when queries are neural.
+
+    IDF from ``settings.idf``, else from the starting checkpoint, else computed from ``texts``.
+    """
+    if settings.query == "neural":
+        return None
+    if settings.query == "ones":
+        return np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=np.float32)
+    if settings.idf is not None:
+        return queries.from_idf_json(Path(settings.idf), tokenizer, "opensearch").weights
+    if isinstance(start.query, StaticSide):
+        if start.query.weights_path.suffix == ".json":
+            return queries.from_idf_json(start.query.weights_path, tokenizer, "opensearch").weights
+        return layouts.read_static_weights(start.query)
+    return queries.compute_idf(texts(), tokenizer)
+
+
+def _tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    found = [np.array(encoding.ids, dtype=np.int64) for encoding in tokenizer.encode_batch_fast(list(texts))]
+    for position, ids in enumerate(found):
+        if len(ids) == 0:
+            raise DataError(f"text {texts[position]!r:.60} has no token at all")
+    return found
+
+
+def _set_dropout(model: Any, probability: float | None) -> None:
+    if probability is None:
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError("an encoder-decoder cannot be a masked language model")
