@@ -26,7 +26,7 @@ from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
     verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
-    verbs.idf, showcase.demo,
+    verbs.idf, verbs.teach, verbs.train, showcase.demo,
 )
 
 

@@ -9,7 +9,6 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── LockedError               another process is writing to the same place
 ├── TrainingError             training cannot go on: collapse, or a checkpoint of another configuration
 └── JavaError                 no usable Java runtime, or the virtual machine failed
-
 Each one also inherits the builtin exception that a caller would expect. Next file to read: ``files``.
 """
 

@@ -64,6 +64,7 @@ class Batch(NamedTuple):
     documents: list[str]  # the positives of the batch first, then the sampled negatives
     positive_Q: np.ndarray  # int64: column of the query's positive
     allowed_QD: np.ndarray  # bool: False where the document is another known positive of the query
+    own_QD: np.ndarray  # bool: the query's positive and the negatives that were drawn for it
     scores_QD: np.ndarray | None  # float32, NaN where the file held no score; None: the source holds none
 
 
@@ -677,15 +678,18 @@ class _Deck:
         rng = self._rng(3, number)
         drawn = list(self._draw_cards(number))
         columns = {document: column for column, (document, _) in enumerate(drawn)}
+        ends = []
         for _, queries in drawn:
             self._add_negatives(queries, columns, rng)
+            ends.append(len(columns))
         queries = [query for _, queries in drawn for query in queries]
         positive_Q = np.repeat(np.arange(len(drawn), dtype=np.int64), [len(queries) for _, queries in drawn])
         texts = self.source.documents
         return Batch(
             source=self.source.name, queries=[self.source.queries[query] for query in queries],
             documents=[texts[document] for document in columns], positive_Q=positive_Q,
-            allowed_QD=self._allow(queries, positive_Q, columns), scores_QD=self._find_scores(queries, columns),
+            allowed_QD=self._allow(queries, positive_Q, columns), own_QD=_own(positive_Q, ends),
+            scores_QD=self._find_scores(queries, columns),
         )
 
     def _draw_cards(self, number: int) -> Iterator[tuple[int, list[int]]]:
@@ -743,6 +747,16 @@ class _Deck:
             "positive_documents": len(self._documents), "share": share,
             "steps_per_epoch": steps, "epoch_steps": steps / share,
         }
+
+
+def _own(positive_Q: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+    """Columns of each query's positive, and of the negatives of its card, which end at ``ends[card]``."""
+    own_QD = np.zeros((len(positive_Q), ends[-1]), dtype=bool)
+    starts = [len(ends), *ends[:-1]]
+    for row, card in enumerate(positive_Q.tolist()):
+        own_QD[row, card] = True
+        own_QD[row, starts[card] : ends[card]] = True
+    return own_QD
 
 
 def _find_twins(queries: Sequence[str]) -> dict[int, list[int]]:

@@ -140,12 +140,10 @@ class DenseTeacher:
     ) -> None:
         """Describe the model and open its cache; the network is loaded when a text is not in the cache.
 
-        * ``cache``: the folder of the cache files; None keeps vectors in memory while the teacher lives. They are
-          kept in float16 in either case, and scores come from these, so that a score does not depend on where its
-          vectors come from.
+        * ``cache``: the folder of the cache files; None keeps vectors in memory. They are float16 in either case, and
+          scores come from these, so that a score does not depend on where its vectors come from.
         * ``pooling``: for a plain transformers folder, which states none; ``similarity``: default as the folder
-          states, else cosine. Prompts: default as the folder states, else none.
-        * ``max_length``: tokens, special ones included; default as the folder states.
+          states, else cosine. Prompts and ``max_length`` (tokens, special ones included): default as the folder states.
 
         Raises ``ModelError`` for a folder that cannot be used, ``ConfigError`` for an option, ``IndexMismatch`` for
         the cache of another teacher.
@@ -157,8 +155,7 @@ class DenseTeacher:
             "query": layout.prompt("query") if query_prompt is None else query_prompt,
             "document": layout.prompt("document") if document_prompt is None else document_prompt,
         }
-        self._poolings = layout.poolings
-        self._normalize = layout.normalize
+        self._poolings, self._normalize = layout.poolings, layout.normalize
         self._similarity = towers.check_option("similarity", similarity or layout.similarity, get_args(Similarity))
         towers.check_prompts(layout, self._prompts)
         self._network = towers.Network(

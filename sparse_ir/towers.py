@@ -200,6 +200,7 @@ class DenseLayout:
 
 
 def resolve(model: str | Path, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
+    """The folder of a local or hub model, and the hub's commit (None for a local folder)."""
     return layouts._resolve(model, revision, allow_pickle)
 
 

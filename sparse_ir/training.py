@@ -56,13 +56,6 @@ class DevSet(NamedTuple):
     measure: str
 
 
-class Side(NamedTuple):
-    """Vectors of one side of the batch: ``leaf`` is cut off from the network, whose gradient follows later."""
-
-    leaf: Tensor
-    all_rows: Tensor
-
-
 @dataclass
 class Progress:
     """What a checkpoint knows besides tensors."""
@@ -162,7 +155,7 @@ class Trainer:
             first, last = self.progress.step, self.config.run.steps
             shown = progress and self.accelerator.is_main_process
             with _Log(self.folder, self.config, self.accelerator.is_main_process, first) as log, \
-                    tqdm(total=last, initial=first, desc="training", unit=" steps", disable=not shown) as bar:
+                    tqdm(total=last, initial=first, desc="training", unit=" steps", disable=None if shown else True) as bar:
                 for step in range(first, last):
                     facts = self._step(step)
                     self.progress.step = step + 1
@@ -196,10 +189,10 @@ class Trainer:
     def _warm_step(self, step: int, batch: Batch) -> dict[str, float]:
         assert self.idf_V is not None
         ids = self.student.tokenize_documents(batch.documents)
-        side, back = self._represent(step, ids, scores=True)
-        loss = student.bag_of_words_loss(side.all_rows, ids, self.idf_V)
+        pooled_NV, back = self._represent(step, ids, scores=True)
+        loss = student.bag_of_words_loss(pooled_NV, ids, self.idf_V)
         loss.backward()
-        back(side.leaf.grad)
+        back()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(f"step {step}: the bag-of-words loss is {value}; lower warm_start.learning_rate")
@@ -214,21 +207,21 @@ class Trainer:
 
     def _rank_step(self, step: int, batch: Batch) -> dict[str, float]:
         ranking_step = step - self.config.warm_start.steps
-        documents, queries_side, back = self._represent_batch(step, batch)
-        scores_QD = queries_side.all_rows @ documents.all_rows.t()
+        documents_DV, queries_QV, back = self._represent_batch(step, batch)
+        scores_QD = queries_QV @ documents_DV.t()
         parts = self._ranking_losses(batch, scores_QD)
         facts = {name: float(value.detach()) for name, (value, _) in parts.items()}
         loss = torch.stack([weight * value for value, weight in parts.values()]).sum()
-        sides = {"documents": documents.all_rows, "queries": queries_side.all_rows}
+        sides = {"documents": documents_DV, "queries": queries_QV}
         for name, weights_NV in sides.items():
             penalty, noted = self._penalty(name, ranking_step, weights_NV)
             loss = loss + penalty
             facts |= noted
         value = float(loss.detach())
-        empty = float((documents.all_rows.detach() > 0).any(1).logical_not().float().mean())
+        empty = float((documents_DV.detach() > 0).any(1).logical_not().float().mean())
         self.guard.observe(step, value, facts["documents_terms"], empty)
         loss.backward()
-        back(documents.leaf.grad, queries_side.leaf.grad)
+        back()
         for name in sides:
             self.governors[name].observe(ranking_step, facts[f"{name}_terms"])
         return {"loss": value, **facts}
@@ -280,33 +273,29 @@ class Trainer:
             return losses.l1(weights_NV)
         if settings.penalty == "idf_flops":
             assert self.idf_V is not None
-            return losses.idf_flops(weights_NV, self.idf_V, power=settings.power, exempt_up_to=settings.exempt_up_to)
+            idf_V = torch.where(self.idf_V > 0, self.idf_V, 1.0)  # special tokens have none
+            return losses.idf_flops(weights_NV, idf_V, power=settings.power, exempt_up_to=settings.exempt_up_to)
         if settings.penalty == "df_flops":
             return losses.df_flops(weights_NV, self.frequency_V, alpha=settings.alpha, beta=settings.beta)
         return losses.flops(weights_NV, exempt_up_to=settings.exempt_up_to)
 
     # ------------------------------------------------------------------------------------------ vectors of a batch
 
-    def _represent_batch(self, step: int, batch: Batch) -> tuple[Side, Side, Callable[[Any, Any], None]]:
-        """Vectors of both sides, and the function that sends their gradients into the network."""
+    def _represent_batch(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Callable[[], None]]:
+        """``[D, V]`` and ``[Q, V]``, and the function that sends their gradients into the network."""
         ids = self.student.tokenize_documents(batch.documents)
         query_ids = self.student.tokenize_queries(batch.queries)
         if self.query_side is not None:
-            documents, back = self._represent(step, ids)
-            rows_QV = self.query_side(query_ids)
-            return documents, Side(rows_QV, rows_QV), lambda gradient, _: back(gradient)
+            documents_DV, back = self._represent(step, ids)
+            return documents_DV, self.query_side(query_ids), back
         both, back = self._represent(step, [*ids, *query_ids])
-        count = len(ids)
-        documents, asked = both.all_rows[:count], both.all_rows[count:]
-
-        def send(_documents: Any, _queries: Any) -> None:
-            back(both.leaf.grad)
-
-        return Side(both.leaf, documents), Side(both.leaf, asked), send
+        return both[: len(ids)], both[len(ids) :], back
 
     def _represent(self, step: int, ids: Sequence[np.ndarray],
-                   scores: bool = False) -> tuple[Side, Callable[[Tensor | None], None]]:
-        """This device computes its share of the texts; everybody gets all rows.
+                   scores: bool = False) -> tuple[Tensor, Callable[[], None]]:
+        """This device computes its share of the texts; everybody gets all rows, cut off from the network.
+
+        The function that comes with them sends the gradient that the loss has left on them into the network.
 
         With micro-batches the graph is not kept: each is computed once more when its gradient is known (GradCache,
         arXiv 2101.06983), with the same random numbers.
@@ -331,7 +320,8 @@ class Trainer:
         leaf = rows.detach().requires_grad_(True)
         all_rows = self._gather(leaf, [len(share) for share in shares])
 
-        def back(gradient: Tensor | None) -> None:
+        def back() -> None:
+            gradient = leaf.grad
             if gradient is None or not chunks:
                 return
             start = 0
@@ -344,7 +334,7 @@ class Trainer:
                     self.accelerator.backward((part * wanted).sum())
                 start += len(chunk)
 
-        return Side(leaf, all_rows), back
+        return all_rows, back
 
     def _gather(self, leaf: Tensor, counts: Sequence[int]) -> Tensor:
         """All devices' rows in order; only this device's own carry gradients."""

@@ -255,6 +255,33 @@ def idf(model: str, input: str, output: Path, *, revision: str | None = None) ->
     return {"output": str(output), "tokens": len(values)}
 
 
+def teach(config: Path, cache: Path, *, progress: bool = False) -> Report:
+    """Score once what the teachers of a training configuration will be asked; a second run computes nothing.
+
+    Args:
+        config: TOML file of a training run.
+        cache: Folder for the scores and vectors.
+        progress: Show progress bars.
+    """
+    from sparse_ir import runs
+
+    return runs.teach(Path(config), Path(cache), progress=progress)
+
+
+def train(config: Path, output: Path, *, cache: Path | None = None, progress: bool = False) -> Report:
+    """Train a learned-sparse encoder; run again after a kill, it goes on where it stopped, bit for bit.
+
+    Args:
+        config: TOML file of the run; scripts/recipes has examples.
+        output: Folder for checkpoints, log, best and final model.
+        cache: Folder with the teachers' scores, shared between runs; default: OUTPUT/teacher-cache.
+        progress: Show a progress bar.
+    """
+    from sparse_ir import runs
+
+    return runs.train(Path(config), Path(output), cache=Path(cache) if cache else None, progress=progress)
+
+
 # ------------------------------------------------------------------------------------------------ helpers
 
 

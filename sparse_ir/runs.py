@@ -1,0 +1,72 @@
+"""A training run put together from its configuration: sources, teachers, dev sets, the trainer, and the model card.
+
+``train`` and ``teach`` are what the command line calls; the loop itself is in ``training``.
+Next file to read: ``verbs``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_ir import pairs, recipe, teachers, training
+from sparse_ir.recipe import TrainConfig
+
+_CACHE = "teacher-cache"
+
+
+def train(config_path: Path, output: Path, *, cache: Path | None = None, progress: bool = False) -> dict[str, Any]:
+    """Train by a configuration file in the folder ``output``, or go on with what was begun there."""
+    config = recipe.read_config(config_path)
+    sources = read_sources(config)
+    judges = open_teachers(config, sources, cache or output / _CACHE)
+    dev = [training.read_dev_set(each.path, name=each.name, split=each.split, measure=each.measure,
+                                 max_queries=each.queries, max_documents=each.documents) for each in config.dev]
+    trainer = training.Trainer(config, sources, output, teachers=judges, dev=dev)
+    return trainer.run(progress=progress)
+
+
+def teach(config_path: Path, cache: Path, *, progress: bool = False) -> dict[str, Any]:
+    """Compute and keep what the teachers of a configuration say about all its queries and documents."""
+    config = recipe.read_config(config_path)
+    sources = read_sources(config)
+    judges = [judge for judge, _ in open_teachers(config, sources, cache) if judge is not None]
+    return teachers.prepare_teachers(judges, sources, progress)
+
+
+def read_sources(config: TrainConfig) -> list[pairs.Source]:
+    """All sources of a configuration; without a stated weight a source weighs the square root of its queries."""
+    found = []
+    for settings in config.data:
+        source = pairs.read_source(
+            settings.path, split=settings.split, name=settings.name, limit=settings.limit,
+            negatives=Path(settings.negatives) if settings.negatives else None, allow_missing=settings.allow_missing,
+        )
+        weight = settings.weight or math.sqrt(len(source.queries))
+        found.append(dataclasses.replace(source, weight=weight))
+    return found
+
+
+def open_teachers(config: TrainConfig, sources: Sequence[pairs.Source],
+                  cache: Path) -> list[tuple[Any, float]]:
+    """Each teacher with its weight; None stands for the scores in the training files."""
+    return [(_open_teacher(settings, sources, cache), settings.weight) for settings in config.teacher]
+
+
+def _open_teacher(settings: recipe.TeacherSettings, sources: Sequence[pairs.Source], cache: Path) -> Any:
+    if settings.kind == "file":
+        return None
+    if settings.kind == "bm25":
+        texts = [text for source in sources for text in source.documents]
+        return teachers.Bm25Teacher(texts, settings.k1, settings.b, cache=cache)
+    assert settings.model is not None  # checked when the configuration was read
+    if settings.kind == "sparse":
+        options = {"max_length": settings.max_length} if settings.max_length is not None else {}
+        return teachers.SparseTeacher(settings.model, cache=cache, revision=settings.revision,
+                                      precision=settings.dtype, **options)
+    kind = teachers.DenseTeacher if settings.kind == "dense" else teachers.CrossEncoderTeacher
+    return kind(settings.model, revision=settings.revision, cache=cache, dtype=settings.dtype,
+                max_length=settings.max_length)

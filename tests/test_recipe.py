@@ -1,0 +1,270 @@
+"""The training configuration: every refusal names file and key; what is written back reads to the same object."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import typing
+from pathlib import Path
+
+import pytest
+
+from sparse_ir import recipe
+from sparse_ir.errors import ConfigError
+from sparse_ir.recipe import (
+    BatchSettings,
+    CardSettings,
+    DataSettings,
+    DevSettings,
+    EnsembleSettings,
+    LossSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PenaltySettings,
+    RunSettings,
+    TeacherSettings,
+    TrainConfig,
+    WarmStartSettings,
+    config_to_json,
+    format_config,
+    parse_config,
+    read_config,
+)
+
+SMALLEST = '[model]\nstart = "org/base"\n[[data]]\npath = "data/x"\n[run]\nsteps = 1000\n'
+# every field of every section differs from its default
+EVERYTHING = TrainConfig(
+    model=ModelSettings("org/base", "abc", "learned", "idf.json", "log1p_relu", 200, 32, 512, "passage: ", "query: ",
+                        0.05, 256),
+    data=(DataSettings("data/a", "a", "all", "a.jsonl", 2.5, 100, True), DataSettings("data/ü \"b\".jsonl")),
+    run=RunSettings(5_000, 3, "bfloat16", True, 50, 5, 25, 7, False),
+    loss=(LossSettings("kl", 0.7, 2.0), LossSettings("info_nce", 0.3, 0.5), LossSettings("margin_mse", 0.05)),
+    teacher=(TeacherSettings("dense", "org/dense", "def", 0.5, "bfloat16", 128),
+             TeacherSettings("bm25", k1=1.2, b=0.75), TeacherSettings("file")),
+    dev=(DevSettings("data/dev", "dev", "test", "RR@10", 50, 500),),
+    batch=BatchSettings(24, 7, 3, 6, False, 8),
+    ensemble=EnsembleSettings(10.0, "none"),
+    documents=PenaltySettings("idf_flops", None, 180.0, 300, 90, 2, 0.2, 7.0, 0.01),
+    queries=PenaltySettings("none", 0.5, 40.0, 10, 5, 2, 0.3, 8.0, 0.02),
+    optimizer=OptimizerSettings(3e-5, 0.02, 60, "cosine", 1.5, 1e-3),
+    warm_start=WarmStartSettings(100, 4e-4, 350),
+    card=CardSettings("A name", "apache-2.0", {"a": "from there\nby them", "b c": "unknown"}),
+)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> typing.Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "run.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def replaced(section: str, line: str) -> str:
+    """The smallest file with a line more in a section, which is made where it lacks."""
+    header = f"[[{section}]]" if section in ("data", "loss", "teacher", "dev") else f"[{section}]"
+    if header in SMALLEST:
+        return SMALLEST.replace(f"{header}\n", f"{header}\n{line}\n")
+    return f"{SMALLEST}{header}\n{line}\n"
+
+
+# ------------------------------------------------------------------------------------------------------- what is read
+
+
+def test_the_smallest_file_has_the_defaults(written):
+    config = read_config(written(SMALLEST))
+    assert config == TrainConfig(ModelSettings("org/base"), (DataSettings("data/x"),), RunSettings(1000))
+    assert (config.version, config.loss, config.documents.penalty) == (1, (LossSettings("info_nce"),), "none")
+
+
+def test_everything_differs_from_its_default():
+    """Else the round trip would not see a key that is lost."""
+    same = set()
+    for section in [EVERYTHING, *vars(EVERYTHING).values()]:
+        entries = section if isinstance(section, tuple) else (section,)
+        for field in dataclasses.fields(entries[0]) if dataclasses.is_dataclass(entries[0]) else ():
+            if all(getattr(entry, field.name) == field.default for entry in entries):
+                same.add((type(entries[0]).__name__, field.name))
+    # there is one version; and [documents] has a target, which excludes lambda
+    assert same == {("TrainConfig", "version"), ("PenaltySettings", "weight")}
+
+
+def test_round_trip_of_every_section(written):
+    assert read_config(written(format_config(EVERYTHING))) == EVERYTHING
+
+
+def test_round_trip_of_the_smallest_file(written):
+    config = read_config(written(SMALLEST))
+    assert read_config(written(format_config(config))) == config
+
+
+def test_defaults_are_written_out_and_what_is_unset_is_not():
+    table = tomllib.loads(format_config(parse_config(tomllib.loads(SMALLEST))))
+    assert table["optimizer"] == {"learning_rate": 2e-5, "weight_decay": 0.01, "warmup_steps": 0, "schedule": "linear"}
+    assert table["version"] == 1 and table["run"]["save_every"] == 500
+    assert "revision" not in table["model"]
+
+
+def test_config_to_json_is_plain_data():
+    table = config_to_json(EVERYTHING)
+    assert table["data"][1] == {"path": 'data/ü "b".jsonl', "split": "train", "allow_missing": False}
+    assert table["card"]["data_notes"] == {"a": "from there\nby them", "b c": "unknown"}
+
+
+def test_a_whole_number_will_do_where_a_fraction_is_asked(written):
+    found = read_config(written(replaced("optimizer", "weight_decay = 0"))).optimizer.weight_decay
+    assert found == 0.0 and isinstance(found, float)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def refuse(path: Path, message: str) -> None:
+    """The message stands in the error, and the file before it."""
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(("section", "line", "message"), [
+    ("model", "max_lenght = 5", "unknown key model.max_lenght; did you mean max_length?"),
+    ("run", "zzzzz = 5", "unknown key run.zzzzz; allowed: steps, seed, precision"),
+    ("data", 'negative = "x"', "unknown key data.0.negative; did you mean negatives?"),
+    ("optimiser", "learning_rate = 1.0", "unknown key optimiser; did you mean optimizer?"),
+])
+def test_unknown_keys(written, section, line, message):
+    refuse(written(replaced(section, line)), message)
+
+
+@pytest.mark.parametrize(("section", "line", "message"), [
+    ("model", "max_length = 1.5", "model.max_length is 1.5; allowed: a value of type int"),
+    ("model", "max_length = true", "model.max_length is True; allowed: a value of type int"),
+    ("model", 'top_k = "5"', "model.top_k is '5'; allowed: a value of type int"),
+    ("model", "idf = 5", "model.idf is 5; allowed: a value of type str"),
+    ("model", 'query = "dense"', "model.query is 'dense'; allowed: one of 'idf', 'ones', 'learned', 'neural'"),
+    ("run", "seed = false", "run.seed is False; allowed: a value of type int"),
+    ("run", "tensorboard = 1", "run.tensorboard is 1; allowed: a value of type bool"),
+    ("optimizer", "weight_decay = true", "optimizer.weight_decay is True; allowed: a value of type float"),
+    ("optimizer", 'learning_rate = "1e-5"', "optimizer.learning_rate is '1e-5'; allowed: a value of type float"),
+    ("optimizer", "learning_rate = nan", "optimizer.learning_rate is nan; allowed: a value of type float"),
+    ("optimizer", "max_grad_norm = nan", "optimizer.max_grad_norm is nan; allowed: a value of type float"),
+    ("card", "data_notes = 3", "card.data_notes is 3; allowed: a table"),
+    ("loss", 'name = "nce"', "loss.0.name is 'nce'; allowed: one of 'kl', 'info_nce', 'margin_mse'"),
+])
+def test_wrong_types(written, section, line, message):
+    refuse(written(replaced(section, line)), message)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("model = 5\n", "model is 5; allowed: a table"),
+    ('[model]\nstart = "x"\n[data]\npath = "y"\n', "data is {'path': 'y'}; allowed: a list of tables, each under"),
+    ('data = ["y"]\n', "data.0 is 'y'; allowed: a table"),
+])
+def test_wrong_sections(written, text, message):
+    refuse(written(text), message)
+
+
+@pytest.mark.parametrize(("section", "line", "message"), [
+    ("model", "max_length = 3", "[model] model.max_length is 3; allowed: 4 or more"),
+    ("model", "query_max_length = 3", "model.query_max_length is 3; allowed: 4 or more"),
+    ("model", "dropout = 1.0", "model.dropout is 1.0; allowed: 0 or more and less than 1"),
+    ("model", "dropout = -0.1", "model.dropout is -0.1"),
+    ("model", 'query = "ones"\nidf = "x.json"', "model.idf is given and model.query is 'ones'"),
+    ("warm_start", "steps = -1", "warm_start.steps is -1; allowed: 0 or more"),
+    ("warm_start", "learning_rate = 0", "warm_start.learning_rate is 0.0; allowed: more than 0"),
+    ("warm_start", "active_terms = 0", "warm_start.active_terms is 0; allowed: 1 or more"),
+    ("warm_start", "steps = 1000", "warm_start.steps is 1000 of 1000 steps in all"),
+    ("data", "weight = 0", "[data.0] data.weight is 0.0; allowed: more than 0"),
+    ("data", "limit = 0", "data.limit is 0; allowed: 1 or more"),
+    ("batch", "queries = 0", "batch.queries is 0; allowed: 1 or more"),
+    ("batch", "negatives = -1", "batch.negatives is -1; allowed: 0 or more"),
+    ("batch", "queries_per_positive = 0", "batch.queries_per_positive is 0"),
+    ("batch", "neighbourhood = 0", "batch.neighbourhood is 0"),
+    ("batch", "micro_batch = 0", "batch.micro_batch is 0"),
+    ("batch", "queries = 1", "a query has no candidate but its positive"),
+    ("batch", "in_batch = false", "a query has no candidate but its positive"),
+    ("loss", 'name = "info_nce"\nweight = 0', "loss.weight is 0.0; allowed: more than 0"),
+    ("loss", 'name = "info_nce"\ntemperature = inf', "loss.temperature is inf; allowed: more than 0"),
+    ("teacher", 'kind = "dense"', "teacher of kind 'dense': model is None"),
+    ("teacher", 'kind = "bm25"\nmodel = "x"', "teacher of kind 'bm25': model is 'x'"),
+    ("teacher", 'kind = "file"\nweight = -1', "teacher.weight is -1.0; allowed: more than 0"),
+    ("ensemble", "scale = 0", "ensemble.scale is 0.0; allowed: more than 0"),
+    ("documents", "", "[documents] a penalty needs either weight (lambda) or target_terms, and not both"),
+    ("documents", "weight = 0.1\ntarget_terms = 100", "a penalty needs either weight (lambda) or target_terms"),
+    ("documents", "weight = -0.1", "penalty weight is -0.1; allowed: 0 or more"),
+    ("documents", "weight = inf", "penalty weight is inf; allowed: 0 or more"),
+    ("documents", "weight = 0.1\nanti_zero = -1", "penalty anti_zero is -1.0; allowed: 0 or more"),
+    ("documents", "target_terms = 0", "target_terms is 0.0; allowed: more than 0"),
+    ("documents", "weight = 0.1\nramp_steps = -1", "ramp_steps is -1; allowed: 0 or more"),
+    ("documents", "weight = 0.1\npower = 3", "documents.power is 3; allowed: one of 1, 2"),
+    ("queries", "weight = 0.1", "[queries] penalises query vectors, and model.query = 'idf' has fixed ones"),
+    ("optimizer", "learning_rate = 0", "optimizer.learning_rate is 0.0; allowed: more than 0"),
+    ("optimizer", "warmup_steps = -1", "optimizer.warmup_steps is -1; allowed: 0 or more"),
+    ("optimizer", "max_grad_norm = 0", "optimizer.max_grad_norm is 0.0; allowed: more than 0"),
+    ("dev", 'path = "x"\nqueries = 0', "[dev.0] dev.queries is 0; allowed: 1 or more"),
+    ("dev", 'path = "x"\ndocuments = 0', "dev.documents is 0; allowed: 1 or more"),
+    ("run", "save_every = 0", "run.save_every is 0; allowed: 1 or more"),
+    ("run", "evaluate_every = 0", "run.evaluate_every is 0"),
+    ("run", "keep = 0", "run.keep is 0"),
+    ("run", "log_every = 0", "run.log_every is 0"),
+    ("loss", 'name = "kl"', "losses ['kl'] and 0 teachers do not fit"),
+    ("teacher", 'kind = "bm25"', "losses without a teacher and 1 teachers do not fit"),
+])
+def test_values_out_of_range(written, section, line, message):
+    refuse(written(replaced(section, line)), message)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "model is missing"),
+    ("[model]\n", "model.start is missing"),
+    ('[model]\nstart = "x"\n[run]\nsteps = 5\n', "data is missing"),
+    ('[model]\nstart = "x"\n[[data]]\npath = "y"\n', "run is missing"),
+    ('[model]\nstart = "x"\n[[data]]\npath = "y"\n[run]\nseed = 5\n', "run.steps is missing"),
+    (SMALLEST + "[[data]]\n", "data.1.path is missing"),
+    (SMALLEST + "[[teacher]]\nweight = 1.0\n", "teacher.0.kind is missing"),
+    ("data = []\n" + SMALLEST.replace('[[data]]\npath = "data/x"\n', ""), "needs at least one [[data]]"),
+    ("loss = []\n" + SMALLEST, "needs at least one [[data]] and one [[loss]]"),
+])
+def test_missing_keys(written, text, message):
+    refuse(written(text), message)
+
+
+def test_another_version(written):
+    refuse(written("version = 2\n" + SMALLEST), "version is 2; this release reads version 1")
+
+
+def test_not_toml(written, tmp_path):
+    refuse(written("steps: 5\n"), "is not TOML (")
+    path = tmp_path / "latin.toml"
+    path.write_bytes(SMALLEST.replace("base", "bäse").encode("latin-1"))
+    refuse(path, "is not TOML (")
+
+
+def test_no_file(tmp_path):
+    refuse(tmp_path / "nothing.toml", "cannot be read (No such file or directory)")
+    refuse(tmp_path, "cannot be read (Is a directory)")
+
+
+def test_nan_is_refused_in_every_number():
+    """Written as TOML, for each float field of every section."""
+    for field in dataclasses.fields(TrainConfig):
+        entry = getattr(EVERYTHING, field.name)
+        entry = entry[0] if isinstance(entry, tuple) else entry
+        if not dataclasses.is_dataclass(entry):
+            continue
+        for name, hint in typing.get_type_hints(type(entry)).items():
+            if hint is float or float in typing.get_args(hint):
+                table = config_to_json(EVERYTHING)
+                place = table[field.name][0] if isinstance(table[field.name], list) else table[field.name]
+                place[name] = math.nan
+                with pytest.raises(ConfigError, match=rf"{name} is nan"):
+                    parse_config(table)
+
+
+def test_the_module_reads_its_own_version():
+    assert TrainConfig(EVERYTHING.model, EVERYTHING.data, EVERYTHING.run).version == recipe.VERSION == 1

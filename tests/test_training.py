@@ -1,0 +1,472 @@
+"""The training loop on tiny models: exact resume, equal losses however a batch is split, control, guards, saving."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+
+from sparse_ir import files, pairs, recipe, student, training
+from sparse_ir.encoder import Encoder
+from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, TrainingError
+from sparse_ir.sparsity import Governor, Guard
+
+WORDS = " ".join(tiny_models.SENTENCES).lower().replace(",", "").replace(".", "").split()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return tiny_models.build("bert", tmp_path_factory.mktemp("training") / "bert")
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory, model):
+    """A network without an output layer, with the same tokenizer."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("training") / "backbone"
+    transformers.AutoModelForMaskedLM.from_pretrained(model).base_model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory):
+    """40 questions made of three words of their documents, with teacher scores for one negative each."""
+    rng = np.random.default_rng(1)
+    documents = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
+    path = tmp_path_factory.mktemp("training") / "pairs.jsonl"
+    with path.open("w") as stream:
+        for number, text in enumerate(documents):
+            stream.write(json.dumps({
+                "query": " ".join(rng.choice(text.split(), 3)), "positive": text,
+                "negative": documents[(number + 7) % 40], "positive_scores": [2.0], "negative_scores": [0.5],
+            }) + "\n")
+    return path
+
+
+def make_config(start: Path, path: Path, /, **sections):
+    table = {
+        "model": {"start": str(start), "query": "idf", "max_length": 24, "query_max_length": 12, "dropout": 0.0},
+        "data": [{"path": str(path), "name": "toy"}],
+        "batch": {"queries": 8},
+        "loss": [{"name": "info_nce"}],
+        "documents": {"penalty": "flops", "weight": 1e-3, "ramp_steps": 4},
+        "optimizer": {"learning_rate": 1e-3},
+        "run": {"steps": 8, "save_every": 2, "log_every": 1, "tensorboard": False, "seed": 3},
+    }
+    for name, value in sections.items():
+        table[name] = {**table[name], **value} if isinstance(table.get(name), dict) else value
+        if isinstance(value, dict):
+            table[name] = {key: part for key, part in table[name].items() if part is not None}
+    return recipe.parse_config(table)
+
+
+def make_trainer(config, folder, **options):
+    sources = [pairs.read_source(each.path, name=each.name) for each in config.data]
+    return training.Trainer(config, sources, folder, **options)
+
+
+def trained(config, folder, **options):
+    trainer = make_trainer(config, folder, **options)
+    trainer.run()
+    return {name: tensor.detach().clone() for name, tensor in trainer.student.state_dict().items()}
+
+
+def assert_close(one, other, tolerance):
+    """Equal weights but for the keys' biases: softmax does not see them, and AdamW enlarges what rounding leaves."""
+    assert one.keys() == other.keys()
+    for name in [name for name in one if not name.endswith("key.bias")]:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step):
+    original = training.Trainer._step
+
+    def maybe(self, number):
+        if number == step:
+            raise Killed
+        return original(self, number)
+
+    monkeypatch.setattr(training.Trainer, "_step", maybe)
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_interrupted_equals_uninterrupted_bit_for_bit(model, pairs_file, tmp_path, monkeypatch, step):
+    config = make_config(model, pairs_file, model={"dropout": 0.1, "query": "learned"},
+                         documents={"penalty": "flops", "target_terms": 30.0, "weight": None},
+                         batch={"queries": 8, "micro_batch": 3})
+    trained(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            make_trainer(config, tmp_path / "cut").run()
+    trained(config, tmp_path / "cut")
+    last = "checkpoint-0000008"
+    for name in ("model.safetensors", "state.safetensors"):
+        one, other = load_file(tmp_path / "whole" / last / name), load_file(tmp_path / "cut" / last / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "cut" / "log.jsonl").read_text()
+
+
+def test_a_finished_run_does_nothing_more(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file)
+    trained(config, tmp_path)
+    before = (tmp_path / "log.jsonl").read_text()
+    trained(config, tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_only_the_last_checkpoints_are_kept(model, pairs_file, tmp_path):
+    trained(make_config(model, pairs_file), tmp_path)
+    assert [path.name for path in training.list_checkpoints(tmp_path)] == ["checkpoint-0000006", "checkpoint-0000008"]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(model, pairs_file, tmp_path):
+    trained(make_config(model, pairs_file), tmp_path)
+    other = make_config(model, pairs_file, optimizer={"learning_rate": 2e-3})
+    with pytest.raises(TrainingError, match=r"optimizer\.learning_rate was 0\.001 and is now 0\.002"):
+        trained(other, tmp_path)
+
+
+def test_how_often_is_saved_may_change_between_two_starts(model, pairs_file, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            make_trainer(make_config(model, pairs_file), tmp_path).run()
+    trained(make_config(model, pairs_file, run={"save_every": 8}), tmp_path)
+    assert training.list_checkpoints(tmp_path)[-1].name == "checkpoint-0000008"
+
+
+def test_a_damaged_checkpoint_is_refused(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file)
+    trained(config, tmp_path)
+    path = tmp_path / "checkpoint-0000008" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="damaged; delete .*checkpoint-0000008 to go on"):
+        trained(config, tmp_path)
+
+
+def test_a_full_disk_in_the_middle_of_a_save_leaves_the_checkpoint_before(model, pairs_file, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    config = make_config(model, pairs_file)
+    original, calls = safetensors.torch.save_file, []
+
+    def fill(tensors, path, *rest, **options):
+        calls.append(path)
+        if len(calls) == 4:  # the second file of the second checkpoint
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return original(tensors, path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", fill)
+        with pytest.raises(OSError, match="No space left"):
+            make_trainer(config, tmp_path / "cut").run()
+    assert [path.name for path in (tmp_path / "cut").glob("*checkpoint*")] == ["checkpoint-0000002"]
+    assert_close(trained(config, tmp_path / "cut"), trained(config, tmp_path / "whole"), 0.0)
+
+
+# ------------------------------------------------------------------------------------------------ equal losses
+
+
+@pytest.mark.parametrize("query", ["idf", "neural"])
+def test_micro_batches_give_the_same_weights(model, pairs_file, tmp_path, query):
+    sections = {"model": {"query": query}, "batch": {"queries": 8, "negatives": 1}, "run": {"steps": 3}}
+    whole = trained(make_config(model, pairs_file, **sections), tmp_path / "whole")
+    sections["batch"]["micro_batch"] = 3
+    assert_close(trained(make_config(model, pairs_file, **sections), tmp_path / "parts"), whole, 2e-5)
+
+
+@pytest.mark.parametrize("query", ["learned", "neural"])
+def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, query):
+    config = make_config(model, pairs_file, model={"query": query}, batch={"queries": 7, "negatives": 1},
+                         run={"steps": 3, "save_every": 3})
+    whole = trained(config, tmp_path / "one")
+    path = tmp_path / "config.toml"
+    path.write_text(recipe.format_config(config))
+    code = (
+        "import sys, pathlib\nfrom sparse_ir import runs\n"
+        "runs.train(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+    )
+    script = tmp_path / "both.py"
+    script.write_text(code)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", script,
+                    path, tmp_path / "two"], check=True, capture_output=True, timeout=300,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    found = load_file(tmp_path / "two" / "checkpoint-0000003" / "model.safetensors")
+    assert_close(found, {name: whole[name] for name in found}, 2e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(model, pairs_file, tmp_path):
+    plain = trained(make_config(model, pairs_file, run={"steps": 2}), tmp_path / "plain")
+    saving = trained(make_config(model, pairs_file, run={"steps": 2, "gradient_checkpointing": True}), tmp_path / "less")
+    assert_close(saving, plain, 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ losses of a step
+
+
+class Constant:
+    """A teacher that likes every document as much as it is long."""
+
+    fingerprint = {"kind": "constant"}  # noqa: RUF012
+
+    def scores(self, queries, documents, wanted_QD):
+        return np.tile(np.array([len(text) for text in documents], dtype=np.float32), (len(queries), 1))
+
+
+@pytest.mark.parametrize("losses", [["kl"], ["margin_mse"], ["kl", "info_nce", "margin_mse"]])
+def test_every_loss_trains(model, pairs_file, tmp_path, losses):
+    config = make_config(model, pairs_file, loss=[{"name": name} for name in losses],
+                         teacher=[{"kind": "bm25"}], run={"steps": 3})
+    trainer = make_trainer(config, tmp_path, teachers=[(Constant(), 1.0)])
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(set(losses) <= set(line) for line in lines)
+
+
+def test_the_parts_of_the_loss_add_up(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, loss=[{"name": "info_nce", "weight": 0.3}, {"name": "kl"}],
+                         teacher=[{"kind": "bm25"}], run={"steps": 6})
+    make_trainer(config, tmp_path, teachers=[(Constant(), 1.0)]).run()
+    for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+        total = 0.3 * line["info_nce"] + line["kl"] + line["documents_lambda"] * line["documents_penalty"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_scores_of_the_file_are_a_teacher(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, loss=[{"name": "margin_mse"}], teacher=[{"kind": "file"}],
+                         ensemble={"normalization": "none", "scale": 1.0}, run={"steps": 2},
+                         batch={"queries": 4, "negatives": 1, "in_batch": False})
+    trained_facts = make_trainer(config, tmp_path, teachers=[(None, 1.0)])
+    trained_facts.run()
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["margin_mse"] > 0
+
+
+def test_a_teacher_that_gives_no_number_is_refused(model, pairs_file, tmp_path):
+    class Broken(Constant):
+        def scores(self, queries, documents, wanted_QD):
+            return super().scores(queries, documents, wanted_QD) * np.nan
+
+    config = make_config(model, pairs_file, loss=[{"name": "kl"}], teacher=[{"kind": "bm25"}])
+    with pytest.raises(DataError):
+        make_trainer(config, tmp_path, teachers=[(Broken(), 1.0)]).run()
+
+
+@pytest.mark.parametrize("penalty", ["flops", "idf_flops", "df_flops", "l1"])
+def test_every_penalty_makes_documents_sparser(model, pairs_file, tmp_path, penalty):
+    def last_terms(weight):
+        folder = tmp_path / f"{penalty}-{weight}"
+        trained(make_config(model, pairs_file, documents={"penalty": penalty, "weight": weight, "ramp_steps": 0},
+                            run={"steps": 30, "save_every": 30}), folder)
+        return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["documents_terms"]
+
+    assert last_terms(3.0) < 0.8 * last_terms(0.0)
+
+
+# ------------------------------------------------------------------------------------------------ autopilot and guards
+
+
+@pytest.mark.parametrize("shape", [{"queries": 4}, {"queries": 16}, {"queries": 6, "negatives": 1}])
+def test_the_autopilot_reaches_its_target_within_a_tenth(model, pairs_file, tmp_path, shape):
+    config = make_config(model, pairs_file, batch=shape, run={"steps": 300, "save_every": 300, "seed": 5},
+                         documents={"penalty": "flops", "weight": None, "target_terms": 25.0, "ramp_steps": 100})
+    trained(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    reached = np.mean([line["documents_terms"] for line in lines[-60:]])
+    assert reached == pytest.approx(25.0, rel=0.1)
+
+
+def test_a_ramp_is_a_function_of_the_step():
+    governor = Governor(recipe.PenaltySettings("flops", weight=0.8, ramp_steps=10))
+    assert [governor.weight(step) for step in (0, 5, 10, 99)] == pytest.approx([0.0, 0.2, 0.8, 0.8])
+
+
+def test_a_governor_goes_on_where_its_state_was_taken():
+    settings = recipe.PenaltySettings("flops", target_terms=50.0, ramp_steps=20)
+    one, other = Governor(settings), Governor(settings)
+    for step in range(30):
+        one.observe(step, 200.0 / (step + 1))
+    other.restore(json.loads(json.dumps(one.state())))
+    assert one.weight(30) == other.weight(30) != Governor(settings).weight(30)
+
+
+@pytest.mark.parametrize(("terms", "empty", "message"), [
+    (0.2, 0.8, "all-zero collapse, dying ReLU"), (600.0, 0.0, "600 of 1000 terms .*dense blow-up"),
+])
+def test_a_lasting_collapse_stops_the_run(terms, empty, message):
+    guard = Guard(1000)
+    for step in range(49):
+        guard.observe(step, 1.0, terms, empty)
+    with pytest.raises(TrainingError, match=message):
+        guard.observe(49, 1.0, terms, empty)
+
+
+def test_a_collapse_that_heals_does_not_stop_the_run():
+    guard = Guard(1000)
+    for step in range(200):
+        guard.observe(step, 1.0, 10.0, 0.9 if step % 49 else 0.0)
+
+
+def test_a_loss_that_is_no_number_stops_at_once():
+    with pytest.raises(TrainingError, match="step 7: the loss is nan"):
+        Guard(10).observe(7, float("nan"), 5.0, 0.0)
+
+
+def test_a_penalty_that_kills_all_terms_stops_the_run_with_a_reason(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, documents={"weight": 1e4, "ramp_steps": 0}, run={"steps": 200})
+    with pytest.raises(TrainingError, match="lower the penalty"):
+        trained(config, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ warm start
+
+
+def test_a_backbone_without_an_output_layer_gets_a_tied_one(backbone, model, pairs_file):
+    with pytest.raises(ModelError, match="lacks weights"):
+        Encoder.load(backbone)
+    start = student.start_network(make_config(backbone, pairs_file).model)
+    assert start.grown
+    assert start.model.get_output_embeddings().weight is start.model.get_input_embeddings().weight
+    assert not student.start_network(make_config(model, pairs_file).model).grown
+
+
+def test_the_warm_start_learns_the_words_of_the_documents(backbone, pairs_file, tmp_path):
+    config = make_config(backbone, pairs_file, warm_start={"steps": 60, "learning_rate": 3e-3, "active_terms": 20},
+                         run={"steps": 61, "save_every": 61})
+    trained(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[59]["bag_of_words_loss"] < 0.8 * lines[0]["bag_of_words_loss"]
+    assert lines[60]["documents_terms"] == pytest.approx(20, abs=1)
+    encoder = Encoder.load(tmp_path / "model")
+    vector = encoder.encode([tiny_models.SENTENCES[0]])
+    assert not {"[CLS]", "[SEP]"} & {encoder.vocabulary[token_id] for token_id in vector.indices}
+
+
+def test_the_bag_of_words_loss_by_hand():
+    pooled = torch.tensor([[1.0, 2.0, 0.0, 5.0]], requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 1.0, 0.0])  # the last token is special: out of the softmax
+    loss = student.bag_of_words_loss(pooled, [np.array([0, 1, 1, 3])], weights)
+    log_sum = np.log(np.exp(1.0) + np.exp(2.0) + 1.0)
+    assert float(loss.detach()) == pytest.approx(-(1 / 5 * (1 - log_sum) + 4 / 5 * (2 - log_sum)), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ dev, saving, options
+
+
+@pytest.fixture(scope="session")
+def dev_folder(tmp_path_factory, pairs_file):
+    folder = tmp_path_factory.mktemp("training") / "dev"
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    for name, key in (("corpus", "positive"), ("queries", "query")):
+        with files.atomic_writer(folder / f"{name}.jsonl") as stream:
+            stream.writelines(json.dumps({"_id": str(i), "text": row[key]}) + "\n" for i, row in enumerate(rows))
+    with files.atomic_writer(folder / "qrels" / "dev.tsv") as stream:
+        stream.write("query-id\tcorpus-id\tscore\n")
+        stream.writelines(f"{i}\t{i}\t1\n" for i in range(0, len(rows), 2))
+    return folder
+
+
+def test_the_best_step_by_the_dev_set_becomes_the_model(model, pairs_file, dev_folder, tmp_path):
+    config = make_config(model, pairs_file, run={"evaluate_every": 2})
+    dev = training.read_dev_set(str(dev_folder), max_documents=30)
+    assert (len(dev.documents), len(dev.queries)) == (30, 20)
+    report = make_trainer(config, tmp_path, dev=[dev]).run()
+    measured = {line["step"]: line["dev"] for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+                if "dev" in line}
+    assert sorted(measured) == [2, 4, 6, 8]
+    assert report["best_dev"] == max(measured.values()) == measured[report["best_step"]]
+    assert (tmp_path / "best" / "modules.json").is_file()
+
+
+def test_the_dev_measure_is_that_of_the_saved_model(model, pairs_file, dev_folder, tmp_path):
+    from sparse_ir import measures
+
+    dev = training.read_dev_set(str(dev_folder))
+    trainer = make_trainer(make_config(model, pairs_file), tmp_path, dev=[dev])
+    report = trainer.run()
+    encoder = Encoder.load(tmp_path / "model")
+    documents, side = encoder.encode(dev.documents), encoder.query_encoder()
+    run = {}
+    for query in dev.queries:
+        ids, weights = side.encode(query.text)
+        scores = np.asarray(documents[:, ids] @ weights)
+        run[query.query_id] = [(dev.doc_ids[i], float(scores[i])) for i in np.argsort(-scores)[:100] if scores[i] > 0]
+    assert measures.evaluate_run(run, dev.qrels, "nDCG@10").mean["nDCG@10"] == pytest.approx(report["best_dev"], abs=1e-6)
+
+
+@pytest.mark.parametrize("query", ["idf", "learned", "neural"])
+def test_the_saved_model_opens_in_sentence_transformers(model, pairs_file, tmp_path, query):
+    from sentence_transformers import SparseEncoder
+
+    config = make_config(model, pairs_file, model={"query": query, "activation": "log1p_relu"}, run={"steps": 3})
+    trainer = make_trainer(config, tmp_path)
+    trainer.run()
+    texts = list(tiny_models.SENTENCES[:4])
+    peer = SparseEncoder(str(tmp_path / "model"), device="cpu")
+    ours = trainer.student.vectors(texts).toarray()
+    np.testing.assert_allclose(peer.encode_document(texts).to_dense().numpy(), ours, atol=1e-5)
+    np.testing.assert_allclose(Encoder.load(tmp_path / "model").encode(texts).toarray(), ours, atol=1e-5)
+    side = Encoder.load(tmp_path / "model").query_encoder()
+    expected = peer.encode_query(texts).to_dense().numpy()
+    for text, row in zip(texts, expected, strict=True):
+        ids, weights = side.encode(text)
+        np.testing.assert_allclose(weights, row[ids], atol=1e-5)
+        assert np.count_nonzero(row > 1e-6) == len(ids)
+
+
+def test_half_precision_halves_the_file_and_keeps_the_vectors(model, pairs_file, tmp_path):
+    trainer = make_trainer(make_config(model, pairs_file, run={"steps": 2}), tmp_path)
+    trainer.run()
+    trainer.student.save(tmp_path / "half", trainer.query_side.numpy(), dtype=torch.float16)
+    size = {name: sum(path.stat().st_size for path in (tmp_path / name).rglob("document*/model.safetensors"))
+            for name in ("half", "model")}
+    assert size["half"] < 0.6 * size["model"]
+    texts = list(tiny_models.SENTENCES)
+    one, other = (Encoder.load(tmp_path / name).encode(texts).toarray() for name in ("half", "model"))
+    np.testing.assert_allclose(one, other, atol=0.02)
+
+
+def test_the_learning_rate_is_a_function_of_the_step(model, pairs_file):
+    config = make_config(model, pairs_file, optimizer={"learning_rate": 1.0, "warmup_steps": 2},
+                         warm_start={"steps": 10, "learning_rate": 0.5}, run={"steps": 20})
+    rates = [training.learning_rate(config, step) for step in (0, 5, 10, 11, 12, 16, 19)]
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 1.0, 1.0, 0.5, 0.125])
+
+
+def test_the_configuration_is_written_complete_beside_the_checkpoints(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, run={"steps": 2})
+    trained(config, tmp_path)
+    assert recipe.read_config(tmp_path / "config.toml") == config
+
+
+def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.max_length is 999; this network reads at most 64 tokens"):
+        make_trainer(make_config(model, pairs_file, model={"max_length": 999}), tmp_path)
+
+
+def test_a_dev_set_that_cannot_hold_its_judged_documents_is_refused(dev_folder):
+    with pytest.raises(ConfigError, match="has 20 judged documents"):
+        training.read_dev_set(str(dev_folder), max_documents=5)
