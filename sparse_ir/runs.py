@@ -7,12 +7,13 @@ Next file to read: ``verbs``.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import pairs, recipe, teachers, training
+from sparse_ir import cards, pairs, recipe, teachers, training
 from sparse_ir.recipe import TrainConfig
 
 _CACHE = "teacher-cache"
@@ -26,7 +27,12 @@ def train(config_path: Path, output: Path, *, cache: Path | None = None, progres
     dev = [training.read_dev_set(each.path, name=each.name, split=each.split, measure=each.measure,
                                  max_queries=each.queries, max_documents=each.documents) for each in config.dev]
     trainer = training.Trainer(config, sources, output, teachers=judges, dev=dev)
-    return trainer.run(progress=progress)
+    report = trainer.run(progress=progress)
+    if trainer.accelerator.is_main_process:
+        cards.write_card(Path(report["model"]), config, sources=trainer.batches.describe(), report=report,
+                         command=f"sparse-ir train --config {config_path.name} --output {output.name}",
+                         versions=_versions())
+    return report
 
 
 def teach(config_path: Path, cache: Path, *, progress: bool = False) -> dict[str, Any]:
@@ -56,6 +62,11 @@ def open_teachers(config: TrainConfig, sources: Sequence[pairs.Source],
     return [(_open_teacher(settings, sources, cache), settings.weight) for settings in config.teacher]
 
 
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "accelerate", "sparse-ir-toolkit")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def _open_teacher(settings: recipe.TeacherSettings, sources: Sequence[pairs.Source], cache: Path) -> Any:
     if settings.kind == "file":
         return None
@@ -64,9 +75,8 @@ def _open_teacher(settings: recipe.TeacherSettings, sources: Sequence[pairs.Sour
         return teachers.Bm25Teacher(texts, settings.k1, settings.b, cache=cache)
     assert settings.model is not None  # checked when the configuration was read
     if settings.kind == "sparse":
-        options = {"max_length": settings.max_length} if settings.max_length is not None else {}
         return teachers.SparseTeacher(settings.model, cache=cache, revision=settings.revision,
-                                      precision=settings.dtype, **options)
+                                      precision=settings.dtype, max_length=settings.max_length)
     kind = teachers.DenseTeacher if settings.kind == "dense" else teachers.CrossEncoderTeacher
     return kind(settings.model, revision=settings.revision, cache=cache, dtype=settings.dtype,
                 max_length=settings.max_length)

@@ -14,20 +14,23 @@ from sparse_ir.errors import TrainingError
 from sparse_ir.losses import ramp
 from sparse_ir.recipe import PenaltySettings
 
-_GAIN = 0.05  # share of the relative error by which log(lambda) moves in a step
+_GAIN = 0.1  # share of the relative error by which log(lambda) moves in a step
 _MEMORY = 0.9  # of the running mean of active terms
-_FIRST_LAMBDA = 1e-4
+_HORIZON = 20  # steps that the present trend is thought to go on
+_FIRST_LAMBDA = 1e-3
 _LAMBDA_RANGE = (1e-9, 1e4)
 _BOOST_RANGE = (0.25, 4.0)
-_PATIENCE = 50
+_PATIENCE_EMPTY = 50
+_PATIENCE_DENSE = 500  # a dense start is normal, and a penalty needs its time
 
 
 class Governor:
     """Lambda of one side. ``step`` counts from the first ranking step.
 
-    With a target the controller is proportional and integral on logarithms: ``log lambda`` moves by ``0.05 log(terms /
-    goal)`` a step (clipped to one), and is multiplied by ``terms / goal`` on top, which damps the swing. The goal falls
-    geometrically from the first count observed to the target within ``ramp_steps``.
+    With a target, ``log lambda`` moves by ``0.1 log(terms in 20 steps / goal)`` a step, clipped to 0.1, where the trend
+    of the running mean is prolonged; ``terms / goal`` multiplies lambda on top. Both damp the swing. The goal falls
+    geometrically from the first count observed to the target within ``ramp_steps``. A penalty can only take terms away:
+    a model that ranking itself makes sparser than the target ends with a lambda near 0 and stays below the target.
     """
 
     def __init__(self, settings: PenaltySettings) -> None:
@@ -55,8 +58,10 @@ class Governor:
         active_terms = max(active_terms, 0.5)
         if self._first_terms is None or self._terms is None:
             self._first_terms = self._terms = active_terms
-        self._terms = _MEMORY * self._terms + (1 - _MEMORY) * active_terms
-        error = math.log(self._terms / self._goal(step))
+        before = self._terms
+        self._terms = _MEMORY * before + (1 - _MEMORY) * active_terms
+        trend = _HORIZON * math.log(self._terms / before)
+        error = math.log(self._terms / self._goal(step)) + trend
         low, high = _LAMBDA_RANGE
         self._lambda = min(max(self._lambda * math.exp(_GAIN * min(max(error, -1.0), 1.0)), low), high)
 
@@ -80,7 +85,7 @@ class Guard:
 
     Three ends are known: every text empty (a penalty too strong, or ReLUs that died: none of them gets a gradient
     again), every term active (a penalty too weak, or a learning rate that blew the logits up), and a loss that is no
-    number. A state must last for 50 steps; a loss that is no number ends the run at once.
+    number. Empty texts must last for 50 steps and dense ones for 500; a loss that is no number ends the run at once.
     """
 
     def __init__(self, vocabulary_size: int) -> None:
@@ -95,15 +100,15 @@ class Guard:
                                 "optimizer.max_grad_norm, or train in float32 or bfloat16")
         self._empty = self._empty + 1 if share_empty > 0.5 else 0
         self._dense = self._dense + 1 if active_terms > 0.5 * self._size else 0
-        if self._empty >= _PATIENCE:
+        if self._empty >= _PATIENCE_EMPTY:
             raise TrainingError(
-                f"step {step}: for {_PATIENCE} steps more than half of the texts had no active term (all-zero "
+                f"step {step}: for {_PATIENCE_EMPTY} steps more than half of the texts had no active term (all-zero "
                 "collapse, dying ReLU); lower the penalty or lengthen its ramp, lower the learning rate, or begin with "
                 "a [warm_start]")
-        if self._dense >= _PATIENCE:
+        if self._dense >= _PATIENCE_DENSE:
             raise TrainingError(
-                f"step {step}: for {_PATIENCE} steps a text had {active_terms:.0f} of {self._size} terms on average "
-                "(dense blow-up); raise the penalty, give it a target_terms, or lower the learning rate")
+                f"step {step}: for {_PATIENCE_DENSE} steps a text had {active_terms:.0f} of {self._size} terms on "
+                "average (dense blow-up); raise the penalty, give it a target_terms, or lower the learning rate")
 
     def state(self) -> dict[str, Any]:
         """JSON-able; ``restore`` takes it back."""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sparse_ir import towers
 from sparse_ir.bm25 import Bm25Teacher, stack_rows
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError
+from sparse_ir.pairs import Source
 from sparse_ir.score_cache import Cache, Computed, Prepared, Progress, Stored, key_of, key_of_pair
 from sparse_ir.towers import Dtype, Pooling, Role, Similarity
 
@@ -60,16 +61,6 @@ class Teacher(Protocol):
         """Compute and keep what ``scores`` will need for these texts."""
 
 
-class TrainingSource(Protocol):
-    """The part of a training source that is read here; positions count from 0."""
-
-    name: str
-    queries: Sequence[str]
-    documents: Sequence[str]
-    positives: Sequence[np.ndarray]
-    negatives: Sequence[np.ndarray]
-
-
 # ------------------------------------------------------------------------------------------------ many teachers
 
 
@@ -81,7 +72,7 @@ def score_matrix(
 
 
 def prepare_teachers(
-    teachers: Sequence[Teacher], sources: Sequence[TrainingSource], progress: bool = False
+    teachers: Sequence[Teacher], sources: Sequence[Source], progress: bool = False
 ) -> dict[str, Any]:
     """Fill the caches for all texts of the sources; a JSON-able report of the work.
 
@@ -92,7 +83,7 @@ def prepare_teachers(
     return {"teachers": [_prepare_teacher(teacher, sources, progress) for teacher in teachers]}
 
 
-def _prepare_teacher(teacher: Teacher, sources: Sequence[TrainingSource], progress: bool) -> dict[str, Any]:
+def _prepare_teacher(teacher: Teacher, sources: Sequence[Source], progress: bool) -> dict[str, Any]:
     start, texts, passes = time.perf_counter(), 0, 0
     for source in sources:
         with tqdm(desc=f"{teacher.name}: {source.name}", unit=" texts", disable=None if progress else True,
@@ -106,7 +97,7 @@ def _prepare_teacher(teacher: Teacher, sources: Sequence[TrainingSource], progre
             "cache_hits": texts - passes, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _pairs_of(source: TrainingSource) -> Iterator[tuple[str, str]]:
+def _pairs_of(source: Source) -> Iterator[tuple[str, str]]:
     for position, query in enumerate(source.queries):
         negatives = source.negatives[position] if len(source.negatives) else ()
         for document in itertools.chain(source.positives[position], negatives):

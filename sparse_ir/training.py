@@ -121,7 +121,8 @@ class Trainer:
         if self.config.run.gradient_checkpointing:
             self.student.model.gradient_checkpointing_enable()
         self.student.to(self.accelerator.device)
-        decayed, rest = [], []
+        decayed: list[Tensor] = []
+        rest: list[Tensor] = []
         for parameter in self.student.parameters():
             (decayed if parameter.ndim > 1 else rest).append(parameter)
         groups = [{"params": decayed, "weight_decay": settings.weight_decay, "base": settings.learning_rate},
@@ -155,7 +156,8 @@ class Trainer:
             first, last = self.progress.step, self.config.run.steps
             shown = progress and self.accelerator.is_main_process
             with _Log(self.folder, self.config, self.accelerator.is_main_process, first) as log, \
-                    tqdm(total=last, initial=first, desc="training", unit=" steps", disable=None if shown else True) as bar:
+                    tqdm(total=last, initial=first, desc="training", unit=" steps",
+                         disable=None if shown else True) as bar:
                 for step in range(first, last):
                     facts = self._step(step)
                     self.progress.step = step + 1
@@ -230,8 +232,8 @@ class Trainer:
         device = scores_QD.device
         positive_Q = torch.from_numpy(batch.positive_Q).to(device)
         allowed_QD = torch.from_numpy(batch.allowed_QD if self.config.batch.in_batch else batch.own_QD).to(device)
-        target_QD = self._targets(batch, allowed_QD)
-        found = {}
+        target_QD = self._targets(batch, allowed_QD)  # of no use to InfoNCE
+        found: dict[str, tuple[Tensor, float]] = {}
         for loss in self.config.loss:
             if loss.name == "info_nce":
                 value = losses.info_nce(scores_QD, positive_Q, allowed_QD, loss.temperature)
@@ -242,10 +244,10 @@ class Trainer:
             found[loss.name] = (value, loss.weight)
         return found
 
-    def _targets(self, batch: Batch, allowed_QD: Tensor) -> Tensor | None:
-        """The ensemble of all teachers' scores for this batch."""
+    def _targets(self, batch: Batch, allowed_QD: Tensor) -> Tensor:
+        """The ensemble of all teachers' scores for this batch; zeros without any teacher."""
         if not self._teachers:
-            return None
+            return torch.zeros_like(allowed_QD, dtype=torch.float32)
         settings, device = self.config.ensemble, allowed_QD.device
         found = [_teacher_scores(teacher, batch, allowed_QD.cpu().numpy()).to(device) for teacher in self._teachers]
         return losses.ensemble(found, self._teacher_weights, settings.scale, normalization=settings.normalization,
@@ -428,8 +430,10 @@ class Trainer:
             else:
                 self._save_model(target)
         self.accelerator.wait_for_everyone()
+        last = json.loads((self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        reached = {key: last[key] for key in ("documents_terms", "queries_terms") if key in last}
         return {"model": str(self.folder / "model"), "steps": self.progress.step, "best_step": self.progress.best_step,
-                "best_dev": self.progress.best}
+                "best_dev": self.progress.best, **reached}
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -502,7 +506,7 @@ def _teacher_scores(teacher: Teacher | None, batch: Batch, wanted_QD: np.ndarray
     if teacher is not None:
         return torch.from_numpy(teacher.scores(batch.queries, batch.documents, wanted_QD))
     if batch.scores_QD is None:
-        raise DataError(f"source {batch.source}: its file holds no teacher scores, which a teacher of kind 'file' needs")
+        raise DataError(f"source {batch.source}: its file holds no teacher scores, which kind = 'file' needs")
     return torch.from_numpy(batch.scores_QD)
 
 

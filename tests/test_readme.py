@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -35,7 +36,23 @@ def folder_with_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     tiny_models.build("bert", folder / "my_model")
     shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (configuration,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (folder / "my_training.toml").write_text(configuration)
+    write_pairs(folder / "my_pairs")
     return folder
+
+
+def write_pairs(folder: Path) -> None:
+    """Each sentence twice, cut in different places, and its first words as the question."""
+    (folder / "qrels").mkdir(parents=True)
+    texts = [text + " " + more for text in tiny_models.SENTENCES for more in ("and then", "but why")]
+    with (folder / "corpus.jsonl").open("w") as corpus, (folder / "queries.jsonl").open("w") as queries, \
+            (folder / "qrels" / "train.tsv").open("w") as qrels:
+        qrels.write("query-id\tcorpus-id\tscore\n")
+        for number, text in enumerate(texts):
+            corpus.write(json.dumps({"_id": f"d{number}", "title": "", "text": text}) + "\n")
+            queries.write(json.dumps({"_id": f"q{number}", "text": f"{text.split()[1]} {text.split()[-1]}"}) + "\n")
+            qrels.write(f"q{number}\td{number}\t1\n")
 
 
 def test_set_up_is_what_ci_runs() -> None:

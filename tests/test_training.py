@@ -29,6 +29,20 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def dense_model(tmp_path_factory, model):
+    """The same network with so high an output bias that a document has some hundred terms."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("training") / "dense"
+    network = transformers.AutoModelForMaskedLM.from_pretrained(model)
+    with torch.no_grad():
+        network.get_output_embeddings().bias += 3.0
+    network.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def backbone(tmp_path_factory, model):
     """A network without an output layer, with the same tokenizer."""
     import transformers
@@ -86,7 +100,7 @@ def assert_close(one, other, tolerance):
     """Equal weights but for the keys' biases: softmax does not see them, and AdamW enlarges what rounding leaves."""
     assert one.keys() == other.keys()
     for name in [name for name in one if not name.endswith("key.bias")]:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        assert (one[name] - other[name]).abs().max() <= tolerance, name
 
 
 class Killed(Exception):
@@ -162,7 +176,7 @@ def test_a_damaged_checkpoint_is_refused(model, pairs_file, tmp_path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DamagedError, match="damaged; delete .*checkpoint-0000008 to go on"):
+    with pytest.raises(DamagedError, match=r"damaged; delete .*checkpoint-0000008 to go on"):
         trained(config, tmp_path)
 
 
@@ -220,7 +234,8 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
 
 def test_gradient_checkpointing_changes_nothing(model, pairs_file, tmp_path):
     plain = trained(make_config(model, pairs_file, run={"steps": 2}), tmp_path / "plain")
-    saving = trained(make_config(model, pairs_file, run={"steps": 2, "gradient_checkpointing": True}), tmp_path / "less")
+    saving = trained(make_config(model, pairs_file, run={"steps": 2, "gradient_checkpointing": True}),
+                     tmp_path / "less")
     assert_close(saving, plain, 1e-6)
 
 
@@ -290,11 +305,13 @@ def test_every_penalty_makes_documents_sparser(model, pairs_file, tmp_path, pena
 
 
 @pytest.mark.parametrize("shape", [{"queries": 4}, {"queries": 16}, {"queries": 6, "negatives": 1}])
-def test_the_autopilot_reaches_its_target_within_a_tenth(model, pairs_file, tmp_path, shape):
-    config = make_config(model, pairs_file, batch=shape, run={"steps": 300, "save_every": 300, "seed": 5},
+def test_the_autopilot_reaches_its_target_within_a_tenth(dense_model, pairs_file, tmp_path, shape):
+    config = make_config(dense_model, pairs_file, batch=shape, run={"steps": 300, "save_every": 300, "seed": 5},
+                         optimizer={"learning_rate": 3e-4},
                          documents={"penalty": "flops", "weight": None, "target_terms": 25.0, "ramp_steps": 100})
     trained(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["documents_terms"] > 60
     reached = np.mean([line["documents_terms"] for line in lines[-60:]])
     assert reached == pytest.approx(25.0, rel=0.1)
 
@@ -313,15 +330,15 @@ def test_a_governor_goes_on_where_its_state_was_taken():
     assert one.weight(30) == other.weight(30) != Governor(settings).weight(30)
 
 
-@pytest.mark.parametrize(("terms", "empty", "message"), [
-    (0.2, 0.8, "all-zero collapse, dying ReLU"), (600.0, 0.0, "600 of 1000 terms .*dense blow-up"),
+@pytest.mark.parametrize(("terms", "empty", "steps", "message"), [
+    (0.2, 0.8, 50, "all-zero collapse, dying ReLU"), (600.0, 0.0, 500, "600 of 1000 terms .*dense blow-up"),
 ])
-def test_a_lasting_collapse_stops_the_run(terms, empty, message):
+def test_a_lasting_collapse_stops_the_run(terms, empty, steps, message):
     guard = Guard(1000)
-    for step in range(49):
+    for step in range(steps - 1):
         guard.observe(step, 1.0, terms, empty)
     with pytest.raises(TrainingError, match=message):
-        guard.observe(49, 1.0, terms, empty)
+        guard.observe(steps - 1, 1.0, terms, empty)
 
 
 def test_a_collapse_that_heals_does_not_stop_the_run():
@@ -414,7 +431,8 @@ def test_the_dev_measure_is_that_of_the_saved_model(model, pairs_file, dev_folde
         ids, weights = side.encode(query.text)
         scores = np.asarray(documents[:, ids] @ weights)
         run[query.query_id] = [(dev.doc_ids[i], float(scores[i])) for i in np.argsort(-scores)[:100] if scores[i] > 0]
-    assert measures.evaluate_run(run, dev.qrels, "nDCG@10").mean["nDCG@10"] == pytest.approx(report["best_dev"], abs=1e-6)
+    measured = measures.evaluate_run(run, dev.qrels, "nDCG@10").mean["nDCG@10"]
+    assert measured == pytest.approx(report["best_dev"], abs=1e-6)
 
 
 @pytest.mark.parametrize("query", ["idf", "learned", "neural"])
