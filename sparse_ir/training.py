@@ -223,10 +223,17 @@ class Trainer:
         empty = float((documents_DV.detach() > 0).any(1).logical_not().float().mean())
         self.guard.observe(step, value, facts["documents_terms"], empty)
         loss.backward()
+        self._scale_query_gradient()
         back()
         for name in sides:
             self.governors[name].observe(ranking_step, facts[f"{name}_terms"])
         return {"loss": value, **facts}
+
+    def _scale_query_gradient(self) -> None:
+        """In float16 the optimizer divides all gradients by the scale that only the network's have been given."""
+        scaler = self.accelerator.scaler
+        if scaler is not None and self.query_side is not None and self.query_side.weights_V.grad is not None:
+            self.query_side.weights_V.grad *= scaler.get_scale()
 
     def _ranking_losses(self, batch: Batch, scores_QD: Tensor) -> dict[str, tuple[Tensor, float]]:
         device = scores_QD.device
