@@ -72,7 +72,7 @@ def options_of(verb: Callable[..., object]) -> dict[str, bool]:
 def test_there_is_a_command_for_each_verb_and_none_besides():
     public = {name for name, value in vars(verbs).items()
               if inspect.isfunction(value) and value.__module__ == verbs.__name__ and not name.startswith("_")}
-    assert set(cli.main.commands) == set(VERBS) == (public - {"shipped_model"}) | {"demo"}
+    assert set(cli.main.commands) == set(VERBS) == (public - {"shipped_model"}) | {"demo", "mine"}
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -159,7 +159,8 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
         "export": ["--vectors", vectors, "--output", tmp_path / "json"],
         "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
     }
-    assert {*calls, "demo"} == set(VERBS)  # the demo has tests of its own
+    # the demo and the road of training have tests of their own
+    assert {*calls, "demo", "mine", "teach", "train"} == set(VERBS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
         shown = CliRunner().invoke(cli.main, [name, *texts, "--json"], catch_exceptions=False)

@@ -1,0 +1,143 @@
+"""Mining of hard negatives: each rule by hand, the three miners, and a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sparse_ir import mining, pairs
+from sparse_ir.errors import ConfigError
+from sparse_ir.mining import Rules, judge
+
+HITS = [("a", 9.0), ("p", 8.0), ("b", 7.0), ("empty", 6.0), ("c", 4.0), ("d", 1.0)]
+DOCUMENTS = {
+    "p1": "rivers flood the valley in spring", "p2": "bees carry pollen to flowers", "p3": "steel bridges expand",
+    "n1": "a valley of bees", "n2": "flowers in the spring valley", "n3": "bridges over rivers",
+    "twin": "steel bridges expand",
+}
+QUERIES = {"q1": "valley rivers", "q2": "bees and flowers", "q3": "steel bridges", "q4": "zyzzyva"}
+
+
+def judged(**rules):
+    return judge(HITS, {"p"}, lambda doc_id: doc_id != "empty", Rules(**{
+        "negatives": 10, "skip": 0, "consistency": None, "margin": None, **rules}))
+
+
+def ids_of(found):
+    return [doc_id for doc_id, _ in found[0]]
+
+
+@pytest.mark.parametrize(("rules", "expected"), [
+    ({}, ["a", "b", "c", "d"]),
+    ({"negatives": 2}, ["a", "b"]),
+    ({"skip": 1}, ["b", "c", "d"]),
+    ({"skip": 3, "negatives": 1}, ["c"]),
+    ({"margin": 0.0}, ["b", "c", "d"]),  # at most the positive's 8
+    ({"margin": 0.25}, ["c", "d"]),  # at most 6
+    ({"consistency": 2}, ["a", "b", "c", "d"]),
+])
+def test_which_hits_become_negatives(rules, expected):
+    assert ids_of(judged(**rules)) == expected
+
+
+def test_a_query_whose_positive_is_too_far_down_is_rejected():
+    assert judged(consistency=1) == ([], "no positive among the first 1 hits")
+    assert judge([("a", 1.0)], {"p"}, lambda _: True, Rules(5, 0, 3, None))[1] == "no positive among the first 3 hits"
+
+
+def test_a_query_without_any_negative_is_rejected():
+    assert judge([("p", 1.0)], {"p"}, lambda _: True, Rules(5, 0, None, None)) == ([], "no hit is left as a negative")
+
+
+def test_a_margin_without_a_positive_found_leaves_all_hits():
+    assert ids_of(judge(HITS[2:3], {"p"}, lambda _: True, Rules(5, 0, None, 0.5))) == ["b"]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mining") / "set"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", DOCUMENTS), ("queries", QUERIES)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) + "\n" for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    rows = "q1\tp1\t1\nq2\tp2\t1\nq3\tp3\t1\nq4\tp1\t1\n"
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    return folder
+
+
+def read(path):
+    return {row["query_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def test_bm25_mines_and_training_reads_it(collection, tmp_path):
+    output = tmp_path / "negatives.jsonl"
+    report = mining.mine(str(collection), output)
+    assert report["queries"] == 4
+    assert report["kept"] + sum(report["rejected"].values()) == 4
+    found = read(output)
+    assert set(found["q1"]["negatives"]) == {"n1", "n2", "n3"}
+    assert set(found["q2"]["negatives"]) == {"n1", "n2"}
+    assert found["q3"]["negatives"] == ["n3"]  # the twin has the positive's text
+    assert found["q1"]["scores"] == sorted(found["q1"]["scores"], reverse=True)
+    assert read(tmp_path / "negatives.jsonl.rejected.jsonl") == {
+        "q4": {"query_id": "q4", "reason": "no hit is left as a negative"}}
+    assert json.loads((tmp_path / "negatives.jsonl.json").read_text())["kept"] == 3
+    source = pairs.read_source(str(collection), negatives=output)
+    assert [len(each) for each in source.negatives] == [3, 2, 1, 0]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(mining, "_BLOCK", 1)
+    mining.mine(str(collection), tmp_path / "whole.jsonl")
+    original, calls = mining._append, []
+
+    def killed(partial, records):
+        calls.append(partial)
+        original(partial, records)
+        if len(calls) == 2:
+            with partial.open("a") as stream:
+                stream.write('{"query_id": "q3", "posi')
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mining, "_append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mining.mine(str(collection), tmp_path / "cut.jsonl")
+    assert not (tmp_path / "cut.jsonl").exists()
+    with pytest.raises(ConfigError, match="begun with other input or options"):
+        mining.mine(str(collection), tmp_path / "cut.jsonl", negatives=5)
+    mining.mine(str(collection), tmp_path / "cut.jsonl")
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
+
+
+def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
+    class Dense:
+        fingerprint = {"kind": "letters"}  # noqa: RUF012
+
+        def __init__(self, model, cache):
+            pass
+
+        def scores(self, queries, documents, wanted_QD=None):
+            def vectors(texts):
+                return np.array([[text.count(letter) for letter in "abcdefghij"] for text in texts], dtype=np.float32)
+            return vectors(queries) @ vectors(documents).T
+
+    monkeypatch.setattr(mining, "DenseTeacher", Dense)
+    mining.mine(str(collection), tmp_path / "dense.jsonl", miner="dense", model="letters", depth=7, negatives=2)
+    scores = Dense(None, None).scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
+    order = sorted(zip(DOCUMENTS, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True)
+    assert read(tmp_path / "dense.jsonl")["q1"]["negatives"] == [doc_id for doc_id, _ in order if doc_id != "p1"][:2]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"negatives": 0}, "at least 1 negative"), ({"depth": 5, "negatives": 5, "skip": 1}, "at least skip"),
+    ({"consistency": 0}, "consistency is 0"), ({"margin": 1.0}, "margin is 1.0"),
+    ({"miner": "dense"}, "the miner dense needs a model"), ({"model": "x"}, "no other takes one"),
+    ({"miner": "index"}, "needs an index"),
+])
+def test_options_that_do_not_fit_are_refused(collection, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        mining.mine(str(collection), tmp_path / "x.jsonl", **options)
