@@ -30,7 +30,8 @@ class Governor:
     With a target, ``log lambda`` moves by ``0.1 log(terms in 20 steps / goal)`` a step, clipped to 0.1, where the trend
     of the running mean is prolonged; ``terms / goal`` multiplies lambda on top. Both damp the swing. The goal falls
     geometrically from the first count observed to the target within ``ramp_steps``. A penalty can only take terms away:
-    a model that ranking itself makes sparser than the target ends with a lambda near 0 and stays below the target.
+    a model that ranking itself makes sparser than the target ends with a lambda near 0 and stays below it, and what an
+    overshoot has switched off comes back only slowly.
     """
 
     def __init__(self, settings: PenaltySettings) -> None:
