@@ -20,6 +20,7 @@ _HORIZON = 20  # steps that the present trend is thought to go on
 _FIRST_LAMBDA = 1e-3
 _LAMBDA_RANGE = (1e-9, 1e4)
 _BOOST_RANGE = (0.25, 4.0)
+_LIFT = 0.03  # logits a step for each e-fold that the terms are short of the target
 _PATIENCE_EMPTY = 50
 _PATIENCE_DENSE = 500  # a dense start is normal, and a penalty needs its time
 
@@ -29,9 +30,11 @@ class Governor:
 
     With a target, ``log lambda`` moves by ``0.1 log(terms in 20 steps / goal)`` a step, clipped to 0.1, where the trend
     of the running mean is prolonged; ``terms / goal`` multiplies lambda on top. Both damp the swing. The goal falls
-    geometrically from the first count observed to the target within ``ramp_steps``. A penalty can only take terms away:
-    a model that ranking itself makes sparser than the target ends with a lambda near 0 and stays below it, and what an
-    overshoot has switched off comes back only slowly.
+    geometrically from the first count observed to the target within ``ramp_steps``.
+
+    A penalty can only take terms away, and what ReLU has switched off gets no gradient by which to return. So below
+    the target a second hand helps: ``lift`` raises all output biases alike, a little each step, which wakes the terms
+    that are nearest to being active.
     """
 
     def __init__(self, settings: PenaltySettings) -> None:
@@ -65,6 +68,13 @@ class Governor:
         error = math.log(self._terms / self._goal(step)) + trend
         low, high = _LAMBDA_RANGE
         self._lambda = min(max(self._lambda * math.exp(_GAIN * min(max(error, -1.0), 1.0)), low), high)
+
+    def lift(self) -> float:
+        """Logits to add to every output bias now: 0 unless the terms have fallen below the target."""
+        target = self._settings.target_terms
+        if target is None or self._terms is None or self._settings.penalty == "none":
+            return 0.0
+        return _LIFT * min(max(math.log(target / self._terms), 0.0), 1.0)
 
     def _goal(self, step: int) -> float:
         target, first = self._settings.target_terms, self._first_terms

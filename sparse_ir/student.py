@@ -159,6 +159,12 @@ class Student(torch.nn.Module):
             self.output_layer.bias -= shift
         return shift
 
+    def lift(self, logits: float) -> None:
+        """Add to all output biases, those of special tokens excepted, which stay off."""
+        if logits:
+            with torch.no_grad():
+                self.output_layer.bias += logits * (self.output_layer.bias > _OFF / 2)
+
     def save(self, folder: Path, query_weights: np.ndarray | None, dtype: torch.dtype = torch.float32) -> None:
         """Write the SparseEncoder layout; with static ``query_weights`` (float32 ``[V]``) a router carries them."""
         parent, name = self.slot

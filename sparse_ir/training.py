@@ -186,6 +186,7 @@ class Trainer:
             self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.optimizer.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.student.lift(self.governors["documents"].lift())
         return {**facts, "learning_rate": rate}
 
     def _warm_step(self, step: int, batch: Batch) -> dict[str, float]:
