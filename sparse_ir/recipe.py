@@ -42,10 +42,14 @@ class ModelSettings:
     query_prompt: str = ""
     dropout: float | None = None  # probability inside the network; None: what the model states
     top_k: int | None = None  # terms kept of a document by the saved model
+    saved_dtype: Literal["float32", "float16"] = "float32"  # of the saved model; float16 halves its size
 
     def check(self) -> None:
         _at_least("model.max_length", self.max_length, 4)
         _at_least("model.query_max_length", self.query_max_length, 4)
+        for name in ("saved_max_length", "top_k"):
+            if (value := getattr(self, name)) is not None:
+                _at_least(f"model.{name}", value, 1)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; allowed: 0 or more and less than 1")
         if self.idf is not None and self.query not in ("idf", "learned"):
@@ -136,6 +140,11 @@ class TeacherSettings:
 
     def check(self) -> None:
         _positive("teacher.weight", self.weight)
+        _at_least("teacher.k1", self.k1, 0)
+        if not 0 <= self.b <= 1:
+            raise ConfigError(f"teacher.b is {self.b}; allowed: 0 to 1")
+        if self.max_length is not None:
+            _at_least("teacher.max_length", self.max_length, 4)
         if (self.model is None) != (self.kind in ("bm25", "file")):
             raise ConfigError(f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, sparse and "
                               "cross-encoder teachers need one, bm25 and file take none")
@@ -176,6 +185,11 @@ class PenaltySettings:
         if self.target_terms is not None:
             _positive("target_terms", self.target_terms)
         _at_least("ramp_steps", self.ramp_steps, 0)
+        if self.exempt_up_to is not None:
+            _at_least("exempt_up_to", self.exempt_up_to, 1)
+        if not 0 < self.alpha < 1:
+            raise ConfigError(f"alpha is {self.alpha}; allowed: more than 0 and less than 1")
+        _positive("beta", self.beta)
 
 
 @dataclass(frozen=True)
@@ -191,6 +205,9 @@ class OptimizerSettings:
 
     def check(self) -> None:
         _positive("optimizer.learning_rate", self.learning_rate)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        if self.query_learning_rate is not None:
+            _positive("optimizer.query_learning_rate", self.query_learning_rate)
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         if self.max_grad_norm is not None:
             _positive("optimizer.max_grad_norm", self.max_grad_norm)
@@ -217,7 +234,7 @@ class DevSettings:
 class RunSettings:
     """``[run]``: how long, how exact, how often."""
 
-    steps: int
+    steps: int  # length of the schedules, the warm start's steps included
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
@@ -226,10 +243,13 @@ class RunSettings:
     evaluate_every: int = 500
     log_every: int = 10
     tensorboard: bool = True
+    stop_after: int | None = None  # the last step to take now; without it, or with a higher one, the run goes on
 
     def check(self) -> None:
         for name in ("steps", "save_every", "keep", "evaluate_every", "log_every"):
             _at_least(f"run.{name}", getattr(self, name), 1)
+        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+            raise ConfigError(f"run.stop_after is {self.stop_after}; allowed: 1 to run.steps ({self.steps})")
 
 
 @dataclass(frozen=True)
@@ -372,7 +392,7 @@ def _join(place: str, key: str) -> str:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
+    if not value >= least:  # and not a NaN either
         raise ConfigError(f"{name} is {value}; allowed: {least} or more")
 
 

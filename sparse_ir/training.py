@@ -136,8 +136,9 @@ class Trainer:
     def _fingerprint(self, start: student.Start) -> dict[str, Any]:
         """What must be equal for a checkpoint to be resumed; how often things are logged or saved need not be."""
         config = config_to_json(self.config)
-        for key in ("save_every", "keep", "evaluate_every", "log_every", "tensorboard"):
-            config["run"].pop(key)
+        for key in ("stop_after", "save_every", "keep", "evaluate_every", "log_every", "tensorboard"):
+            config["run"].pop(key, None)
+        config["model"].pop("saved_dtype")
         for key in ("card", "dev"):
             config.pop(key, None)
         return {"config": config, "start": start.fingerprint, "data": self.batches.fingerprint,
@@ -146,14 +147,14 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the loop
 
     def run(self, progress: bool = False) -> dict[str, Any]:
-        """Train to the last step, save ``model``, and return a JSON-able report.
+        """Train to the last step, or to ``stop_after``; save ``model``, and return a JSON-able report.
 
         Raises ``TrainingError`` for a collapse or a checkpoint of another configuration.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _exclusive(self.accelerator, self.folder):
             self._resume()
-            first, last = self.progress.step, self.config.run.steps
+            first, last = self.progress.step, self._last
             shown = progress and self.accelerator.is_main_process
             with _Log(self.folder, self.config, self.accelerator.is_main_process, first) as log, \
                     tqdm(total=last, initial=first, desc="training", unit=" steps",
@@ -168,8 +169,12 @@ class Trainer:
                     bar.update()
             return self._finish()
 
+    @property
+    def _last(self) -> int:
+        return self.config.run.stop_after or self.config.run.steps
+
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self.config.run.steps
+        return self.progress.step % every == 0 or self.progress.step == self._last
 
     def _step(self, step: int) -> dict[str, float]:
         """One update of the weights; returns what is worth logging."""
@@ -377,7 +382,8 @@ class Trainer:
         return {**facts, "dev": mean}
 
     def _save_model(self, folder: Path) -> None:
-        self.student.save(folder, None if self.query_side is None else self.query_side.numpy())
+        self.student.save(folder, None if self.query_side is None else self.query_side.numpy(),
+                          dtype=getattr(torch, self.config.model.saved_dtype))
 
     def _save_checkpoint(self) -> None:
         from safetensors.torch import save_file, save_model

@@ -204,6 +204,24 @@ def test_a_full_disk_in_the_middle_of_a_save_leaves_the_checkpoint_before(model,
 # ------------------------------------------------------------------------------------------------ equal losses
 
 
+def test_a_model_saved_in_float16_is_half_as_large(model, pairs_file, tmp_path):
+    sizes = []
+    for dtype in ("float32", "float16"):
+        trained(make_config(model, pairs_file, model={"saved_dtype": dtype}), tmp_path / dtype)
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / dtype / "model").rglob("*/model.safetensors")
+                         if "document" in str(path)))
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.1)
+
+
+def test_a_run_in_two_halves_equals_the_whole(model, pairs_file, tmp_path):
+    whole = trained(make_config(model, pairs_file), tmp_path / "whole")
+    half = make_config(model, pairs_file, run={"stop_after": 5})
+    report = make_trainer(half, tmp_path / "halves").run()
+    assert report["steps"] == 5 and (tmp_path / "halves" / "model" / "modules.json").is_file()
+    halves = trained(make_config(model, pairs_file), tmp_path / "halves")
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
 @pytest.mark.parametrize("query", ["idf", "neural"])
 def test_micro_batches_give_the_same_weights(model, pairs_file, tmp_path, query):
     sections = {"model": {"query": query}, "batch": {"queries": 8, "negatives": 1}, "run": {"steps": 3}}
