@@ -173,11 +173,11 @@ def check_id(what: str, value: object) -> str:
     Raises ``DataError`` that begins with ``what`` (a place and a field) otherwise.
     """
     if not isinstance(value, str):
-        raise DataError(f'{what} is {_show(value)}, allowed: a string, such as "42" in quotes')
+        raise DataError(f'{what} is {show(value)}, allowed: a string, such as "42" in quotes')
     if not value:
         raise DataError(f"{what} is empty, allowed: a string of at least one character")
     if _FORBIDDEN_IN_ID.search(value):
-        raise DataError(f"{what} is {_show(value)}, allowed: no white space, control character or lone surrogate "
+        raise DataError(f"{what} is {show(value)}, allowed: no white space, control character or lone surrogate "
                         "(runs and qrels are columns between spaces)")
     return value
 
@@ -251,7 +251,7 @@ def read_json_vectors(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """
     with _open_seen_ids() as seen:
         for path in find_json_vectors(folder):
-            for number, record in _parse_jsonl(path):
+            for number, record in parse_jsonl(path):
                 place = f"{path}:{number}"
                 doc_id = check_id(f'{place}: "id"', record.get("id"))
                 _remember_id(seen, str(path), number, doc_id)
@@ -260,10 +260,10 @@ def read_json_vectors(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 def _check_vector(place: str, vector: object) -> dict[str, float]:
     if not isinstance(vector, dict):
-        raise DataError(f'{place}: "vector" is {_show(vector)}, allowed: an object of token: weight')
+        raise DataError(f'{place}: "vector" is {show(vector)}, allowed: an object of token: weight')
     for token, weight in vector.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= _FLOAT32_MAX:
-            raise DataError(f"{place}: weight of {_show(token)} is {_show(weight)}, allowed: a finite number >= 0")
+            raise DataError(f"{place}: weight of {show(token)} is {show(weight)}, allowed: a finite number >= 0")
     return vector
 
 
@@ -281,7 +281,7 @@ def _read_records(
     if revision is not None:
         raise ConfigError(f"{source}: revision {revision!r} is for data sets of the hub, this is a path")
     path = _find_file(Path(source), kind)
-    parse = _parse_tsv if path.name.endswith((".tsv", ".tsv.gz")) else _parse_jsonl
+    parse = _parse_tsv if path.name.endswith((".tsv", ".tsv.gz")) else parse_jsonl
     return _check_records(str(path), parse(path), check_unique)
 
 
@@ -312,9 +312,9 @@ def _check_record(where: str, record: dict[str, Any]) -> tuple[str, str, str]:
 
 def _check_text(what: str, value: object) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{what} is {_show(value)}, allowed: a string")
+        raise DataError(f"{what} is {show(value)}, allowed: a string")
     if not value.isascii() and _LONE_SURROGATE.search(value):
-        raise DataError(f"{what} is {_show(value)}, allowed: text without lone surrogates, which no UTF-8 can hold")
+        raise DataError(f"{what} is {show(value)}, allowed: text without lone surrogates, which no UTF-8 can hold")
     return value
 
 
@@ -338,7 +338,7 @@ def _remember_id(seen: sqlite3.Connection, place: str, number: int, record_id: s
         seen.execute("INSERT INTO seen VALUES (?, ?)", (record_id, number))
     except sqlite3.IntegrityError:
         (first,) = seen.execute("SELECT line FROM seen WHERE id = ?", (record_id,)).fetchone()
-        raise DataError(f'{place}:{number}: "_id" is {_show(record_id)} as in line {first}, '
+        raise DataError(f'{place}:{number}: "_id" is {show(record_id)} as in line {first}, '
                         "allowed: each id once") from None
     except sqlite3.OperationalError as error:
         raise DataError(f"{place}:{number}: ids cannot be checked for repetition in the temporary folder ({error}), "
@@ -349,14 +349,14 @@ def _remember_id(seen: sqlite3.Connection, place: str, number: int, record_id: s
 # Formats
 
 
-def _parse_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def parse_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _read_lines(path):
         try:
             record = json.loads(line, object_pairs_hook=_make_object)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON ({error}): {_show(line)}, allowed: one object") from error
+            raise DataError(f"{path}:{number}: not JSON ({error}): {show(line)}, allowed: one object") from error
         if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: not a JSON object but {_show(record)}, allowed: an object per line")
+            raise DataError(f"{path}:{number}: not a JSON object but {show(record)}, allowed: an object per line")
         yield number, record
 
 
@@ -364,7 +364,7 @@ def _parse_tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _read_lines(path):
         columns = line.split("\t")
         if len(columns) != 2:
-            raise DataError(f"{path}:{number}: {len(columns)} columns, {_show(line)}, allowed: id<TAB>text")
+            raise DataError(f"{path}:{number}: {len(columns)} columns, {show(line)}, allowed: id<TAB>text")
         yield number, {"_id": columns[0], "text": columns[1]}
 
 
@@ -379,7 +379,7 @@ def _parse_qrels(path: Path) -> Iterator[tuple[str, str, str, int]]:
         columns = line.split("\t") if is_beir else line.split()
         if len(columns) != (3 if is_beir else 4):
             allowed = _QRELS_HEADER.replace("\t", "<TAB>") if is_beir else "query_id 0 doc_id relevance"
-            raise DataError(f"{where}: {len(columns)} columns, {_show(line)}, allowed: {allowed}")
+            raise DataError(f"{where}: {len(columns)} columns, {show(line)}, allowed: {allowed}")
         yield where, *_check_judgement(where, columns[0], columns[-2], columns[-1])
 
 
@@ -388,13 +388,13 @@ def _is_beir_qrels(where: str, line: str) -> bool:
         return True
     if len(line.split()) == 4:
         return False
-    raise DataError(f"{where}: first line of the qrels is {_show(line)}, allowed: the header "
+    raise DataError(f"{where}: first line of the qrels is {show(line)}, allowed: the header "
                     "query-id<TAB>corpus-id<TAB>score, or a judgement query_id 0 doc_id relevance")
 
 
 def _check_judgement(where: str, query_id: object, doc_id: object, relevance: object) -> tuple[str, str, int]:
     if not _INTEGER.fullmatch(str(relevance)):
-        raise DataError(f"{where}: relevance is {_show(relevance)}, allowed: an integer of at most 9 digits")
+        raise DataError(f"{where}: relevance is {show(relevance)}, allowed: an integer of at most 9 digits")
     return check_id(f"{where}: query id", query_id), check_id(f"{where}: doc id", doc_id), int(str(relevance))
 
 
@@ -403,7 +403,7 @@ def _parse_trec_run(path: Path) -> dict[str, dict[str, float]]:
     for number, line in _read_lines(path):
         columns = line.split()
         if len(columns) != 6:
-            raise DataError(f"{path}:{number}: {len(columns)} columns, {_show(line)}, "
+            raise DataError(f"{path}:{number}: {len(columns)} columns, {show(line)}, "
                             "allowed: query_id Q0 doc_id rank score tag")
         query_id, _, doc_id, _, score, _ = columns
         where = f"{path}:{number}"
@@ -421,15 +421,15 @@ def _parse_json_run(path: Path) -> dict[str, dict[str, float]]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON run ({error}), allowed: {{query_id: {{doc_id: score}}}}") from error
     if not isinstance(run, dict):
-        raise DataError(f"{path}: not a JSON object but {_show(run)}, allowed: {{query_id: {{doc_id: score}}}}")
+        raise DataError(f"{path}: not a JSON object but {show(run)}, allowed: {{query_id: {{doc_id: score}}}}")
     return {query_id: _check_json_hits(path, query_id, hits) for query_id, hits in run.items()}
 
 
 def _check_json_hits(path: Path, query_id: str, hits: object) -> dict[str, float]:
-    where = f"{path}: query {_show(query_id)}"
+    where = f"{path}: query {show(query_id)}"
     check_id(f"{path}: query id", query_id)
     if not isinstance(hits, dict):
-        raise DataError(f"{where}: the hits are {_show(hits)}, allowed: an object {{doc_id: score}}")
+        raise DataError(f"{where}: the hits are {show(hits)}, allowed: an object {{doc_id: score}}")
     return {check_id(f"{where}: doc id", doc_id): _check_score(where, score) for doc_id, score in hits.items()}
 
 
@@ -439,7 +439,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {_show(twice)} twice in one object")
+        raise ValueError(f"key {show(twice)} twice in one object")
     return made
 
 
@@ -451,7 +451,7 @@ def _parse_score(where: str, text: str) -> float:
     try:
         score = float(text)
     except ValueError:
-        raise DataError(f"{where}: score is {_show(text)}, allowed: a finite number") from None
+        raise DataError(f"{where}: score is {show(text)}, allowed: a finite number") from None
     return _check_score(where, score)
 
 
@@ -459,7 +459,7 @@ def _check_score(where: str, score: object) -> float:
     number = isinstance(score, int | float) and not isinstance(score, bool)
     # Scores are float32 to trec_eval; a NaN fails every comparison.
     if not number or not -_FLOAT32_MAX <= score <= _FLOAT32_MAX:  # type: ignore[operator]
-        raise DataError(f"{where}: score is {_show(score)}, allowed: a finite number within float32")
+        raise DataError(f"{where}: score is {show(score)}, allowed: a finite number within float32")
     return float(score)  # type: ignore[arg-type]
 
 
@@ -543,6 +543,6 @@ def _read_hub_qrels(name: str, split: str, revision: str | None) -> Iterator[tup
 # Words of the messages
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

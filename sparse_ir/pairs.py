@@ -1,9 +1,7 @@
-"""Training pairs: sources of (query, positive, negatives), and the batches that are drawn from them.
+"""Training pairs: sources of (query, positive, negatives), read and checked once, where they enter.
 
-``read_source`` checks everything once, where it enters; ``Batches.at(step)`` is then a pure function of the settings
-and the step, so that a training run resumes exactly without any state of a sampler.
-It computes no score (module ``teachers``) and finds no negative (module ``mining``), and knows no tensor library.
-Next file to read: ``teachers``.
+It draws no batch (module ``batches``), computes no score (``teachers``) and finds no negative (``mining``).
+Next file to read: ``batches``.
 """
 
 from __future__ import annotations
@@ -31,8 +29,6 @@ _PASSAGE_KEYS = ("positive_passages", "negative_passages")
 _INLINE_KEYS = (*_QUERY_KEYS, *_POSITIVE_KEYS, *_NEGATIVE_KEYS, *_SCORE_KEYS)
 _FLOAT32_MAX = 3.4028234663852886e38
 _NO_DOCUMENTS = np.empty(0, dtype=np.int32)
-_DRAWS_PER_BLOCK = 4096
-_ORDER_VERSION = 1  # part of the fingerprint: another order of batches is another training run
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +50,6 @@ class Source:
     scores: Sequence[np.ndarray] | None = field(default=None, repr=False)
     weight: float = 1.0
     fingerprint: dict[str, Any] = field(default_factory=dict, repr=False)
-
-
-class Batch(NamedTuple):
-    """One training batch of Q queries and D documents; the documents differ in their texts."""
-
-    source: str
-    queries: list[str]
-    documents: list[str]  # the positives of the batch first, then the sampled negatives
-    positive_Q: np.ndarray  # int64: column of the query's positive
-    allowed_QD: np.ndarray  # bool: False where the document is another known positive of the query
-    own_QD: np.ndarray  # bool: the query's positive and the negatives that were drawn for it
-    scores_QD: np.ndarray | None  # float32, NaN where the file held no score; None: the source holds none
 
 
 def read_source(
@@ -103,7 +87,9 @@ def read_source(
         ConfigError: ``weight`` or ``limit`` out of range, or an option that is not for this kind of path.
     """
     path = Path(path)
-    _check_options(weight, limit)
+    check_weight(weight)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit!r}, allowed: None or at least 1")
     if path.is_dir():
         found = _read_folder(path, split, None if negatives is None else Path(negatives), limit, allow_missing)
     elif path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file():
@@ -206,7 +192,7 @@ def _read_negatives(path: Path, known: _Known) -> tuple[dict[str, np.ndarray], d
         raise DataError(f"{path}: no such file of negatives, allowed: the JSONL file that mining wrote")
     negatives: dict[str, np.ndarray] = {}
     lines: dict[str, int] = {}
-    for number, record in data._parse_jsonl(path):
+    for number, record in data.parse_jsonl(path):
         where = f"{path}:{number}"
         query_id = data.check_id(f'{where}: "query_id"', _get(where, record, "query_id"))
         if query_id not in known.query_ids:
@@ -233,10 +219,10 @@ def _check_mined_positives(where: str, doc_ids: object, query_id: str, known: _K
 
 def _find_documents(where: str, doc_ids: object, known: _Known) -> np.ndarray:
     if not isinstance(doc_ids, list):
-        raise DataError(f"{where}: {data._show(doc_ids)} in the place of documents, allowed: a list of doc ids")
+        raise DataError(f"{where}: {data.show(doc_ids)} in the place of documents, allowed: a list of doc ids")
     for doc_id in doc_ids:
         if not isinstance(doc_id, str) or doc_id not in known.positions:
-            raise DataError(f"{where}: document {data._show(doc_id)} is not in the corpus of {known.place}, allowed: "
+            raise DataError(f"{where}: document {data.show(doc_id)} is not in the corpus of {known.place}, allowed: "
                             "ids that are there")
     _check_once(where, doc_ids)
     return np.array([known.positions[doc_id] for doc_id in doc_ids], dtype=np.int32)
@@ -284,7 +270,7 @@ def _read_inline(path: Path, limit: int | None) -> Source:
 def _read_rows(path: Path, limit: int | None) -> Iterator[_Row]:
     seen: dict[str, int] = {}
     has_scores = None
-    for number, record in itertools.islice(data._parse_jsonl(path), limit):
+    for number, record in itertools.islice(data.parse_jsonl(path), limit):
         where = f"{path}:{number}"
         row = _read_row(where, number, _unpack_passages(where, record))
         first = seen.setdefault(row.query_id, number)
@@ -305,7 +291,7 @@ def _unpack_passages(where: str, record: dict[str, Any]) -> dict[str, Any]:
     for key, ours in zip(_PASSAGE_KEYS, ("positive", "negative"), strict=True):
         passages = record.get(key, [])
         if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
-            raise DataError(f'{where}: "{key}" is {data._show(passages)}, allowed: a list of {{"title", "text"}}')
+            raise DataError(f'{where}: "{key}" is {data.show(passages)}, allowed: a list of {{"title", "text"}}')
         unpacked[ours] = [f"{passage.get('title') or ''} {_get(where, passage, 'text')}".strip()
                           for passage in passages]
     return unpacked
@@ -314,7 +300,7 @@ def _unpack_passages(where: str, record: dict[str, Any]) -> dict[str, Any]:
 def _read_row(where: str, number: int, record: dict[str, Any]) -> _Row:
     unknown = [key for key in record if key not in _INLINE_KEYS]
     if unknown:
-        raise DataError(f"{where}: unknown key {data._show(unknown[0])}, allowed: {', '.join(_INLINE_KEYS)}")
+        raise DataError(f"{where}: unknown key {data.show(unknown[0])}, allowed: {', '.join(_INLINE_KEYS)}")
     query = _check_text(f'{where}: "query"', _get(where, record, "query"))
     positives = _read_texts(where, record, _POSITIVE_KEYS)
     if not positives:
@@ -360,7 +346,7 @@ def _check_scores(where: str, key: str, scores: Any, count: int) -> list[float]:
     for score in scores:
         number = isinstance(score, int | float) and not isinstance(score, bool)
         if not number or not abs(score) <= _FLOAT32_MAX:  # a NaN fails every comparison
-            raise DataError(f'{where}: "{key}" holds {data._show(score)}, allowed: finite numbers within float32')
+            raise DataError(f'{where}: "{key}" holds {data.show(score)}, allowed: finite numbers within float32')
     return scores
 
 
@@ -372,11 +358,10 @@ def _intern(texts: list[str], positions: dict[str, int]) -> np.ndarray:
 # Checks that both kinds share
 
 
-def _check_options(weight: float, limit: int | None) -> None:
+def check_weight(weight: float) -> None:
+    """Raises ``ConfigError`` unless it is a finite number > 0."""
     if not (math.isfinite(weight) and weight > 0):
         raise ConfigError(f"weight is {weight!r}, allowed: a finite number > 0")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit!r}, allowed: None or at least 1")
 
 
 def _get(where: str, record: dict[str, Any], key: str) -> Any:
@@ -387,14 +372,14 @@ def _get(where: str, record: dict[str, Any], key: str) -> Any:
 
 def _check_text(what: str, text: object) -> str:
     if not data._check_text(what, text).strip():
-        raise DataError(f"{what} is {data._show(text)}, allowed: a text of at least one visible character")
+        raise DataError(f"{what} is {data.show(text)}, allowed: a text of at least one visible character")
     return text  # type: ignore[return-value]
 
 
 def _check_once(where: str, values: list[str]) -> None:
     if len(set(values)) != len(values):
         twice = next(value for value in values if values.count(value) > 1)
-        raise DataError(f"{where}: {data._show(twice)} is there twice, allowed: each document of a list once")
+        raise DataError(f"{where}: {data.show(twice)} is there twice, allowed: each document of a list once")
 
 
 def _check_texts(source: Source, where: Callable[[int], str]) -> None:
@@ -408,9 +393,9 @@ def _check_texts(source: Source, where: Callable[[int], str]) -> None:
 
 def _check_apart(source: Source, where: Callable[[int], str]) -> None:
     """Raise when a negative of a query is one of its positives, by position or by text."""
-    same = _merge_equal(source.documents)
-    positive_keys = _pair_keys(source.positives, same)
-    negative_keys = _pair_keys(source.negatives, same)
+    same = merge_equal(source.documents)
+    positive_keys = pair_keys(source.positives, same)
+    negative_keys = pair_keys(source.negatives, same)
     clashes = np.flatnonzero(np.isin(negative_keys, positive_keys))
     if not len(clashes):
         return
@@ -424,16 +409,16 @@ def _check_apart(source: Source, where: Callable[[int], str]) -> None:
 
 
 def _name(source: Source, document: int) -> str:
-    return data._show(source.documents[document] if source.doc_ids is None else source.doc_ids[document])
+    return data.show(source.documents[document] if source.doc_ids is None else source.doc_ids[document])
 
 
-def _merge_equal(texts: Sequence[str]) -> np.ndarray:
+def merge_equal(texts: Sequence[str]) -> np.ndarray:
     """For each text, the position of the first one equal to it: int32 ``(N,)``."""
     first: dict[str, int] = {}
     return np.fromiter((first.setdefault(text, position) for position, text in enumerate(texts)), np.int32, len(texts))
 
 
-def _pair_keys(lists: Sequence[np.ndarray], same: np.ndarray) -> np.ndarray:
+def pair_keys(lists: Sequence[np.ndarray], same: np.ndarray) -> np.ndarray:
     """query * N + document for each pair, equal texts as one document: int64, in the order of the queries."""
     queries = np.repeat(np.arange(len(lists), dtype=np.int64), [len(entry) for entry in lists])
     return queries * len(same) + same[np.concatenate([_NO_DOCUMENTS, *lists])]
@@ -461,309 +446,3 @@ def _hash_texts(texts: Iterable[str]) -> str:
         digest.update(len(raw).to_bytes(8, "little"))
         digest.update(raw)
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-
-
-class Batches:
-    """An endless sequence of batches with random access: ``at(step)`` needs no other state than the step.
-
-    Each batch comes from one source, drawn with probability proportional to its weight. A source is dealt like a deck
-    of cards. A card is a positive document (equal texts are one) with all the queries it answers; an epoch is a
-    permutation of the cards; when a card comes up, the next ``queries_per_positive`` of its queries are used, in
-    rotation from epoch to epoch. A query with several positives stands on several cards. The n-th batch of a source
-    takes the n-th slice of its endless sequence of epochs: what remains of one epoch opens a batch that the next one
-    fills, with other cards than those already in it. So a batch has exactly ``queries`` different positives.
-
-    ``negatives`` is the number of hard negatives sampled for each *positive document* from the lists of the queries
-    drawn with it, other than the documents that are in the batch already (fewer when the lists are short).
-    ``neighbourhood`` > 1 puts cards together whose documents are hard for each other: each card that comes up brings
-    up to ``neighbourhood`` - 1 further ones of this epoch that stand among the mined negatives of its first query,
-    nearest first. It costs no document more. Queries of equal text share their known positives.
-
-    Raises:
-        ConfigError: a setting out of range, no source, two of the same name, a source with fewer positive documents
-            than ``queries``, or hard negatives asked for where no source has any.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        *,
-        queries: int = 32,
-        negatives: int = 0,
-        queries_per_positive: int = 1,
-        neighbourhood: int = 1,
-        seed: int = 0,
-    ) -> None:
-        self._settings = _Settings(queries, negatives, queries_per_positive, neighbourhood, seed)
-        self._settings.check()
-        _check_sources(sources, self._settings)
-        self._decks = [_Deck(source, self._settings) for source in sources]
-        self._draws = _Draws([source.weight for source in sources], seed)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """All that the batches depend on (JSON-able): settings, and the sources with their weights."""
-        sources = [{**deck.source.fingerprint, "name": deck.source.name, "weight": deck.source.weight}
-                   for deck in self._decks]
-        return {"order_version": _ORDER_VERSION, **self._settings._asdict(), "sources": sources}
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Counts of each source: queries, documents, pairs, share of the batches, and steps of one epoch of it.
-
-        ``steps_per_epoch`` counts batches of this source, ``epoch_steps`` steps of the whole run (on average).
-        """
-        total = sum(deck.source.weight for deck in self._decks)
-        return [deck.describe(deck.source.weight / total) for deck in self._decks]
-
-    def at(self, step: int) -> Batch:
-        """The batch of a step (from 0). Raises ``ConfigError`` for a negative step."""
-        if step < 0:
-            raise ConfigError(f"step is {step}, allowed: at least 0")
-        source, number = self._draws.at(step)
-        return self._decks[source].deal(number)
-
-
-class _Settings(NamedTuple):
-    queries: int
-    negatives: int
-    queries_per_positive: int
-    neighbourhood: int
-    seed: int
-
-    def check(self) -> None:
-        least = _Settings(queries=1, negatives=0, queries_per_positive=1, neighbourhood=1, seed=0)
-        for name, value, allowed in zip(self._fields, self, least, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or value < allowed:
-                raise ConfigError(f"{name} is {value!r}, allowed: a whole number, at least {allowed}")
-
-
-def _check_sources(sources: Sequence[Source], settings: _Settings) -> None:
-    if not sources:
-        raise ConfigError("no source of training pairs, allowed: at least one")
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:  # the name seeds the order
-            raise ConfigError(f"two sources are named {name!r}, allowed: each name once")
-    for source in sources:
-        _check_options(source.weight, None)
-    asked = [name for name, value in (("negatives", settings.negatives), ("neighbourhood", settings.neighbourhood - 1))
-             if value]
-    if asked and not any(len(entry) for source in sources for entry in source.negatives):
-        raise ConfigError(f"{asked[0]} is {getattr(settings, asked[0])}, but no source has mined negatives "
-                          f"({', '.join(names)}), allowed: {int(asked[0] != 'negatives')}, or a file of them")
-
-
-class _Draws:
-    """Which source each step takes, and how many steps took it before; drawn in blocks, so a late step is cheap."""
-
-    def __init__(self, weights: list[float], seed: int) -> None:
-        self._bounds = np.cumsum(np.array(weights) / math.fsum(weights))[:-1]
-        self._seed = seed
-        self._blocks: list[np.ndarray] = []
-        self._before = [np.zeros(len(weights), dtype=np.int64)]  # batches of each source before each block
-
-    def at(self, step: int) -> tuple[int, int]:
-        block, offset = divmod(step, _DRAWS_PER_BLOCK)
-        while len(self._blocks) <= block:
-            self._draw_block()
-        source = int(self._blocks[block][offset])
-        return source, int(self._before[block][source] + np.count_nonzero(self._blocks[block][:offset] == source))
-
-    def _draw_block(self) -> None:
-        uniform = np.random.default_rng([self._seed, 0, len(self._blocks)]).random(_DRAWS_PER_BLOCK)
-        block = np.searchsorted(self._bounds, uniform, side="right").astype(np.uint16)
-        self._blocks.append(block)
-        self._before.append(self._before[-1] + np.bincount(block, minlength=len(self._before[0])))
-
-
-class _Deck:
-    """The cards of one source: its positive documents, each with the queries that it answers."""
-
-    def __init__(self, source: Source, settings: _Settings) -> None:
-        self.source = source
-        self._settings = settings
-        self._key = [settings.seed, int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "little")]
-        self._same = _merge_equal(source.documents)
-        self._twins = _find_twins(source.queries)
-        self._make_cards()
-        self._near = self._find_neighbours() if settings.neighbourhood > 1 else None
-        self._orders: dict[int, np.ndarray] = {}
-        if len(self._documents) < settings.queries:
-            raise ConfigError(f"source {source.name!r} has {len(self._documents)} different positive documents, fewer "
-                              f"than the {settings.queries} of a batch, allowed: smaller batches, or to leave this "
-                              "source out")
-
-    def _make_cards(self) -> None:
-        """Card c: document ``documents[c]`` and the queries ``members[starts[c]:starts[c + 1]]``, in seeded order."""
-        keys = np.unique(_pair_keys(self.source.positives, self._same))
-        queries, documents = np.divmod(self._rng(1).permutation(keys), len(self._same))
-        self._documents, cards = np.unique(documents, return_inverse=True)
-        self._members = queries[np.argsort(cards, kind="stable")]
-        self._sizes = np.bincount(cards, minlength=len(self._documents))
-        self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
-
-    def _find_neighbours(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cards among the negatives of query q, nearest first: ``cards[starts[q]:starts[q + 1]]``."""
-        card_of = np.full(len(self._same), -1, dtype=np.int64)
-        card_of[self._documents] = np.arange(len(self._documents))
-        keys = _pair_keys(self.source.negatives, self._same)
-        _, first = np.unique(keys, return_index=True)
-        queries, documents = np.divmod(keys[np.sort(first)], len(self._same))
-        cards = card_of[documents]
-        counts = np.bincount(queries[cards >= 0], minlength=len(self.source.queries))
-        return np.concatenate([[0], np.cumsum(counts)]), cards[cards >= 0]
-
-    def _rng(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng([*self._key, *purpose])
-
-    # The order of an epoch
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            order = self._make_order(epoch)
-            self._orders = {key: value for key, value in self._orders.items() if key == epoch - 1} | {epoch: order}
-        return self._orders[epoch]
-
-    def _make_order(self, epoch: int) -> np.ndarray:
-        # Only the end of the epoch before matters, and joining changes only the first batch of an epoch: so the
-        # epochs need no walk from the first one, unless they are so short that this first batch reaches the end.
-        first = max(epoch - 1, 0) if len(self._documents) >= 2 * self._settings.queries else 0
-        known = [key for key in self._orders if first <= key < epoch]
-        start = max(known, default=first)
-        order = self._orders[start] if known else self._shuffle(start)
-        for number in range(start + 1, epoch + 1):
-            order = self._join(order, self._shuffle(number), number)
-        return order
-
-    def _join(self, before: np.ndarray, order: np.ndarray, epoch: int) -> np.ndarray:
-        """The order, its first cards being others than those in the same batch, from the end of the epoch before."""
-        taken = epoch * len(order) % self._settings.queries
-        if not taken:
-            return order
-        free = np.flatnonzero(~np.isin(order, before[-taken:]))[: self._settings.queries - taken]
-        return np.concatenate([order[free], np.delete(order, free)])
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        order = self._rng(2, epoch).permutation(len(self._documents))
-        return order if self._near is None else self._gather(order, epoch, *self._near)
-
-    def _gather(self, order: np.ndarray, epoch: int, starts: np.ndarray, near: np.ndarray) -> np.ndarray:
-        queries, most = self._settings.queries, self._settings.neighbourhood - 1
-        first_query = self._members[self._starts[:-1] + epoch * self._settings.queries_per_positive % self._sizes]
-        begins, ends = starts[first_query].tolist(), starts[first_query + 1].tolist()
-        free = np.ones(len(order), dtype=bool)
-        gathered: list[int] = []
-        opened = epoch * len(order) % queries  # of the first batch: neighbours do not go beyond the end of a batch
-        for card in order.tolist():
-            if not free[card]:
-                continue
-            free[card] = False
-            gathered.append(card)
-            room = min(most, -(opened + len(gathered)) % queries)
-            if room and begins[card] < ends[card]:
-                cards = near[begins[card]:ends[card]]
-                cards = cards[free[cards]][:room]
-                free[cards] = False
-                gathered.extend(cards.tolist())
-        return np.array(gathered, dtype=np.int64)
-
-    # One batch
-
-    def deal(self, number: int) -> Batch:
-        """The batch of this number (from 0) of this source."""
-        rng = self._rng(3, number)
-        drawn = list(self._draw_cards(number))
-        columns = {document: column for column, (document, _) in enumerate(drawn)}
-        ends = []
-        for _, queries in drawn:
-            self._add_negatives(queries, columns, rng)
-            ends.append(len(columns))
-        queries = [query for _, queries in drawn for query in queries]
-        positive_Q = np.repeat(np.arange(len(drawn), dtype=np.int64), [len(queries) for _, queries in drawn])
-        texts = self.source.documents
-        return Batch(
-            source=self.source.name, queries=[self.source.queries[query] for query in queries],
-            documents=[texts[document] for document in columns], positive_Q=positive_Q,
-            allowed_QD=self._allow(queries, positive_Q, columns), own_QD=_own(positive_Q, ends),
-            scores_QD=self._find_scores(queries, columns),
-        )
-
-    def _draw_cards(self, number: int) -> Iterator[tuple[int, list[int]]]:
-        """(document, its queries in this epoch) for each card of a batch."""
-        most = self._settings.queries_per_positive
-        first = number * self._settings.queries
-        for position in range(first, first + self._settings.queries):
-            epoch, offset = divmod(position, len(self._documents))
-            card = self._order(epoch)[offset]
-            start, size = int(self._starts[card]), int(self._sizes[card])
-            turns = range(epoch * most, epoch * most + min(most, size))
-            yield int(self._documents[card]), [int(self._members[start + turn % size]) for turn in turns]
-
-    def _add_negatives(self, queries: list[int], columns: dict[int, int], rng: np.random.Generator) -> None:
-        if not self._settings.negatives:
-            return
-        known = set().union(*(self._known(query) for query in queries))
-        candidates = self._same[np.concatenate([self.source.negatives[query] for query in queries])]
-        wanted = len(columns) + self._settings.negatives
-        for document in rng.permutation(candidates).tolist():
-            if len(columns) == wanted:
-                return
-            if document not in columns and document not in known:
-                columns[document] = len(columns)
-
-    def _known(self, query: int) -> set[int]:
-        """The positives of all queries of this text."""
-        twins = self._twins.get(query, (query,))
-        return {document for twin in twins for document in self._same[self.source.positives[twin]].tolist()}
-
-    def _allow(self, queries: list[int], positive_Q: np.ndarray, columns: dict[int, int]) -> np.ndarray:
-        allowed_QD = np.ones((len(queries), len(columns)), dtype=bool)
-        for row, query in enumerate(queries):
-            others = [columns[document] for document in self._known(query) if document in columns]
-            allowed_QD[row, others] = False
-        allowed_QD[np.arange(len(queries)), positive_Q] = True
-        return allowed_QD
-
-    def _find_scores(self, queries: list[int], columns: dict[int, int]) -> np.ndarray | None:
-        if self.source.scores is None:
-            return None
-        scores_QD = np.full((len(queries), len(columns)), np.nan, dtype=np.float32)
-        for row, query in enumerate(queries):
-            documents = self._same[np.concatenate([self.source.positives[query], self.source.negatives[query]])]
-            for document, score in zip(documents.tolist(), self.source.scores[query], strict=True):
-                if document in columns:
-                    scores_QD[row, columns[document]] = score
-        return scores_QD
-
-    def describe(self, share: float) -> dict[str, Any]:
-        source, steps = self.source, len(self._documents) / self._settings.queries
-        return {
-            "name": source.name, "queries": len(source.queries), "documents": len(source.documents),
-            "positives": sum(map(len, source.positives)), "negatives": sum(map(len, source.negatives)),
-            "positive_documents": len(self._documents), "share": share,
-            "steps_per_epoch": steps, "epoch_steps": steps / share,
-        }
-
-
-def _own(positive_Q: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    """Columns of each query's positive, and of the negatives of its card, which end at ``ends[card]``."""
-    own_QD = np.zeros((len(positive_Q), ends[-1]), dtype=bool)
-    starts = [len(ends), *ends[:-1]]
-    for row, card in enumerate(positive_Q.tolist()):
-        own_QD[row, card] = True
-        own_QD[row, starts[card] : ends[card]] = True
-    return own_QD
-
-
-def _find_twins(queries: Sequence[str]) -> dict[int, list[int]]:
-    """For each query whose text stands there more than once: all the queries of this text."""
-    first = _merge_equal(queries)
-    again = np.flatnonzero(first != np.arange(len(first)))
-    groups: dict[int, list[int]] = {}
-    for query in again.tolist():
-        groups.setdefault(int(first[query]), [int(first[query])]).append(query)
-    return {query: group for group in groups.values() for query in group}

@@ -24,8 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparse_ir import data, files, losses, measures, queries, student
+from sparse_ir.batches import Batch, Batches
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
-from sparse_ir.pairs import Batch, Batches, Source
+from sparse_ir.pairs import Source
 from sparse_ir.recipe import PenaltySettings, TrainConfig, config_to_json, format_config
 from sparse_ir.sparsity import Governor, Guard
 

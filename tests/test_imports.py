@@ -14,7 +14,7 @@ import sparse_ir
 
 PACKAGE = Path(sparse_ir.__file__).parent
 ORDER = ("errors", "files", "data", "measures", "queries", "checkpoint", "networks", "heads", "encoder", "lexical",
-         "impacts", "vectors", "java", "lucene", "exact", "indexes", "losses", "pairs", "score_cache",
+         "impacts", "vectors", "java", "lucene", "exact", "indexes", "losses", "pairs", "batches", "score_cache",
          "towers", "bm25", "teachers", "mining", "recipe", "student", "sparsity", "training",
          "cards", "runs", "pydocs", "verbs", "showcase", "cli")
 # a stored query side may be neural, and whoever loads it need not know: one import, inside of a function
