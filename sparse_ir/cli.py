@@ -21,12 +21,12 @@ from typing import Any
 import click
 
 import sparse_ir
-from sparse_ir import mining, showcase, verbs
+from sparse_ir import beir, mining, showcase, verbs
 from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
     verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
-    verbs.idf, mining.mine, verbs.teach, verbs.train, showcase.demo,
+    verbs.idf, mining.mine, verbs.teach, verbs.train, beir.beir, showcase.demo,
 )
 
 

@@ -122,17 +122,22 @@ def build_bm25_index(
     read: Callable[[], Iterable[data.Document]], output: Path, parameters: lucene.Bm25 | None = None,
     *, progress: bool = False,
 ) -> dict[str, Any]:
-    """Build, verify and swap in a BM25 index over ``title text`` in one field (Anserini's "flat"); the manifest."""
+    """Build, verify and swap in a BM25 index; the manifest.
+
+    ``title text`` is one field (Anserini's "flat"), or, with a weight for titles in the parameters, text and title are
+    two ("multifield"); then, as in Anserini, a document without text is not indexed, whatever its title.
+    """
     parameters = parameters or lucene.Bm25()
     with _building(output) as folder:
         doc_ids: list[str] = []
         unindexed: list[dict[str, str]] = []
 
-        def texts() -> Iterator[tuple[str, str]]:
+        def texts() -> Iterator[tuple[str, ...]]:
             for document in read():
-                if document.contents:
+                parts = (document.text, document.title) if parameters.title else (document.contents,)
+                if parts[0].strip():
                     doc_ids.append(document.doc_id)
-                    yield document.doc_id, document.contents
+                    yield document.doc_id, *parts
                 else:
                     unindexed.append({"doc_id": document.doc_id, "reason": "empty text"})
 

@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -98,11 +98,12 @@ def cast(name: str, value: Any) -> Any:
     return importlib.import_module("jnius").cast(name, value)
 
 
-def java_map(values: dict[str, str]) -> Any:
-    """A ``java.util.HashMap`` with the given strings."""
+def java_map(values: Mapping[str, str | float]) -> Any:
+    """A ``java.util.HashMap`` with the given strings, and numbers as Java's ``Float``."""
     result = java_class("java.util.HashMap")()
     for key, value in values.items():
-        result.put(key, value)
+        stored = value if isinstance(value, str) else java_class("java.lang.Float")(value)
+        result.put(key, stored)
     return result
 
 

@@ -30,6 +30,7 @@ from sparse_ir.errors import DamagedError, DataError
 from sparse_ir.impacts import LARGEST_IMPACT
 
 FIELD = "contents"  # the names that Anserini's readers expect
+TITLE_FIELD = "title"
 ID_FIELD = "id"
 DELIMITER = "\x01"  # must not be white space to Java: 0x1c to 0x1f are
 MAX_TERM_BYTES = 32766  # Lucene's own limit
@@ -51,6 +52,7 @@ class Bm25(NamedTuple):
 
     k1: float = 0.9
     b: float = 0.4
+    title: float = 0.0  # weight of the title as a field of its own (Anserini's "multifield"); 0: title and text in one
 
 
 # ------------------------------------------------------------------------------------------------ terms
@@ -92,7 +94,7 @@ def _unescape(part: str) -> str:
 # ------------------------------------------------------------------------------------------------ writing
 
 Batch = tuple[Sequence[str], sparse.csr_matrix]  # doc_ids (N,) and impacts int32 (N, V)
-Texts = Iterable[tuple[str, str]]  # doc_id and text
+Texts = Iterable[tuple[str, ...]]  # doc_id and text; with a field for titles, the title too
 
 
 def write_impacts(
@@ -132,10 +134,10 @@ def write_impacts(
 
 
 def write_texts(folder: Path, texts: Texts, parameters: Bm25, progress: Callable[[int], None] | None = None) -> None:
-    """A new Lucene index in ``folder`` for BM25: Anserini's English analysis of one field, lengths in the norms."""
+    """A new Lucene index in ``folder`` for BM25: Anserini's English analysis of each field, lengths in the norms."""
     with _writing(folder, "bm25", parameters) as writer:
-        for doc_id, text in texts:
-            writer.add(doc_id, text)
+        for doc_id, *parts in texts:
+            writer.add(doc_id, *parts)
             if progress is not None:
                 progress(1)
 
@@ -176,13 +178,15 @@ class _Writer:
         config.setMergePolicy(policy)
         config.setMergeScheduler(scheduler)
         self._writer = java.java_class("org.apache.lucene.index.IndexWriter")(self._directory, config)
-        self._document, self._id, self._sort_id, self._contents = _reusable_document(kind)
+        names = [FIELD, TITLE_FIELD] if parameters is not None and parameters.title else [FIELD]
+        self._document, self._id, self._sort_id, *self._texts = _reusable_document(kind, names)
 
-    def add(self, doc_id: str, text: str) -> None:
+    def add(self, doc_id: str, *texts: str) -> None:
         sort_key = doc_id.encode()
         self._id.setStringValue(doc_id)
         self._sort_id.setBytesValue(sort_key)
-        self._contents.setStringValue(text)
+        for field, text in zip(self._texts, texts, strict=True):
+            field.setStringValue(text)
         self._writer.addDocument(self._document)
 
     def add_indexes(self, folders: Sequence[Path]) -> None:
@@ -216,7 +220,7 @@ def _writing(folder: Path, kind: Kind, parameters: Bm25 | None = None, *, merge:
             writer.release()
 
 
-def _reusable_document(kind: Kind) -> tuple[Any, Any, Any, Any]:
+def _reusable_document(kind: Kind, names: Sequence[str]) -> tuple[Any, ...]:
     text = java.cast("java.lang.CharSequence", java.java_class("java.lang.String")("x"))
     field_type = java.java_class("org.apache.lucene.document.FieldType")()
     frequencies, omit_norms = java.java_class("org.apache.lucene.index.IndexOptions").DOCS_AND_FREQS, kind == "impact"
@@ -230,9 +234,9 @@ def _reusable_document(kind: Kind) -> tuple[Any, Any, Any, Any]:
         java.java_class("org.apache.lucene.document.BinaryDocValuesField")(
             ID_FIELD, java.java_class("org.apache.lucene.util.BytesRef")(text)
         ),
-        java.java_class("org.apache.lucene.document.Field")(
-            FIELD, text, java.cast("org.apache.lucene.index.IndexableFieldType", field_type)
-        ),
+        *(java.java_class("org.apache.lucene.document.Field")(
+            name, text, java.cast("org.apache.lucene.index.IndexableFieldType", field_type)
+        ) for name in names),
     )
     document = java.java_class("org.apache.lucene.document.Document")()
     for field in fields:
@@ -280,7 +284,9 @@ class Reader:
         self._reader = java.cast("org.apache.lucene.index.IndexReader", opened)
         searcher_class = java.java_class("org.apache.lucene.search.IndexSearcher")
         searcher_class.setMaxClauseCount(2**31 - 1)  # Lucene refuses more than 1,024 query terms by default
-        similarity = _similarity(kind, parameters or Bm25())
+        parameters = parameters or Bm25()
+        similarity = _similarity(kind, parameters)
+        self._fields = {FIELD: 1.0, TITLE_FIELD: parameters.title} if parameters.title else {FIELD: 1.0}
         self._searcher = searcher_class(self._reader)
         self._searcher.setSimilarity(similarity)
         self._searcher.setQueryCache(None)
@@ -299,7 +305,8 @@ class Reader:
     def search_text(self, text: str, k: int) -> Hits:
         """The ``k`` best documents by BM25 for an analysed text; a text without terms gives no hits."""
         generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
-        return self._top(generator.buildQuery(FIELD, self._analyzer, text), k)
+        where = FIELD if len(self._fields) == 1 else java.java_map(self._fields)
+        return self._top(generator.buildQuery(where, self._analyzer, text), k)
 
     def score(self, doc_id: str, terms: Sequence[str], boosts: Sequence[int]) -> float:
         """The engine's score of one document; 0.0 when no term matches."""
@@ -312,13 +319,21 @@ class Reader:
         return float(sum(self._collect(restricted, 1)[1]))
 
     def statistics(self) -> dict[str, int]:
-        """Whole-index counts as Lucene keeps them: documents, terms, postings, sum of the impacts."""
-        terms = java.java_class("org.apache.lucene.index.MultiTerms").getTerms(self._reader, FIELD)
-        if terms is None:
-            return {"documents": self.num_documents, "terms": 0, "postings": 0, "sum_impacts": 0}
-        counts = {"terms": _count_terms(terms), "postings": terms.getSumDocFreq(),
-                  "sum_impacts": terms.getSumTotalTermFreq()}
-        return {"documents": self.num_documents, **{name: int(value) for name, value in counts.items()}}
+        """Whole-index counts as Lucene keeps them: documents, terms, postings, sum of the impacts; of all fields."""
+        fields = [java.java_class("org.apache.lucene.index.MultiTerms").getTerms(self._reader, field)
+                  for field in self._fields]
+        filled = [terms for terms in fields if terms is not None]
+        return {"documents": self.num_documents, "terms": sum(map(_count_terms, filled)),
+                "postings": sum(int(terms.getSumDocFreq()) for terms in filled),
+                "sum_impacts": sum(int(terms.getSumTotalTermFreq()) for terms in filled)}
+
+    def document_frequencies(self, terms: Iterable[str]) -> dict[str, int]:
+        """Documents that hold each Lucene term, summed over the fields that are searched; 0 for an unknown term."""
+        term_class, found = java.java_class("org.apache.lucene.index.Term"), {}
+        for term in terms:
+            places = [term_class(field, term) for field in self._fields]
+            found[term] = sum(int(self._reader.docFreq(place)) for place in places)
+        return found
 
     def stored_ids(self, numbers: Sequence[int]) -> list[str]:
         """The stored doc_id of each document number, read from Lucene itself."""

@@ -16,24 +16,27 @@ from tqdm import tqdm
 from sparse_ir import data, files, indexes, pydocs, verbs
 
 SHOWN_QUESTIONS = ("q001", "q042", "q050")
-SMALL = ("python",)
+STANDARD_LIBRARY = ("python",)
 MEASURES = "nDCG@10 R@100"
 
 
-def demo(output: Path = Path("indexes/demo"), *, small: bool = False, progress: bool = False) -> verbs.Report:
-    """Build, measure and question a search engine over the documentation of the installed Python packages.
+def demo(output: Path = Path("indexes/demo"), *, model: str = verbs.DEFAULT_MODEL, full: bool = False,
+         progress: bool = False) -> verbs.Report:
+    """Build, measure and question a search engine over the documentation of Python's standard library.
 
     Args:
         output: Folder for the collection and the two indexes; everything in it can be deleted.
-        small: Only the standard library, without numpy, scipy, torch and transformers.
+        model: Hub name or folder of a model, "lexical", or "default", the model inside this package.
+        full: Also the documentation of numpy, scipy, torch and transformers as installed here.
         progress: Show progress bars.
     """
     output = Path(output)
-    packages = SMALL if small else pydocs.DEFAULT
+    packages = pydocs.DEFAULT if full else STANDARD_LIBRARY
     missing = _write_collection(output, packages, progress)
     systems = {}
-    for name, build in (("sparse_ir", _build_sparse), ("BM25", _build_bm25)):
-        systems[name] = _measure(output, build(output, progress), output / f"{name}.trec")
+    built = {"sparse_ir": _build_sparse(model, output, progress), "BM25": _build_bm25(output, progress)}
+    for name, report in built.items():
+        systems[name] = _measure(output, report, output / f"{name}.trec")
     with indexes.Index(output / "index") as index:
         answers = [_answer(index, query) for query in _shown(data.read_queries(output))]
     return {"collection": str(output), "packages": pydocs.installed_versions(packages),
@@ -63,11 +66,11 @@ def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> 
     return missing
 
 
-def _build_sparse(output: Path, progress: bool) -> verbs.Report:
-    # the installed packages may have changed since the last demo, so vectors of another collection are not resumed
+def _build_sparse(model: str, output: Path, progress: bool) -> verbs.Report:
+    # another model, or packages that have changed since the last demo, are other vectors: nothing to resume
     corpus = files.sha256_of_file(output / "corpus.jsonl")[:12]
-    return verbs.build(verbs.DEFAULT_MODEL, str(output), output / "index", vectors=output / f"vectors-{corpus}",
-                       progress=progress)
+    vectors = output / f"vectors-{Path(model).name}-{corpus}"
+    return verbs.build(model, str(output), output / "index", vectors=vectors, progress=progress)
 
 
 def _build_bm25(output: Path, progress: bool) -> verbs.Report:

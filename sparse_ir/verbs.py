@@ -76,7 +76,7 @@ def encode(model: str, input: str, output: Path, *, progress: bool = False, **op
     """
     started = time.perf_counter()
     read = functools.partial(data.read_documents, input)
-    encoder, query_encoder = _load_encoder(model, read, options)
+    encoder, query_encoder = load_encoder(model, read, options)
     made = vector_folders.write_vectors(Path(output), read, encoder, query_encoder=query_encoder,
                                         shard_size=options.get("shard_size", 1024), progress=progress)
     return _vectors_report(made, started)
@@ -97,7 +97,7 @@ def index(
         threads: Threads that write.
         progress: Show a progress bar.
     """
-    _check_index_options(scale, bits, threads)
+    check_index_options(scale, bits, threads)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         opened = vector_folders.open_vectors(Path(vectors), Path(scratch))
@@ -126,7 +126,7 @@ def build(
         threads: Threads that write the index.
         progress: Show a progress bar.
     """
-    _check_index_options(scale, bits, threads)
+    check_index_options(scale, bits, threads)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
     encoded = encode(model, input, folder, progress=progress, **options)
@@ -291,7 +291,7 @@ def shipped_model() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _load_encoder(model: str, read: Callable[[], Iterator[data.Document]], options: EncodeOptions) -> tuple[Any, Any]:
+def load_encoder(model: str, read: Callable[[], Iterator[data.Document]], options: EncodeOptions) -> tuple[Any, Any]:
     """The document encoder and the query encoder that were asked for."""
     if model == DEFAULT_MODEL:
         model = str(shipped_model() or LEXICAL_MODEL)
@@ -315,7 +315,7 @@ def _fit_lexical(read: Callable[[], Iterator[data.Document]], chosen: dict[str, 
     return encoder, encoder.query_encoder()
 
 
-def _check_index_options(scale: float | None, bits: int | None, threads: int) -> None:
+def check_index_options(scale: float | None, bits: int | None, threads: int) -> None:
     """Refuse at once, and not after hours of encoding, what no index can be built with."""
     if threads < 1:
         raise ConfigError(f"{threads} threads are not allowed; use at least 1")

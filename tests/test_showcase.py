@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> str:
     """What the first run of the demo prints."""
-    done = run_command("demo", "--small", "--output", folder)
+    done = run_command("demo", "--model", "lexical", "--output", folder)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -29,7 +29,7 @@ def printed(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def report(folder: Path, printed: str) -> dict[str, Any]:
     """The report of a second run over the folder of the first."""
-    done = run_command("demo", "--small", "--output", folder, "--json")
+    done = run_command("demo", "--model", "lexical", "--output", folder, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -92,7 +92,7 @@ def test_the_second_run_does_the_same_and_encodes_nothing_again(folder, report):
     (vectors,) = folder.glob("vectors-*")
     shards = {path: path.stat().st_mtime_ns for path in (vectors / "shards").iterdir()}
     before = [(folder / f"{name}.trec").read_bytes() for name in report["systems"]]
-    again = showcase.demo(folder, small=True)
+    again = showcase.demo(folder, model="lexical")
     assert {path: path.stat().st_mtime_ns for path in (vectors / "shards").iterdir()} == shards
     assert [(folder / f"{name}.trec").read_bytes() for name in report["systems"]] == before
     for name, figures in report["systems"].items():

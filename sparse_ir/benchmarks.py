@@ -1,0 +1,386 @@
+"""The data sets of BEIR, MS MARCO and TREC Deep Learning: what they are called, where they lie, how they are fetched.
+
+A set that lies below the data folder in BEIR's layout is used as it is, and nothing is asked of the network; so is any
+other BEIR folder there, whether this module knows it or not. It does not search. Next file to read: ``rows``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shutil
+import stat
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from tqdm import tqdm
+
+from sparse_ir import data, files
+from sparse_ir.errors import ConfigError, DataError
+
+ATTEMPTS = 4
+PAUSE_SECONDS = 2.0  # before the second attempt; doubled before each further one
+TIMEOUT_SECONDS = (30.0, 120.0)  # to connect, to wait for the next bytes
+_CHUNK_BYTES = 1 << 20
+_LARGEST_EXPANSION = 20  # JSON lines shrink to a third or a quarter; a zip bomb to a thousandth
+_MOST_MEMBERS = 10_000
+_SOURCE = "source.json"
+_BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
+_MARCO_ADDRESS = "https://msmarco.z22.web.core.windows.net/msmarcoranking"
+_TREC_ADDRESS = "https://trec.nist.gov/data/deep"
+
+
+class Download(NamedTuple):
+    """A file of the network."""
+
+    url: str
+    megabytes: float  # more than this is not read: about a tenth above the published size
+    md5: str | None  # as published; None: unknown, then only the observed checksums are recorded
+
+
+class Benchmark(NamedTuple):
+    """One data set, as plain facts."""
+
+    name: str
+    folder: str  # below the data folder
+    archive: Download | None = None  # a zip with the first part of ``folder`` at its top
+    split: str = "test"
+    corpus_of: str | None = None  # the set whose corpus (and archive) this one shares
+    queries: Download | None = None  # with ``qrels``: stand beside a shared corpus
+    qrels: Download | None = None
+    remove_identical: bool = False  # the queries are documents of the corpus, and each would find itself
+    relevance_level: int = 1  # from which relevance on a document is relevant, where a measure asks (trec_eval -l)
+    licence: str = ""  # why it cannot be downloaded
+
+
+class Collection(NamedTuple):
+    """A data set on the disk."""
+
+    name: str
+    corpus: Path
+    queries: Path
+    qrels: Path
+    split: str = "test"
+    remove_identical: bool = False
+    relevance_level: int = 1
+
+
+# ------------------------------------------------------------------------------------------------ the registry
+
+FORUMS = ("android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
+          "webmasters", "wordpress")
+BEIR_13 = ("trec-covid", "nfcorpus", "nq", "hotpotqa", "fiqa", "arguana", "webis-touche2020", "dbpedia-entity",
+           "scidocs", "fever", "climate-fever", "scifact", "quora")
+LICENSED = ("bioasq", "signal1m", "trec-news", "robust04")
+BEIR_18 = (*BEIR_13, "cqadupstack", *LICENSED)
+
+# published size in megabytes and md5 of each archive, from BEIR's own list
+_ARCHIVES = {
+    "trec-covid": (74, "ce62140cb23feb9becf6270d0d1fe6d1"),
+    "nfcorpus": (2.5, "a89dba18a62ef92f7d323ec890a0d38d"),
+    "nq": (499, "d4d3d2e48787a744b6f6e691ff534307"),
+    "hotpotqa": (655, "f412724f78b0d91183a0e86805e16114"),
+    "fiqa": (18, "17918ed23cd04fb15047f73e6c3bd9d9"),
+    "arguana": (3.8, "8ad3e3c2a5867cdced806d6503f29b99"),
+    "webis-touche2020": (228, "46f650ba5a527fc69e0a6521c5a23563"),
+    "dbpedia-entity": (640, "c2a39eb420a3164af735795df012ac2c"),
+    "scidocs": (143, "38121350fc3a4d2f48850f6aff52e4a9"),
+    "fever": (1237, "5a818580227bfb4b35bb6fa46d9b6c03"),
+    "climate-fever": (1229, "8b66f0a9126c521bae2bde127b4dc99d"),
+    "scifact": (2.9, "5f7d1de60b170fc8027bb7898e2efca1"),
+    "quora": (16, "18fb154900ba42a600f84b839c173167"),
+    "cqadupstack": (5344, "4e41456d7df8ee7760a7f866133bda78"),
+    "msmarco": (1083, "444067daf65d982533ea17ebd59501e4"),
+}
+_LICENCES = {
+    "bioasq": "its documents need an account with BioASQ (participants-area.bioasq.org)",
+    "signal1m": "its tweets need a licence of Signal AI (research.signal-ai.com)",
+    "trec-news": "its articles need a licence of the Washington Post collection (trec.nist.gov/data/wapost)",
+    "robust04": "its articles need a licence of TREC disks 4 and 5 (trec.nist.gov/data/cd45)",
+}
+# md5 of the queries and of the qrels of each year
+_DEEP_LEARNING = {
+    2019: ("eda71eccbe4d251af83150abe065368c", "2f4be390198da108f6845c822e5ada14"),
+    2020: ("00a406fb0d14ed3752d70d1e4eb98600", "0355ccee7509ac0463e8278186cdd8d1"),
+}
+
+
+def _archive(name: str) -> Download:
+    megabytes, md5 = _ARCHIVES[name]
+    return Download(f"{_BEIR_ADDRESS}/{name}.zip", round(1.1 * megabytes, 1), md5)
+
+
+def _deep_learning(year: int) -> Benchmark:
+    queries, qrels = _DEEP_LEARNING[year]
+    return Benchmark(
+        f"trec-dl-{year}", f"trec-dl-{year}", corpus_of="msmarco", relevance_level=2,
+        queries=Download(f"{_MARCO_ADDRESS}/msmarco-test{year}-queries.tsv.gz", 1, queries),
+        qrels=Download(f"{_TREC_ADDRESS}/{year}qrels-pass.txt", 2, qrels),
+    )
+
+
+def _registry() -> dict[str, Benchmark]:
+    identical = {"arguana", "quora"}
+    known = [
+        *(Benchmark(name, name, _archive(name), remove_identical=name in identical) for name in BEIR_13),
+        *(Benchmark(f"cqadupstack-{forum}", f"cqadupstack/{forum}", _archive("cqadupstack")) for forum in FORUMS),
+        *(Benchmark(name, name, licence=_LICENCES[name]) for name in LICENSED),
+        Benchmark("msmarco", "msmarco", _archive("msmarco"), split="dev"),
+        *map(_deep_learning, _DEEP_LEARNING),
+    ]
+    return {benchmark.name: benchmark for benchmark in known}
+
+
+REGISTRY = _registry()
+GROUPS = {
+    "beir": BEIR_18,
+    "beir-13": BEIR_13,
+    "cqadupstack": tuple(f"cqadupstack-{forum}" for forum in FORUMS),
+    "marco": ("msmarco", "trec-dl-2019", "trec-dl-2020"),
+}
+
+# ------------------------------------------------------------------------------------------------ names and places
+
+
+def expand_names(names: str, data_dir: Path) -> list[str]:
+    """The data sets that ``names`` stands for, in order, each once.
+
+    ``names`` are separated by commas: sets of the registry, its groups (``beir``, ``beir-13``, ``cqadupstack``,
+    ``marco``), ``local`` for every BEIR folder directly below ``data_dir``, and any other folder there by its name,
+    with ``NAME:SPLIT`` for another split than ``test``. Raises ``ConfigError`` for a name that is none of these.
+    """
+    found: dict[str, None] = {}
+    for name in filter(None, re.split(r"[\s,]+", names)):
+        found |= dict.fromkeys(_expand(name, data_dir))
+    if not found:
+        raise ConfigError(f"data sets {names!r}: none is named, or none lies in {data_dir}")
+    return list(found)
+
+
+def _expand(name: str, data_dir: Path) -> Iterator[str]:
+    if name == "local":
+        yield from sorted(path.name for path in data_dir.glob("*") if _is_beir_folder(path))
+    elif name in GROUPS:
+        for member in GROUPS[name]:
+            yield from _expand(member, data_dir)
+    elif name in REGISTRY or _is_beir_folder(data_dir / name.partition(":")[0]):
+        yield name
+    else:
+        raise ConfigError(f"data set {name!r} is unknown, allowed: {', '.join((*REGISTRY, *GROUPS, 'local'))}, or the "
+                          f"name of a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) in {data_dir}")
+
+
+def _is_beir_folder(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz"))
+
+
+def find(name: str, data_dir: Path) -> Collection | None:
+    """The data set below ``data_dir``; None where it does not lie there.
+
+    Raises ``DataError`` for a folder that stands in its place and lacks a part.
+    """
+    stem, _, split = name.partition(":")
+    facts = REGISTRY.get(stem, Benchmark(stem, stem))
+    shared = REGISTRY[facts.corpus_of] if facts.corpus_of else facts
+    folder, corpus_folder = data_dir / facts.folder, data_dir / shared.folder
+    if not (folder.is_dir() and corpus_folder.is_dir()):
+        return None
+    split = split or facts.split
+    return Collection(stem if split == facts.split else f"{stem}-{split}", data.find_corpus(corpus_folder),
+                      data.find_queries(folder), data.find_qrels(folder, split), split, facts.remove_identical,
+                      facts.relevance_level)
+
+
+def reason_to_skip(name: str, data_dir: Path) -> str | None:
+    """Why a data set cannot be had: it is licensed, and does not lie below ``data_dir``; else None."""
+    facts = REGISTRY.get(name)
+    if facts is None or not facts.licence or find(name, data_dir) is not None:
+        return None
+    return f"not freely available: {facts.licence}; with it, put the BEIR folder at {data_dir / facts.folder}"
+
+
+# ------------------------------------------------------------------------------------------------ fetching
+
+
+def fetch(name: str, data_dir: Path, *, progress: bool = False) -> Collection:
+    """The data set below ``data_dir``, downloaded when it does not lie there yet.
+
+    A download is read up to its size cap, checked against the published md5, unpacked aside and put in place whole;
+    ``source.json`` in the folder records address, size, md5 and sha256. A second process waits for the first.
+
+    Raises:
+        ConfigError: the set is not in the registry, or is licensed.
+        DataError: it cannot be downloaded, or what came is truncated, changed, too large or no safe archive.
+    """
+    found = find(name, data_dir)
+    if found is not None:
+        return found
+    facts = REGISTRY.get(name)
+    if facts is None:
+        raise ConfigError(f"data set {name!r} is not in {data_dir}, and its address is not known")
+    if reason := reason_to_skip(name, data_dir):
+        raise ConfigError(f"data set {name!r} is {reason}")
+    if facts.corpus_of:
+        fetch(facts.corpus_of, data_dir, progress=progress)
+    _provide(facts, data_dir, progress)
+    collection = find(name, data_dir)
+    if collection is None:
+        raise DataError(f"{facts.archive and facts.archive.url}: no folder {facts.folder} in it")
+    return collection
+
+
+def _provide(facts: Benchmark, data_dir: Path, progress: bool) -> None:
+    target = data_dir / PurePosixPath(facts.folder).parts[0]
+    with files.write_lock(target, timeout=-1):
+        if target.exists():
+            return
+        files.remove_leftovers(target)
+        if facts.archive is not None:
+            _fetch_archive(facts.archive, target, progress)
+        elif facts.queries is not None and facts.qrels is not None:
+            _fetch_questions(facts.queries, facts.qrels, target, facts.split)
+
+
+def _fetch_archive(download: Download, target: Path, progress: bool) -> None:
+    scratch = files.temporary_sibling(target)
+    try:
+        (scratch / "unpacked").mkdir(parents=True)
+        record = _download(download, scratch / target.with_suffix(".zip").name, progress)
+        extract_archive(scratch / target.with_suffix(".zip").name, scratch / "unpacked",
+                        int(download.megabytes * 1e6 * _LARGEST_EXPANSION), name=download.url)
+        folder = scratch / "unpacked" / target.name
+        if not folder.is_dir():
+            raise DataError(f"{download.url}: no folder {target.name} at the top of the archive")
+        files.write_json(folder / _SOURCE, [record])
+        files.swap_folder(folder, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fetch_questions(queries: Download, qrels: Download, target: Path, split: str) -> None:
+    """Queries and judgements of a shared corpus, brought into BEIR's layout."""
+    with files.building(target) as folder, tempfile.TemporaryDirectory() as place:
+        paths = {download: Path(place) / PurePosixPath(download.url).name for download in (queries, qrels)}
+        records = [_download(download, path, False) for download, path in paths.items()]
+        with files.atomic_writer(folder / "queries.jsonl") as stream:
+            for query in data.read_queries(paths[queries]):
+                stream.write(json.dumps({"_id": query.query_id, "text": query.text}, ensure_ascii=False) + "\n")
+        with files.atomic_writer(folder / "qrels" / f"{split}.tsv") as stream:
+            stream.write("query-id\tcorpus-id\tscore\n")
+            for query_id, judged in data.read_qrels(paths[qrels]).items():
+                stream.writelines(f"{query_id}\t{doc_id}\t{grade}\n" for doc_id, grade in judged.items())
+        files.write_json(folder / _SOURCE, records)
+
+
+def _download(download: Download, path: Path, progress: bool) -> dict[str, Any]:
+    """Write the file to ``path`` and check it; what was observed."""
+    size = _read_patiently(download, path, progress)
+    with path.open("rb") as stream:
+        md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if download.md5 is not None and md5 != download.md5:
+        raise DataError(f"{download.url}: md5 is {md5}, allowed: {download.md5}; the file was changed on its way or at "
+                        "its source")
+    return {"url": download.url, "bytes": size, "md5": md5, "md5_published": download.md5,
+            "sha256": files.sha256_of_file(path)}
+
+
+def _read_patiently(download: Download, path: Path, progress: bool) -> int:
+    """Bytes written; a server that is busy, and a connection that breaks, are tried again."""
+    import requests
+
+    for attempt in itertools.count(1):
+        try:
+            return _read_once(download, path, progress)
+        except requests.RequestException as error:
+            status = error.response.status_code if error.response is not None else 500
+            if attempt == ATTEMPTS or (status < 500 and status != 429):
+                raise DataError(f"{download.url} cannot be downloaded ({error}); try again later, or put the data set "
+                                "into the data folder yourself") from error
+        time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def _read_once(download: Download, path: Path, progress: bool) -> int:
+    import requests
+
+    limit = int(download.megabytes * 1e6)
+    with requests.get(download.url, stream=True, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as stream:
+        response.raise_for_status()
+        promised = int(response.headers.get("Content-Length", 0))
+        _check_size(download, promised, limit)
+        with tqdm(desc=path.name, total=promised or None, unit="B", unit_scale=True,
+                  disable=None if progress else True) as bar:
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                stream.write(chunk)
+                bar.update(len(chunk))
+                _check_size(download, stream.tell(), limit)
+        return stream.tell()
+
+
+def _check_size(download: Download, size: int, limit: int) -> None:
+    if size > limit:
+        raise DataError(f"{download.url} is larger than {download.megabytes} MB, which is all that is allowed for it")
+
+
+# ------------------------------------------------------------------------------------------------ archives
+
+
+def extract_archive(archive: Path, folder: Path, limit: int, *, name: str | None = None) -> None:
+    """Unpack a zip file into ``folder``, of at most ``limit`` bytes in all; ``name`` stands for it in messages.
+
+    Every member is looked at before any is written. Raises ``DataError`` for a file that is no whole zip, a member
+    that would leave the folder (``..``, an absolute name, a link), that is encrypted or stands there twice, for too
+    many members, and for more bytes than the limit.
+    """
+    name = name or str(archive)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            _check_members(name, members, limit)
+            for member in members:
+                if not member.is_dir():
+                    _write_member(opened, member, folder / member.filename)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise DataError(f"{name} is not a whole zip file ({error}); download it again") from error
+
+
+def _check_members(name: str, members: list[zipfile.ZipInfo], limit: int) -> None:
+    if len(members) > _MOST_MEMBERS:
+        raise DataError(f"{name}: {len(members)} members, allowed: {_MOST_MEMBERS}")
+    seen: set[str] = set()
+    for member in members:
+        if reason := _danger(member, seen):
+            raise DataError(f"{name}: member {member.orig_filename!r} {reason}; nothing was unpacked")
+        seen.add(member.filename)
+    total = sum(member.file_size for member in members)
+    if total > limit:
+        raise DataError(f"{name} would unpack to {total} bytes, allowed: {limit}; nothing was unpacked")
+
+
+def _danger(member: zipfile.ZipInfo, seen: set[str]) -> str | None:
+    """What is wrong with a member of an archive; None for a plain file or folder that stays inside."""
+    path = PurePosixPath(member.orig_filename)
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if path.is_absolute() or "\\" in member.orig_filename or re.match(r"[A-Za-z]:", member.orig_filename):
+        return "has an absolute name or a backslash"
+    if ".." in path.parts:
+        return "leaves the folder"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device"
+    if member.flag_bits & 1:
+        return "is encrypted"
+    return "stands there twice" if member.filename in seen else None
+
+
+def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source: IO[bytes]
+    with opened.open(member) as source, path.open("wb") as target:  # reads no more than the size that was looked at
+        shutil.copyfileobj(source, target, _CHUNK_BYTES)

@@ -1,0 +1,329 @@
+"""A row of the leaderboard as data: what one system reached on one data set, and everything to check it by.
+
+    RESULTS/DATASET/SYSTEM/result.json    all that is the same whenever it is computed again: measures, hashes, versions
+    RESULTS/DATASET/SYSTEM/timing.json    all that a clock measured, with the machine and the date
+    RESULTS/DATASET/SYSTEM/run.trec.gz    the run itself, from which the measures can be computed again
+
+The folder appears whole: where it is, the row is finished. Next file to read: ``beir``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import sparse_ir
+from sparse_ir import benchmarks, data, files, measures
+from sparse_ir.errors import ConfigError, DamagedError, DataError
+
+FORMAT = 1
+RESULT, TIMING, RUN = "result.json", "timing.json", "run.trec.gz"
+COLUMNS = ("nDCG@10", "R@100", "R@1000", "MRR@10")
+_PARTS = {"dataset", "system", "measures", "per_query", "efficiency", "run", "versions"}
+_CHUNK_BYTES = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Row(NamedTuple):
+    """One system on one data set."""
+
+    result: dict[str, Any]  # result.json
+    timing: dict[str, Any]  # timing.json; empty for a row that was put together from others
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return str(self.result["dataset"]["name"])
+
+    @property
+    def system(self) -> str:
+        """Name of the system."""
+        return str(self.result["system"]["name"])
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Means over all judged queries, by the names in ``COLUMNS``."""
+        return self.result["measures"]
+
+    @property
+    def per_query(self) -> dict[str, dict[str, float]]:
+        """Column -> query_id -> value, for all judged queries."""
+        return self.result["per_query"]
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def name_measures(relevance_level: int = 1) -> dict[str, str]:
+    """Column -> measure as ``ir_measures`` names it, under a relevance level.
+
+    The level is that of ``trec_eval -l``: a document of a lower grade is not relevant to recall and to the reciprocal
+    rank. nDCG takes the grade itself as gain, under any level.
+    """
+    level = "" if relevance_level == 1 else f"(rel={relevance_level})"
+    return {"nDCG@10": "nDCG@10", "R@100": f"R{level}@100", "R@1000": f"R{level}@1000", "MRR@10": f"RR{level}@10"}
+
+
+def measure(run: data.Run, qrels: data.Qrels, relevance_level: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Means by column, and values per query by column; errors as in ``measures.evaluate_run``.
+
+    Raises ``DataError`` besides for a run that answers queries which the qrels do not know.
+    """
+    if unknown := [query_id for query_id in run if query_id not in qrels]:
+        raise DataError(f"run: {len(unknown)} of its {len(run)} queries are unknown to the qrels (first: "
+                        f"{unknown[0]!r}), allowed: judged queries")
+    names = name_measures(relevance_level)
+    found = measures.evaluate_run(run, qrels, list(names.values()))
+    return ({column: found.mean[name] for column, name in names.items()},
+            {column: found.per_query[name] for column, name in names.items()})
+
+
+def describe_latency(seconds: Sequence[float] | np.ndarray) -> dict[str, float] | None:
+    """Mean, p50, p95 and p99 in milliseconds; None for no query."""
+    if not len(seconds):
+        return None
+    values = 1000 * np.asarray(seconds, dtype=np.float64)
+    return {"mean": round(float(values.mean()), 4),
+            **{f"p{part}": round(float(np.percentile(values, part)), 4) for part in (50, 95, 99)}}
+
+
+def sha256_of_content(path: Path) -> str:
+    """SHA-256 of a file's bytes, of the unpacked ones for a ``.gz``: the same for both forms of a data set."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ where and with what
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, accelerator (when torch is loaded and has one), system and Python."""
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1),
+            "accelerator": torch.cuda.get_device_name() if torch is not None and cuda else None,
+            "platform": platform.platform(), "python": platform.python_version()}
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def find_versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed versions of packages, by the names of their distributions; those that are missing are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"sparse_ir": sparse_ir.__version__, **found}
+
+
+def find_commit() -> str | None:
+    """The commit of this package's own checkout, with ``-dirty`` for changed files; None for an installed package."""
+    checkout = Path(sparse_ir.__file__).resolve().parent.parent
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def row_folder(results: Path, dataset: str, system: str) -> Path:
+    """``RESULTS/DATASET/SYSTEM``; raises ``ConfigError`` for a name that is no plain name of a folder."""
+    for what, name in (("data set", dataset), ("system", system)):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{what} {name!r}, allowed: letters, digits and . _ + - (its row is a folder); give the "
+                              "system a name with NAME=MODEL")
+    return results / dataset / system
+
+
+def write_row(results: Path, row: Row, run: data.Run) -> Path:
+    """Write the three files of a row; the folder, which appears whole, in the place of an older row.
+
+    Adds to the row its format, and the run's counts and SHA-256 (of the TREC text, before it is packed). Queries
+    without hits leave no line in the run. Raises ``DataError`` as ``data.write_run`` does.
+    """
+    target = row_folder(results, row.dataset, row.system)
+    files.remove_leftovers(target)
+    with files.building(target) as folder:
+        facts = {"sha256": _write_run(folder, run, row.system), "queries": len(run),
+                 "queries_without_hits": sum(not hits for hits in run.values()), "hits": sum(map(len, run.values()))}
+        files.write_json(folder / TIMING, row.timing)
+        files.write_json(folder / RESULT, {"format": FORMAT, **row.result, "run": {**row.result["run"], **facts}})
+    return target
+
+
+def _write_run(folder: Path, run: data.Run, tag: str) -> str:
+    """Write ``run.trec.gz``, the same bytes for the same run; the SHA-256 of the text in it."""
+    plain = folder / "run.trec"
+    data.write_run(plain, run, tag)
+    with plain.open("rb") as source, (folder / RUN).open("wb") as stream, \
+            gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=stream, mtime=0) as packed:
+        shutil.copyfileobj(source, packed, _CHUNK_BYTES)
+    sha256 = files.sha256_of_file(plain)
+    plain.unlink()
+    return sha256
+
+
+def read_row(folder: Path) -> Row:
+    """The row in a folder. Raises ``DamagedError`` where it is missing, of another format, or lacks a part."""
+    result = files.read_json(folder / RESULT)
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise DamagedError(f"{folder / RESULT} is not a row of format {FORMAT}")
+    if missing := sorted(_PARTS - set(result)):
+        raise DamagedError(f"{folder / RESULT} lacks {', '.join(missing)}")
+    if missing := [column for column in COLUMNS if column not in result["measures"]]:
+        raise DamagedError(f"{folder / RESULT} lacks the measures {', '.join(missing)}")
+    timing = files.read_json(folder / TIMING) if (folder / TIMING).is_file() else {}
+    return Row(result, timing)
+
+
+def read_rows(results: Path) -> list[Row]:
+    """All finished rows below a folder, by data set and system; a row in the making is not there yet."""
+    return [read_row(path.parent) for path in sorted(results.glob(f"[!.]*/[!.]*/{RESULT}"))]
+
+
+# ------------------------------------------------------------------------------------------------ verifying
+
+
+def verify_row(folder: Path, qrels: Path) -> dict[str, Any]:
+    """Measure the stored run again; a report. Everything must come out as it is stored, to the last digit.
+
+    Raises ``DamagedError`` for a row, a run or a measure that differs, ``DataError`` for qrels that are not those of
+    the row.
+    """
+    row = read_row(folder)
+    facts = row.result["dataset"]
+    found = sha256_of_content(qrels)
+    if found != facts["qrels_sha256"]:
+        raise DataError(f"{qrels}: sha256 is {found}, allowed: {facts['qrels_sha256']}, the qrels that "
+                        f"{folder / RESULT} was measured with")
+    run = _read_stored_run(folder, row)
+    means, values = measure(run, data.read_qrels(qrels), facts["relevance_level"])
+    for column, mean in means.items():
+        if mean != row.measures[column]:
+            raise DamagedError(f"{folder / RESULT}: {column} is {row.measures[column]}, its run gives {mean}")
+        if set(values[column]) != set(row.per_query[column]):
+            raise DamagedError(f"{folder / RESULT}: {column} has values for other queries than its qrels")
+        if values[column] != row.per_query[column]:
+            query_id = next(key for key in values[column] if row.per_query[column][key] != values[column][key])
+            raise DamagedError(f"{folder / RESULT}: {column} of query {query_id} is "
+                               f"{row.per_query[column][query_id]}, its run gives {values[column][query_id]}")
+    return {"dataset": row.dataset, "system": row.system, "ok": True, "queries": len(values[COLUMNS[0]]), **means}
+
+
+def verify_rows(results: Path, data_dir: Path) -> list[dict[str, Any]]:
+    """Verify every row below ``results`` against the data sets below ``data_dir``; one report for each.
+
+    Raises ``DataError`` when there is no row, or a row's data set does not lie there, and errors as ``verify_row``.
+    """
+    rows = read_rows(results)
+    if not rows:
+        raise DataError(f"{results} holds no row (DATASET/SYSTEM/{RESULT})")
+    return [verify_row(row_folder(results, row.dataset, row.system), _find_qrels(row, data_dir)) for row in rows]
+
+
+def _find_qrels(row: Row, data_dir: Path) -> Path:
+    found = benchmarks.find(row.result["dataset"]["source"], data_dir)
+    if found is None:
+        raise DataError(f"row {row.dataset}/{row.system}: its data set {row.result['dataset']['source']!r} is not in "
+                        f"{data_dir}")
+    return found.qrels
+
+
+def _read_stored_run(folder: Path, row: Row) -> data.Run:
+    path = folder / RUN
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing; make the row again")
+    try:
+        found = sha256_of_content(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedError(f"{path} is damaged ({error}); make the row again") from error
+    if found != row.result["run"]["sha256"]:
+        raise DamagedError(f"{path}: sha256 of the run is {found}, {RESULT} says {row.result['run']['sha256']}")
+    return data.read_run(path)
+
+
+# ------------------------------------------------------------------------------------------------ means over data sets
+
+
+def merge_groups(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the twelve forums of CQADupStack put together into one row of each system that has all twelve.
+
+    Its measures are the means of the forums' means (as BEIR counts them, every forum alike), and its queries are
+    ``FORUM/QUERY_ID``. A system with fewer forums gets no row for them.
+    """
+    names = benchmarks.GROUPS["cqadupstack"]
+    forums: dict[str, dict[str, Row]] = {}
+    others = []
+    for row in rows:
+        if row.dataset in names:
+            forums.setdefault(row.system, {})[row.dataset] = row
+        else:
+            others.append(row)
+    whole = [[found[name] for name in names] for found in forums.values() if len(found) == len(names)]
+    merged = [*others, *map(_merge_forums, whole)]
+    return sorted(merged, key=lambda row: (row.dataset, row.system))
+
+
+def _merge_forums(forums: Sequence[Row]) -> Row:
+    first = forums[0].result
+    counted = {key: sum(row.result["dataset"][key] for row in forums)
+               for key in ("documents", "queries", "judgements", "absent_documents", "absent_queries")}
+    hashes = {key: files.sha256_of_json([row.result["dataset"][key] for row in forums])
+              for key in ("corpus_sha256", "queries_sha256", "qrels_sha256")}
+    per_query = {column: {f"{row.dataset.removeprefix('cqadupstack-')}/{query_id}": value for row in forums
+                          for query_id, value in row.per_query[column].items()} for column in COLUMNS}
+    efficiency = {key: _mean([row.result["efficiency"][key] for row in forums]) for key in first["efficiency"]}
+    efficiency["index_bytes"] = sum(row.result["efficiency"]["index_bytes"] for row in forums)
+    return Row({
+        "format": FORMAT,
+        "dataset": {**first["dataset"], **counted, **hashes, "name": "cqadupstack", "source": "cqadupstack",
+                    "parts": [row.dataset for row in forums]},
+        "system": first["system"],
+        "measures": {column: _mean([row.measures[column] for row in forums]) for column in COLUMNS},
+        "per_query": per_query,
+        "efficiency": efficiency,
+        "run": {}, "versions": first["versions"], "commit": first.get("commit"), "command": first.get("command"),
+    }, {})
+
+
+def average(rows: Sequence[Row], names: Sequence[str] = benchmarks.BEIR_13) -> dict[str, dict[str, float]]:
+    """System -> column -> mean over the data sets ``names``; only systems that have a row for every one of them."""
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    for row in merge_groups(rows):
+        found.setdefault(row.system, {})[row.dataset] = row.measures
+    return {system: {column: _mean([of[name][column] for name in names]) for column in COLUMNS}
+            for system, of in found.items() if set(names) <= set(of)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,321 @@
+"""Rows: worked measures by hand, files that are the same whenever written, verification, and what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import read_tree, write_collection
+
+import sparse_ir
+from sparse_ir import benchmarks, data, files, rows
+from sparse_ir.errors import ConfigError, DamagedError, DataError
+from sparse_ir.rows import COLUMNS, Row
+
+QRELS = {"q1": {"d1": 1}, "q2": {"d2": 2, "d3": 1}, "q3": {"d4": 1}}
+RUN = {"q1": [("d9", 3.0), ("d1", 2.5)], "q2": [("d2", 7.0), ("d3", 1.0)], "q3": []}
+
+
+def write_qrels(path: Path, qrels: data.Qrels) -> Path:
+    lines = [f"{query_id}\t{doc_id}\t{grade}\n" for query_id, judged in qrels.items()
+             for doc_id, grade in judged.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+    return path
+
+
+def make_row(qrels_path: Path, *, dataset: str = "made", system: str = "bm25", run: data.Run | None = None,
+             level: int = 1) -> Row:
+    means, per_query = rows.measure(RUN if run is None else run, data.read_qrels(qrels_path), level)
+    facts = {"name": dataset, "source": dataset, "split": "test", "documents": 9, "queries": 3, "judgements": 4,
+             "absent_documents": 0, "absent_queries": 0, "remove_identical": False, "relevance_level": level,
+             "corpus_sha256": "c", "queries_sha256": "q", "qrels_sha256": rows.sha256_of_content(qrels_path)}
+    return Row({
+        "dataset": facts, "system": {"name": system, "kind": "bm25"}, "measures": means,
+        "efficiency": {"mean_query_terms": 2.0, "mean_document_terms": 10.0, "flops": 0.5, "index_bytes": 100},
+        "run": {"hits_per_query": 1000}, "versions": {"sparse_ir": "1"}, "identity": {}, "per_query": per_query,
+    }, {"date": "today"})
+
+
+@pytest.fixture
+def qrels_path(tmp_path: Path) -> Path:
+    return write_qrels(tmp_path / "data" / "made" / "qrels" / "test.tsv", QRELS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, qrels_path: Path) -> Path:
+    """A good row, written."""
+    return rows.write_row(tmp_path / "results", make_row(qrels_path), RUN)
+
+
+def change(path: Path, *keys: str, value: Any) -> None:
+    """Replace one value deep inside a JSON file."""
+    whole = json.loads(path.read_text())
+    part = whole
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    files.write_json(path, whole)
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def test_worked_example_of_the_four_columns():
+    means, per_query = rows.measure(RUN, QRELS)
+    assert tuple(means) == tuple(per_query) == COLUMNS
+    # q1 finds its one document in place 2: nDCG 1 / log2(3); q2 finds both in the ideal order; q3 nothing
+    assert per_query["nDCG@10"] == pytest.approx({"q1": 0.63093, "q2": 1.0, "q3": 0.0}, abs=1e-5)
+    assert per_query["MRR@10"] == {"q1": 0.5, "q2": 1.0, "q3": 0.0}
+    assert per_query["R@100"] == per_query["R@1000"] == {"q1": 1.0, "q2": 1.0, "q3": 0.0}
+    assert means["MRR@10"] == 0.5
+    assert means["R@100"] == pytest.approx(2 / 3)
+
+
+def test_the_relevance_level_of_deep_learning_counts_grades_of_two_and_more():
+    means, per_query = rows.measure({"q2": [("d3", 2.0), ("d2", 1.0)]}, {"q2": {"d2": 2, "d3": 1}}, 2)
+    assert per_query["MRR@10"] == {"q2": 0.5}  # d3 has grade 1: under level 2 the first relevant hit is the second
+    assert per_query["R@100"] == {"q2": 1.0}
+    assert means["nDCG@10"] == pytest.approx((1 + 2 / 1.5849625) / (2 + 1 / 1.5849625))  # grades are gains as ever
+    assert rows.name_measures(2)["R@1000"] == "R(rel=2)@1000"
+
+
+def test_a_run_that_answers_unknown_queries_or_nothing_is_refused():
+    with pytest.raises(DataError, match=r"run: 1 of its 2 queries are unknown to the qrels \(first: 'q7'\), allowed"):
+        rows.measure({"q1": [("d1", 1.0)], "q7": []}, QRELS)
+    with pytest.raises(DataError, match="none of its 0 queries has both hits and judgements"):
+        rows.measure({}, QRELS)
+    with pytest.raises(DataError, match="none of its 2 queries has both hits and judgements"):
+        rows.measure({"q1": [], "q2": []}, QRELS)
+
+
+def test_latency_in_milliseconds():
+    assert rows.describe_latency([0.001 * value for value in range(1, 102)]) == {
+        "mean": 51.0, "p50": 51.0, "p95": 96.0, "p99": 100.0}
+    assert rows.describe_latency([]) is None
+
+
+def test_the_hash_of_a_file_does_not_depend_on_its_packing(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(b"content")
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"content"))
+    assert rows.sha256_of_content(tmp_path / "a.tsv") == rows.sha256_of_content(tmp_path / "a.tsv.gz")
+    assert rows.sha256_of_content(tmp_path / "a.tsv") == files.sha256_of_file(tmp_path / "a.tsv")
+
+
+def test_machine_and_versions():
+    machine = rows.describe_machine()
+    assert machine["cores"] >= 1
+    assert machine["processor"]
+    assert json.loads(json.dumps(machine)) == machine
+    found = rows.find_versions(["numpy", "no-such-package"])
+    assert set(found) == {"sparse_ir", "numpy"}
+
+
+def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "checkout" / "sparse_ir"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(sparse_ir, "__file__", str(package / "__init__.py"))
+    assert rows.find_commit() is None
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        command = ["git", "-C", str(package.parent), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert rows.find_commit() is None  # nothing committed
+    (package / "__init__.py").write_text("")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    git("tag", "-a", "v1", "-m", "v1")
+    assert rows.find_commit() == git("rev-parse", "HEAD")
+    (package / "__init__.py").write_text("changed")
+    assert rows.find_commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path, qrels_path, folder):
+    assert folder == tmp_path / "results" / "made" / "bm25"
+    row = rows.read_row(folder)
+    assert (row.dataset, row.system, row.timing) == ("made", "bm25", {"date": "today"})
+    written = make_row(qrels_path)
+    assert row.measures == written.measures
+    assert row.per_query == written.per_query
+    assert row.result["run"] == {"hits_per_query": 1000, "queries": 3, "queries_without_hits": 1, "hits": 4,
+                                 "sha256": rows.sha256_of_content(folder / rows.RUN)}
+    assert data.read_run(folder / rows.RUN) == {query_id: hits for query_id, hits in RUN.items() if hits}
+
+
+def test_the_same_row_has_the_same_bytes_under_any_name(tmp_path, qrels_path, folder):
+    other = rows.write_row(tmp_path / "elsewhere", make_row(qrels_path), RUN)
+    assert read_tree(folder) == read_tree(other)
+    assert set(read_tree(folder)) == {rows.RESULT, rows.TIMING, rows.RUN}
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path, qrels_path, folder):
+    left = files.temporary_sibling(folder)
+    left.mkdir()
+    (left / rows.RUN).write_text("half a run")
+    assert len(rows.read_rows(tmp_path / "results")) == 1
+    rows.write_row(tmp_path / "results", make_row(qrels_path), RUN)
+    assert set(read_tree(tmp_path / "results" / "made")) == {f"bm25/{name}" for name in read_tree(folder)}
+    assert set(read_tree(folder)) == {rows.RESULT, rows.TIMING, rows.RUN}
+
+
+def test_rows_are_read_in_order_and_unfinished_ones_are_not_there(tmp_path, qrels_path, folder):
+    results = tmp_path / "results"
+    rows.write_row(results, make_row(qrels_path, dataset="another"), RUN)
+    rows.write_row(results, make_row(qrels_path, system="zz"), RUN)
+    (rows.write_row(results, make_row(qrels_path, system="killed"), RUN) / rows.RESULT).unlink()
+    (results / ".work" / "x").mkdir(parents=True)
+    (results / ".work" / "x" / rows.RESULT).write_text("{}")
+    assert [(row.dataset, row.system) for row in rows.read_rows(results)] == [
+        ("another", "bm25"), ("made", "bm25"), ("made", "zz")]
+    assert rows.read_rows(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "naïve"])
+def test_names_that_are_no_folders_are_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"system .* allowed: letters, digits and"):
+        rows.row_folder(tmp_path, "scifact", name)
+    with pytest.raises(ConfigError, match=r"data set .* allowed: letters, digits and"):
+        rows.row_folder(tmp_path, name, "bm25")
+
+
+def test_damaged_results_are_refused(folder):
+    path = folder / rows.RESULT
+    good = path.read_text()
+    change(path, "format", value=2)
+    with pytest.raises(DamagedError, match=r"result.json is not a row of format 1"):
+        rows.read_row(folder)
+    path.write_text(good[:-20])
+    with pytest.raises(DamagedError, match=r"result.json is not readable as JSON"):
+        rows.read_row(folder)
+    path.write_text(json.dumps({key: value for key, value in json.loads(good).items() if key != "per_query"}))
+    with pytest.raises(DamagedError, match=r"result.json lacks per_query"):
+        rows.read_row(folder)
+    path.write_text(good)
+    change(path, "measures", value={"nDCG@10": 1.0})
+    with pytest.raises(DamagedError, match=r"result.json lacks the measures R@100, R@1000, MRR@10"):
+        rows.read_row(folder)
+    path.unlink()
+    with pytest.raises(DamagedError, match=r"result.json is missing"):
+        rows.read_row(folder)
+
+
+# ------------------------------------------------------------------------------------------------ verifying
+
+
+def test_a_good_row_is_verified(folder, qrels_path):
+    report = rows.verify_row(folder, qrels_path)
+    assert report == {"dataset": "made", "system": "bm25", "ok": True, "queries": 3, **rows.read_row(folder).measures}
+
+
+def test_one_changed_digit_is_noticed(folder, qrels_path):
+    value = rows.read_row(folder).measures["MRR@10"]
+    change(folder / rows.RESULT, "measures", "MRR@10", value=value + 1e-15)
+    with pytest.raises(DamagedError, match=r"result.json: MRR@10 is 0.50000000000000\d+, its run gives 0.5$"):
+        rows.verify_row(folder, qrels_path)
+
+
+def test_one_changed_query_is_noticed(folder, qrels_path):
+    change(folder / rows.RESULT, "per_query", "nDCG@10", "q3", value=0.25)
+    with pytest.raises(DamagedError, match=r"result.json: nDCG@10 of query q3 is 0.25, its run gives 0.0"):
+        rows.verify_row(folder, qrels_path)
+
+
+def test_a_query_that_was_added_is_noticed(folder, qrels_path):
+    per_query = {**rows.read_row(folder).per_query["R@100"], "q9": 1.0}
+    change(folder / rows.RESULT, "per_query", "R@100", value=per_query)
+    with pytest.raises(DamagedError, match=r"result.json: R@100 has values for other queries than its qrels"):
+        rows.verify_row(folder, qrels_path)
+
+
+def test_a_changed_a_damaged_and_a_missing_run_are_noticed(folder, qrels_path):
+    path = folder / rows.RUN
+    good = path.read_bytes()
+    path.write_bytes(gzip.compress(gzip.decompress(good).replace(b"d9", b"d8")))
+    with pytest.raises(DamagedError, match=r"run.trec.gz: sha256 of the run is [0-9a-f]{64}, result.json says "):
+        rows.verify_row(folder, qrels_path)
+    path.write_bytes(good[:-12])
+    with pytest.raises(DamagedError, match=r"run.trec.gz is damaged \(.*\); make the row again"):
+        rows.verify_row(folder, qrels_path)
+    path.write_bytes(good[:20] + bytes([good[20] ^ 255]) + good[21:])
+    with pytest.raises(DamagedError, match=r"run.trec.gz(: sha256 of the run| is damaged)"):
+        rows.verify_row(folder, qrels_path)
+    path.unlink()
+    with pytest.raises(DamagedError, match=r"run.trec.gz is missing; make the row again"):
+        rows.verify_row(folder, qrels_path)
+
+
+def test_other_qrels_are_noticed(tmp_path, folder):
+    other = write_qrels(tmp_path / "other.tsv", {**QRELS, "q3": {"d5": 1}})
+    with pytest.raises(DataError, match=r"other.tsv: sha256 is [0-9a-f]{64}, allowed: [0-9a-f]{64}, the qrels that"):
+        rows.verify_row(folder, other)
+
+
+def test_a_forged_run_with_unknown_queries_is_refused(folder, qrels_path):
+    text = b"q7 Q0 d1 1 1.000000 bm25\n"
+    (folder / rows.RUN).write_bytes(gzip.compress(text))
+    change(folder / rows.RESULT, "run", "sha256", value=rows.sha256_of_content(folder / rows.RUN))
+    with pytest.raises(DataError, match=r"run: 1 of its 1 queries are unknown to the qrels \(first: 'q7'\)"):
+        rows.verify_row(folder, qrels_path)
+
+
+def test_a_forged_run_with_a_score_that_is_no_number_is_refused(folder, qrels_path):
+    (folder / rows.RUN).write_bytes(gzip.compress(b"q1 Q0 d1 1 nan bm25\n"))
+    change(folder / rows.RESULT, "run", "sha256", value=rows.sha256_of_content(folder / rows.RUN))
+    with pytest.raises(DataError, match=r"run.trec.gz:1: score is '?nan'?, allowed: a finite number"):
+        rows.verify_row(folder, qrels_path)
+
+
+def test_all_rows_are_verified_against_the_data_folder(tmp_path, qrels_path):
+    results = tmp_path / "results"
+    with pytest.raises(DataError, match=r"results holds no row \(DATASET/SYSTEM/result.json\)"):
+        rows.verify_rows(results, tmp_path / "data")
+    for system in ("bm25", "other"):
+        rows.write_row(results, make_row(qrels_path, system=system), RUN)
+    with pytest.raises(DataError, match=r"row made/bm25: its data set 'made' is not in "):
+        rows.verify_rows(results, tmp_path / "nowhere")
+    made = write_collection(tmp_path / "data2" / "made", 10)
+    write_qrels(made / "qrels" / "test.tsv", QRELS)
+    assert [report["ok"] for report in rows.verify_rows(results, tmp_path / "data2")] == [True, True]
+
+
+# ------------------------------------------------------------------------------------------------ means
+
+
+def forum_rows(qrels_path: Path, system: str = "bm25") -> list[Row]:
+    """A row for each forum; the odd ones find everything first, the even ones nothing but q1."""
+    best = {"q1": [("d1", 1.0)], "q2": [("d2", 2.0), ("d3", 1.0)], "q3": [("d4", 1.0)]}
+    poor = {"q1": [("d1", 1.0)], "q2": [], "q3": []}
+    return [make_row(qrels_path, dataset=name, system=system, run=best if number % 2 else poor)
+            for number, name in enumerate(benchmarks.GROUPS["cqadupstack"])]
+
+
+def test_cqadupstack_is_the_mean_of_its_twelve_forums(qrels_path):
+    others = [make_row(qrels_path, dataset="scifact")]
+    merged = rows.merge_groups([*forum_rows(qrels_path), *others, *forum_rows(qrels_path, "half")[:6]])
+    assert [(row.dataset, row.system) for row in merged] == [("cqadupstack", "bm25"), ("scifact", "bm25")]
+    row = merged[0]
+    assert row.measures["MRR@10"] == pytest.approx((6 * 1 + 6 / 3) / 12)
+    assert row.result["dataset"]["documents"] == 12 * 9
+    assert len(row.per_query["nDCG@10"]) == 36
+    assert (row.per_query["R@100"]["android/q2"], row.per_query["R@100"]["english/q2"]) == (0.0, 1.0)
+    assert (row.result["efficiency"]["index_bytes"], row.result["efficiency"]["flops"]) == (1200, 0.5)
+    assert len(row.result["dataset"]["parts"]) == 12
+
+
+def test_the_average_is_over_complete_systems_only(qrels_path):
+    names = ("scifact", "cqadupstack")
+    whole = [make_row(qrels_path, dataset="scifact"), *forum_rows(qrels_path)]
+    found = rows.average([*whole, make_row(qrels_path, dataset="scifact", system="half")], names)
+    assert set(found) == {"bm25"}
+    assert found["bm25"]["MRR@10"] == pytest.approx((0.5 + 8 / 12) / 2)
+    assert rows.average(whole) == {}
