@@ -109,3 +109,60 @@ def evaluate(model: str, collection: str, folder: Path, arguments: argparse.Name
     report = verbs.evaluate(run, collection, measures="nDCG@10", per_query=True)
     return {"terms": encoded["mean_terms"], "nDCG@10": report["nDCG@10"],
             "per_query": report["per_query"]["nDCG@10"]}
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """A row per variant; the last columns compare all queries of all collections with the base."""
+    collections = list(next(iter(found.values()))["collections"])
+    pooled = {name: pool(figures) for name, figures in found.items()}
+    compared = significance.compare(pooled[BASE], {name: values for name, values in pooled.items() if name != BASE})
+    lines = ["| variant | terms | " + " | ".join(collections) + " | mean | difference (95 %) | p, Holm | won, lost |",
+             "|---|" + "---:|" * (len(collections) + 5)]
+    for name, figures in found.items():
+        values = [figures["collections"][collection]["nDCG@10"] for collection in collections]
+        cells = [name, f"{mean_terms(figures):.0f}", *(f"{value:.3f}" for value in values), f"{mean(values):.3f}"]
+        if name in compared:
+            row = compared[name]
+            cells += [f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})", f"{row.p_adjusted:.4f}",
+                      f"{row.wins}, {row.losses}"]
+        else:
+            cells += ["", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pool(figures: dict[str, Any]) -> dict[str, float]:
+    return {f"{collection}/{query_id}": value for collection, measured in figures["collections"].items()
+            for query_id, value in measured["per_query"].items()}
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def mean_terms(figures: dict[str, Any]) -> float:
+    return mean([measured["terms"] for measured in figures["collections"].values()])
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """nDCG@10 over terms per document: IDF-aware FLOPS against plain FLOPS."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "sparse_ir"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    for label, base, prefix, marker in (("IDF-aware", BASE, "IDF, ", "o"), ("plain", "no IDF", "no IDF, ", "s")):
+        chosen = [figures for name, figures in found.items() if name == base or
+                  (name.startswith(prefix) and name.endswith(" terms"))]
+        points = sorted((mean_terms(figures), mean([measured["nDCG@10"] for measured in
+                                                    figures["collections"].values()])) for figures in chosen)
+        axes.plot(*zip(*points, strict=True), marker=marker, label=f"{label} FLOPS")
+    axes.set(xlabel="terms per document", ylabel="mean nDCG@10")
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

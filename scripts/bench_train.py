@@ -13,6 +13,7 @@ Without ``--model`` the masked LM of ``bench_encode.py`` is made.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -122,7 +123,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
         before = start_of_memory(arguments.device)
         step_losses = train()
         peak = peak_of_memory(arguments.device)
-    seconds = [end - start for start, end in zip(clock[:-1], clock[1:], strict=True)]
+    seconds = [end - start for start, end in itertools.pairwise(clock)]
     return {"seconds": seconds[UNCOUNTED - 1:], "losses": step_losses, "peak_mib": peak, "growth_mib": peak - before}
 
 

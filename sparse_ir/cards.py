@@ -107,6 +107,21 @@ def write_card(
         stream.write(text)
 
 
+def add_measured(folder: Path, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Put the measured rows into a card that stands there; all else in it stays as it is.
+
+    Raises ``DataError`` when the folder has no card of this module, or as ``write_card``.
+    """
+    path = Path(folder) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, heading, rest = text.partition("\n## Measured\n\n")
+    if not heading:
+        raise DataError(f"{path} is no card with a section Measured; allowed: what write_card wrote")
+    _, next_heading, after = rest.partition("\n\n## ")
+    with files.atomic_writer(path) as stream:
+        stream.write(before + heading + _describe_measured(measured) + next_heading + after)
+
+
 def format_card(
     config: TrainConfig,
     *,

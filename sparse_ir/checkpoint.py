@@ -1,19 +1,20 @@
-"""What lies in a model folder, told as plain data, and the two layouts that this package writes.
+"""What lies in a model folder, told as plain data, and the layouts that this package writes.
 
 Read: the SparseEncoder layout of sentence-transformers (symmetric, or a ``Router`` with its own query side; class
-names of versions 5 and 6) and a plain masked language model, as naver publishes. Whatever is something else is refused
-with its reason. No weight is loaded here and no code of a model folder is ever run.
-Next file to read: ``heads``.
+names of versions 5 and 6), a plain masked language model, as naver publishes, and a decoder or a peft adapter of one,
+with ``sparse_ir.json`` beside it. Whatever is something else is refused with its reason. No weight is loaded here and
+no code of a model folder is ever run. Next file to read: ``heads``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -24,7 +25,8 @@ from sparse_ir.errors import ConfigError, DamagedError, ModelError
 
 Pooling = Literal["max", "sum"]
 Activation = Literal["relu", "log1p_relu"]
-Layout = Literal["sparse-encoder", "router", "masked-lm"]
+Mode = Literal["causal", "echo", "bidirectional"]
+Layout = Literal["sparse-encoder", "router", "masked-lm", "causal-lm"]
 ClassNames = Literal["6", "5"]
 
 _ROLES = {
@@ -64,18 +66,123 @@ _TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
+_ALL_LOGITS = {"text": {"logits_to_keep": 0}}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DECODER_FILE = "sparse_ir.json"
+_DECODER_FORMAT = 1
+_ADAPTER_FILE = "adapter_config.json"
+_TEXT = "{text}"
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """How a decoder reads a text and what becomes of its logits; ``sparse_ir.json`` beside the weights.
+
+    * ``mode``: ``"causal"``; ``"echo"``, the text twice, of which only the second copy is pooled, so that every token
+      has seen the whole text; ``"bidirectional"``, the causal mask taken away.
+    * ``document_template``, ``query_template``: what is read, with ``{text}`` once, under echo twice; None: ``{text}``,
+      under echo ``Document: {text}\\nDocument again: {text}`` (``Query:`` for queries). A prompt goes before it.
+    * ``pooled``: ``"text"`` leaves prompt, template and special tokens out of the pooling; ``"all"`` does not.
+    * ``bos``: put around the text what the tokenizer puts there (BOS for Llama, Mistral, Gemma, OPT). Off by default:
+      as an attention sink BOS has large logits for the same tokens in every text, and the maximum takes them; pooled,
+      it makes all vectors alike (SciFact nDCG@10 .02 instead of .65 for LACONIC-1B).
+    * ``pooling``, ``activation``: as for ``NeuralSide``. A logit ``x`` becomes ``x * logit_scale - logit_shift``
+      before them; ``"hidden^-1/4"`` stands for hidden_size ** -0.25 (Lion-SP, arXiv 2502.15526).
+    * ``temperature``: what training divides scores by. Vectors do not depend on it.
+    * ``top_k``: at most so many terms per text. ``max_length``: tokens read, everything counted (both copies, too).
+    * ``fold_tokens``: tokens that differ only in case and outer white space are one term, with the largest weight.
+
+    Raises ``ConfigError`` for a value that is not allowed.
+    """
+
+    mode: Mode = "causal"
+    document_template: str | None = None
+    query_template: str | None = None
+    document_prompt: str = ""
+    query_prompt: str = ""
+    pooled: Literal["text", "all"] = "text"
+    bos: bool = False
+    pooling: Pooling = "max"
+    activation: Activation = "relu"
+    logit_scale: float | Literal["hidden^-1/4"] = 1.0
+    logit_shift: float = 0.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    max_length: int = 512
+    fold_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in _DECODER_CHOICES.items():
+            _check_choice(name, getattr(self, name), allowed)
+        for name, (allowed_text, is_allowed) in _DECODER_RULES.items():
+            if not is_allowed(value := getattr(self, name)):
+                raise ConfigError(f"{name} is {value!r}; allowed: {allowed_text}")
+        copies = 2 if self.mode == "echo" else 1
+        for name in ("document_template", "query_template"):
+            if (template := getattr(self, name)) is not None and template.count(_TEXT) != copies:
+                raise ConfigError(f"{name} is {template!r}; in mode {self.mode!r} it must hold {_TEXT} "
+                                  f"{'twice' if copies == 2 else 'once'}")
+        if self.mode == "echo" and self.pooled != "text":
+            raise ConfigError("mode 'echo' pools the second copy of the text only; pooled must be 'text'")
+
+    def template(self, task: str) -> str:
+        """The template of ``"document"`` or ``"query"``."""
+        stated = getattr(self, f"{task}_template")
+        if stated is not None:
+            return str(stated)
+        name = task.capitalize()
+        return f"{name}: {_TEXT}\n{name} again: {_TEXT}" if self.mode == "echo" else _TEXT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_DECODER_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": get_args(Mode), "pooled": ("text", "all"), "pooling": get_args(Pooling), "activation": get_args(Activation)
+}
+_DECODER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "document_template": ("a text or None", lambda value: value is None or isinstance(value, str)),
+    "query_template": ("a text or None", lambda value: value is None or isinstance(value, str)),
+    "document_prompt": ("a text", lambda value: isinstance(value, str)),
+    "query_prompt": ("a text", lambda value: isinstance(value, str)),
+    "bos": ("true or false", lambda value: isinstance(value, bool)),
+    "logit_scale": ("a number above 0, or 'hidden^-1/4'",
+                    lambda value: value == "hidden^-1/4" or (_is_number(value) and value > 0)),
+    "logit_shift": ("a number", _is_number),
+    "temperature": ("a number above 0", lambda value: _is_number(value) and value > 0),
+    "top_k": ("1 or more, or None", lambda value: value is None or _is_count(value)),
+    "max_length": ("1 or more", _is_count),
+    "fold_tokens": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 @dataclass(frozen=True)
 class NeuralSide:
-    """A masked language model with SPLADE pooling; ``max_length`` is what the layout states, ``None`` if nothing."""
+    """A language model with SPLADE pooling; ``max_length`` is what the layout states, ``None`` if nothing.
+
+    ``decoder`` is None for a masked language model. ``adapter`` is the folder of a peft adapter to the network in
+    ``folder``.
+    """
 
     folder: Path
     pooling: Pooling = "max"
     activation: Activation = "relu"
     max_length: int | None = None
     lowercase: bool = False
+    decoder: DecoderSettings | None = None
+    template: str = _TEXT
+    adapter: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """An adapter may bring its own tokenizer."""
+        own = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if own and self.adapter is not None else self.folder
 
 
 @dataclass(frozen=True)
@@ -103,20 +210,30 @@ class Checkpoint:
     prompts: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_checkpoint(model: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path, *, revision: str | None = None, allow_pickle: bool = False,
+    decoder: DecoderSettings | None = None,
+) -> Checkpoint:
     """The description of a local folder or of a hub model (downloaded once, its commit recorded).
 
+    ``decoder``: how a decoder is read, in the place of what its folder says.
     Raises ``ModelError`` when there is no such model, no network, or a layout that is no learned-sparse encoder.
     """
     folder, commit = _resolve(model, revision, allow_pickle)
     name = str(model) if commit is not None else folder.name
-    return read_layout(folder, name=name, revision=commit)
+    return read_layout(folder, name=name, revision=commit, decoder=decoder, allow_pickle=allow_pickle)
 
 
-def read_layout(folder: Path, *, name: str | None = None, revision: str | None = None) -> Checkpoint:
+def read_layout(
+    folder: Path, *, name: str | None = None, revision: str | None = None, decoder: DecoderSettings | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
     """Describe a local model folder; raises ``ModelError`` with the reason when it cannot be used."""
     name = name or folder.name
     idf_path = folder / "idf.json" if (folder / "idf.json").is_file() else None
+    settings_here = decoder or read_decoder_settings(folder)
+    if settings_here is not None or (folder / _ADAPTER_FILE).is_file():
+        return _read_decoder(folder, name, revision, settings_here, allow_pickle, idf_path)
     if not (folder / "modules.json").is_file():
         return _read_masked_lm(folder, name, revision, idf_path)
     settings = _read_object(folder / "config_sentence_transformers.json", required=False)
@@ -167,10 +284,10 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
     Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed.
     """
-    found = sorted(folder.glob("model*.safetensors"))
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("adapter_model*.safetensors"))
     if found:
         return found
-    pickled = sorted(folder.glob("pytorch_model*.bin"))
+    pickled = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("adapter_model*.bin"))
     if not pickled:
         raise ModelError(f"{folder} holds no weights; expected: model.safetensors (or pytorch_model.bin)")
     if not allow_pickle:
@@ -183,10 +300,47 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
 
 def files_hash(folder: Path, *, allow_pickle: bool = False) -> str:
     """SHA-256 over configuration, tokenizer and weight files of one transformer folder: the same for equal models."""
-    names = ("config.json", "sentence_bert_config.json", *_TOKENIZER_FILES)
+    names = ("config.json", "sentence_bert_config.json", _ADAPTER_FILE, *_TOKENIZER_FILES)
     used = [folder / name for name in names if (folder / name).is_file()]
     used += weight_files(folder, allow_pickle=allow_pickle)
     return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in used})
+
+
+def side_hash(side: NeuralSide, *, allow_pickle: bool = False) -> str:
+    """``files_hash`` of a side's network; with an adapter, one hash over both folders."""
+    base = files_hash(side.folder, allow_pickle=allow_pickle)
+    if side.adapter is None:
+        return base
+    return files.sha256_of_json([base, files_hash(side.adapter, allow_pickle=allow_pickle)])
+
+
+def weights_hash(folder: Path, *, allow_pickle: bool = False) -> str:
+    """SHA-256 over the weight files alone, by which an adapter knows its base model."""
+    found = weight_files(folder, allow_pickle=allow_pickle)
+    return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in found})
+
+
+def read_decoder_settings(folder: Path) -> DecoderSettings | None:
+    """What ``sparse_ir.json`` says; None where there is none. Raises ``ModelError`` for another format or key."""
+    path = folder / _DECODER_FILE
+    if not path.is_file():
+        return None
+    record = _read_object(path, required=True)
+    if record.get("format") != _DECODER_FORMAT:
+        raise ModelError(f"{path}: format is {record.get('format')!r}; this version reads {_DECODER_FORMAT}")
+    known = [item.name for item in fields(DecoderSettings)]
+    if unknown := sorted(set(record) - {"format", "base_sha256", *known}):
+        raise ModelError(f"{path}: {', '.join(unknown)} is unknown; known: {', '.join(known)}")
+    try:
+        return DecoderSettings(**{name: record[name] for name in known if name in record})
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def write_decoder_settings(folder: Path, settings: DecoderSettings, *, base_sha256: str | None = None) -> None:
+    """Write ``sparse_ir.json``. ``base_sha256``: the ``weights_hash`` of the base model, for an adapter."""
+    base = {} if base_sha256 is None else {"base_sha256": base_sha256}
+    files.write_json(folder / _DECODER_FILE, {"format": _DECODER_FORMAT, **asdict(settings), **base})
 
 
 def read_static_weights(side: StaticSide, *, allow_pickle: bool = False) -> np.ndarray:
@@ -207,6 +361,14 @@ def write_masked_lm(folder: Path, network: Any, tokenizer: Any, *, max_length: i
     with _new_folder(folder) as target:
         network.save_pretrained(target)
         _save_tokenizer(tokenizer, target, max_length)
+
+
+def write_causal_lm(folder: Path, network: Any, tokenizer: Any, settings: DecoderSettings) -> None:
+    """Write a decoder, its tokenizer and ``sparse_ir.json``. ``folder`` appears whole, or stays as it was."""
+    with _new_folder(folder) as target:
+        network.save_pretrained(target)
+        _save_tokenizer(tokenizer, target, None)
+        write_decoder_settings(target, settings)
 
 
 def write_sparse_encoder(
@@ -296,6 +458,52 @@ def _read_masked_lm(folder: Path, name: str, revision: str | None, idf_path: Pat
     return Checkpoint(name, folder, revision, "masked-lm", document=side, query=query, idf_path=idf_path)
 
 
+def _read_decoder(
+    folder: Path, name: str, revision: str | None, settings: DecoderSettings | None, allow_pickle: bool,
+    idf_path: Path | None,
+) -> Checkpoint:
+    """A decoder, or an adapter with its base model, which is looked for beside it, here, and on the hub."""
+    if settings is None:
+        raise ModelError(f"{folder} is an adapter, and nothing says how its decoder reads a text (causal, echo, "
+                         f"bidirectional ...); give decoder=..., or put {_DECODER_FILE} beside {_ADAPTER_FILE}")
+    adapter = folder if (folder / _ADAPTER_FILE).is_file() else None
+    base = folder if adapter is None else _base_of(folder, allow_pickle)
+    config = _read_object(base / "config.json", required=True)
+    if not config.get("model_type"):
+        raise ModelError(f"{base / 'config.json'} names no model_type, so this is no transformers model")
+    document, query = (
+        NeuralSide(base, settings.pooling, settings.activation, settings.max_length, decoder=settings,
+                   template=settings.template(task), adapter=adapter) for task in ("document", "query"))
+    prompts = {"document": settings.document_prompt, "query": settings.query_prompt}
+    return Checkpoint(
+        name, folder, revision, "causal-lm", document=document,
+        query=query if idf_path is None else StaticSide(document.tokenizer_folder, idf_path),
+        document_prompt=prompts["document"], query_prompt=prompts["query"], top_k=settings.top_k, idf_path=idf_path,
+        prompts=prompts,
+    )
+
+
+def _base_of(folder: Path, allow_pickle: bool) -> Path:
+    """The folder of the base model that an adapter names; raises ``ModelError`` when it is another than it should."""
+    path = folder / _ADAPTER_FILE
+    config = _read_object(path, required=True)
+    stated = config.get("base_model_name_or_path")
+    if not isinstance(stated, str) or not stated:
+        raise ModelError(f"{path} names no base_model_name_or_path, the model that the adapter belongs to")
+    place = next((str(found) for found in (folder / stated, Path(stated)) if found.is_dir()), stated)
+    revision = None if Path(place).is_dir() else config.get("revision")
+    try:
+        base, _ = _resolve(place, revision, allow_pickle)
+    except ModelError as error:
+        raise ModelError(f"{path}: the base model cannot be had ({error}); set base_model_name_or_path to its place") \
+            from error
+    wanted = _read_object(folder / _DECODER_FILE, required=False).get("base_sha256")
+    if wanted is not None and wanted != weights_hash(base, allow_pickle=allow_pickle):
+        raise ModelError(f"{folder} was trained on other weights than those in {base}; give the base model of its "
+                         f"training, or drop base_sha256 from {_DECODER_FILE} if that is what you want")
+    return base
+
+
 def _read_modules(folder: Path) -> list[tuple[str, str, Path]]:
     """(role, class name, folder) of each top-level module."""
     listed = _read_json(folder / "modules.json")
@@ -358,22 +566,30 @@ def _neural_side(class_name: str, folder: Path, pooling_folder: Path, task: str)
         if value not in allowed:
             raise ModelError(f"{pooling_folder / 'config.json'}: {key} is {value!r}; allowed: {', '.join(allowed)}")
     max_length = config.get(f"{task}_length") or config.get("max_seq_length")
-    return NeuralSide(folder, strategy, activation, max_length, bool(config.get("do_lower_case", False)))
+    lowercase, decoder = bool(config.get("do_lower_case", False)), None
+    if config.get("transformer_task") == "text-generation":  # that library pools whatever its tokenizer gives
+        decoder = DecoderSettings(pooled="all", bos=True, pooling=strategy, activation=activation)
+    return NeuralSide(folder, strategy, activation, max_length, lowercase, decoder)
 
 
 def _check_transformer_config(class_name: str, folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse settings that would change the vectors and are not carried out here."""
     path = folder / "sentence_bert_config.json"
     task = config.get("transformer_task", "fill-mask" if class_name == "MLMTransformer" else "feature-extraction")
-    if task != "fill-mask":
-        raise ModelError(f"{path}: transformer_task is {task!r}, not 'fill-mask', so there are no token weights")
+    decoder = task == "text-generation" and config.get("module_output_name") == "token_embeddings"
+    if task != "fill-mask" and not decoder:
+        raise ModelError(f"{path}: transformer_task is {task!r}, not 'fill-mask' (or 'text-generation' with the output "
+                         "token_embeddings), so there are no token weights")
     text = {"method": "forward", "method_output_name": "logits"}
     if config.get("modality_config", {"text": text}).get("text") != text or "message" in config.get(
         "modality_config", {}
     ):
         raise ModelError(f"{path}: modality_config is not the plain reading of text; supported: forward > logits")
-    for key in ("processing_kwargs", "query_expansion", "processor_kwargs", "tokenizer_args", "config_kwargs",
-                "config_args"):
+    if decoder and config.get("processing_kwargs") != _ALL_LOGITS:
+        raise ModelError(f"{path}: without processing_kwargs {_ALL_LOGITS} the decoder pools the last token only, "
+                         "which is not supported")
+    for key in (*(() if decoder else ("processing_kwargs",)), "query_expansion", "processor_kwargs", "tokenizer_args",
+                "config_kwargs", "config_args"):
         if {name: value for name, value in (config.get(key) or {}).items() if name != "trust_remote_code"}:
             raise ModelError(f"{path}: {key} is set ({config[key]}), which is not supported")
     for key in ("model_kwargs", "model_args"):

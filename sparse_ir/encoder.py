@@ -1,4 +1,4 @@
-"""Documents (and neural queries) through a masked language model into sparse vectors.
+"""Documents (and neural queries) through a masked language model or a decoder into sparse vectors.
 
 ``w_t = f(max over tokens of logit_t)`` with ``f = log1p(relu)`` (SPLADE v2, arXiv 2109.10086) or its double logarithm.
 The network's output layer is taken off and left to ``heads``, so that ``[B, L, V]`` never exists. Only non-zeros leave
@@ -11,9 +11,10 @@ Next file to read: ``lexical``.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,17 +25,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir import checkpoint as layouts
-from sparse_ir import networks, queries
-from sparse_ir.checkpoint import Checkpoint, ClassNames, Layout, NeuralSide, StaticSide
+from sparse_ir import decoders, networks, queries
+from sparse_ir.checkpoint import Checkpoint, ClassNames, DecoderSettings, Layout, NeuralSide, StaticSide
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
 from sparse_ir.heads import TOKEN_BLOCK, Head, group_sizes
+from sparse_ir.networks import Bend, Tokens
 
-Precision = Literal["float32", "float32-int8", "bfloat16", "int8"]
+Precision = Literal["float32", "float32-int8", "bfloat16", "int8", "8bit", "4bit"]
 Row = tuple[np.ndarray, np.ndarray]
 
 _TRUNK_DTYPE = {
-    "float32": torch.float32, "float32-int8": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16
+    "float32": torch.float32, "float32-int8": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16,
+    "8bit": torch.bfloat16, "4bit": torch.bfloat16,
 }
+_BITS = {"8bit": 8, "4bit": 4}
 _SCREENED = {"float32-int8", "int8"}
 _TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
 _TEXTS_PER_BATCH = 1024
@@ -52,10 +56,11 @@ class Options:
     tokens_per_batch: int
     convention: queries.Convention
     allow_pickle: bool
+    decoder: DecoderSettings | None = None
 
 
 class Encoder:
-    """A masked language model as a learned-sparse encoder. Made by ``Encoder.load``, not by its constructor."""
+    """A language model as a learned-sparse encoder. Made by ``Encoder.load``, not by its constructor."""
 
     def __init__(
         self, checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: _Network, options: Options
@@ -65,7 +70,13 @@ class Encoder:
         self._prompt = prompt
         self._network = network
         self._options = options
-        self.vocabulary: list[str] = queries.vocabulary_of(network.tokenizer, network.head.size)
+        self.vocabulary: list[str]
+        self._terms: Tensor | None = None
+        if side.decoder is not None and side.decoder.fold_tokens:
+            self.vocabulary, terms_V = decoders.fold_vocabulary(network.tokenizer, network.head.size)
+            self._terms = torch.from_numpy(terms_V).to(options.device)
+        else:
+            self.vocabulary = queries.vocabulary_of(network.tokenizer, network.head.size)
         self._dropped = torch.tensor(
             queries.special_token_ids(network.tokenizer) if options.convention == "opensearch" else [],
             dtype=torch.long, device=options.device,
@@ -86,6 +97,7 @@ class Encoder:
         tokens_per_batch: int | None = None,
         convention: queries.Convention = "sentence-transformers",
         allow_pickle: bool = False,
+        decoder: DecoderSettings | None = None,
     ) -> Encoder:
         """The document side of a local folder or of a hub model.
 
@@ -93,7 +105,7 @@ class Encoder:
           in bfloat16, finds by an 8-bit product the few terms that can be active at all, and computes those in
           float32; ``"float32-int8"`` does so with the network in float32 and gives the vectors of ``"float32"``.
           Screening never changes a vector (bound: ``heads``); it pays on CPUs with 8-bit dot products (VNNI, AMX),
-          and sum pooling does without it.
+          and sum pooling does without it. ``"8bit"`` and ``"4bit"`` keep a decoder's weights so (bitsandbytes).
         * ``device``: ``"cpu"``, ``"cuda"`` ...; default: the accelerator when there is one.
         * ``max_length``: tokens read of a text, special tokens included; default: what the checkpoint states.
         * ``top_k``: at most so many terms per text, the heaviest (equal weights: the smaller token id); default: the
@@ -101,16 +113,17 @@ class Encoder:
         * ``tokens_per_batch``: memory against speed; it does not change the vectors beyond rounding.
         * ``convention``: ``"opensearch"`` leaves special tokens out of the vectors, as that project's code does.
         * ``allow_pickle``: read an older ``pytorch_model.bin`` when there is no safetensors file.
+        * ``decoder``: how a decoder is read, in the place of its ``sparse_ir.json``; needed where there is none.
 
         Raises ``ModelError`` for a checkpoint that cannot be used, ``ConfigError`` for an option.
         """
         device = device or ("cuda" if torch.cuda.is_available() and precision not in _SCREENED else "cpu")
         options = Options(
             precision, device, max_length, top_k, min_weight,
-            tokens_per_batch or _TOKENS_PER_BATCH[_device_kind(device)], convention, allow_pickle,
+            tokens_per_batch or _TOKENS_PER_BATCH[_device_kind(device)], convention, allow_pickle, decoder,
         )
         _check_options(options)
-        checkpoint = layouts.open_checkpoint(model, revision=revision, allow_pickle=allow_pickle)
+        checkpoint = layouts.open_checkpoint(model, revision=revision, allow_pickle=allow_pickle, decoder=decoder)
         return _load_side(checkpoint, checkpoint.document, checkpoint.document_prompt, options)
 
     def encode(
@@ -118,19 +131,22 @@ class Encoder:
     ) -> sparse.csr_matrix:
         """CSR float32 ``(N, V)`` of the texts: weights > 0 only, sorted int32 indices; row = position in ``texts``.
 
-        An empty text gives what the model gives to its special tokens alone. ``progress(n)`` is called with the
-        number of texts just done. The longest texts come first, so that memory peaks at the start.
+        An empty text gives what the model gives to its special tokens alone; where these are not pooled, nothing.
+        ``progress(n)`` is called with the number of texts just done. The longest texts come first, so that memory
+        peaks at the start.
         Raises ``DataError`` when a text is no string.
         """
         rows: list[Row] = [_EMPTY_ROW] * len(texts)
-        ids = self._network.tokenize(texts, self._prompt)
-        lengths = np.array([len(text) for text in ids], dtype=np.int64)
+        tokens = self._network.tokenize(texts, self._prompt)
+        lengths = np.array([len(text.ids) if _is_pooled(text) else 0 for text in tokens], dtype=np.int64)
         with torch.inference_mode():
             for batch in _batches(lengths, self._options.tokens_per_batch):
-                for position, row in zip(batch, self._encode_batch([ids[i] for i in batch]), strict=True):
+                for position, row in zip(batch, self._encode_batch([tokens[i] for i in batch]), strict=True):
                     rows[position] = row
                 if progress is not None:
                     progress(len(batch))
+        if progress is not None and (without := int((lengths == 0).sum())):
+            progress(without)
         return _stack(rows, len(self.vocabulary))
 
     def query_encoder(
@@ -143,8 +159,14 @@ class Encoder:
         this encoder's ``convention``, ``"ones"`` counts presence. ``idf``: a file that gives the token weights instead
         of the checkpoint. Raises ``ModelError`` when the checkpoint has no such side.
         """
+        side = self._checkpoint.query
+        if kind is None:
+            kind = "static" if isinstance(side, StaticSide) or idf is not None else "neural"
+        if kind != "neural" and self._terms is not None:
+            raise ConfigError(f"a query side of kind {kind!r} does not fold tokens, and this model does (fold_tokens); "
+                              "use the kind 'neural'")
         if idf is not None:
-            if kind not in (None, "static"):
+            if kind != "static":
                 raise ConfigError(f"a query side of kind {kind!r} takes no idf; drop one of the two")
             return queries.from_idf_json(
                 idf, self._network.owner.backend_tokenizer, self._options.convention,
@@ -152,9 +174,6 @@ class Encoder:
                 name=f"{self._checkpoint.name} {idf.name}", prompt=self._checkpoint.query_prompt,
                 allow_unknown=allow_unknown,
             )
-        side = self._checkpoint.query
-        if kind is None:
-            kind = "static" if isinstance(side, StaticSide) else "neural"
         if kind == "neural":
             neural = side if isinstance(side, NeuralSide) else self._side
             return NeuralQueryEncoder(self._with_side(neural, self._checkpoint.query_prompt))
@@ -174,6 +193,7 @@ class Encoder:
     ) -> None:
         """Write the model as ``"sparse-encoder"``, ``"router"`` (static query side) or plain ``"masked-lm"``.
 
+        A decoder is written as ``"causal-lm"``, its settings beside it and an adapter merged.
         Default: a router when there are token weights for queries, given as ``query_weights`` (float32 ``[V]``) or the
         checkpoint's own; else a sparse-encoder.
         Raises ``ConfigError`` when the network is not in float32 any more.
@@ -182,8 +202,13 @@ class Encoder:
             raise ConfigError(f"precision {self._options.precision!r} has rounded the network; load it with 'float32'")
         if layout not in (None, *get_args(Layout)):
             raise ConfigError(f"layout {layout!r} is unknown; allowed: {', '.join(get_args(Layout))}")
+        if self._side.decoder is not None:
+            self._save_decoder(folder, layout, query_weights)
+            return
         static = isinstance(self._checkpoint.query, StaticSide)
         layout = layout or ("router" if static or query_weights is not None else "sparse-encoder")
+        if layout == "causal-lm":
+            raise ConfigError("the layout 'causal-lm' is that of a decoder, and this is a masked language model")
         if layout == "router" and query_weights is None:
             if not static:
                 raise ConfigError("the layout 'router' needs query_weights, one per token")
@@ -198,6 +223,19 @@ class Encoder:
                 query_weights=query_weights if layout == "router" else None, class_names=class_names,
             )
 
+    def _save_decoder(self, folder: Path, layout: Layout | None, query_weights: np.ndarray | None) -> None:
+        if layout not in (None, "causal-lm") or query_weights is not None:
+            raise ConfigError("a decoder is saved in the layout 'causal-lm' only, without query_weights: other "
+                              "libraries' layouts cannot say how it reads a text")
+        checkpoint, settings = self._checkpoint, self._side.decoder
+        assert settings is not None
+        settings = replace(
+            settings, document_prompt=checkpoint.document_prompt, query_prompt=checkpoint.query_prompt,
+            top_k=self._options.top_k, max_length=self._network.max_length or settings.max_length,
+        )
+        with self._network.whole() as model:
+            layouts.write_causal_lm(folder, model, self._network.owner, settings)
+
     @property
     def checkpoint(self) -> Checkpoint:
         """Where the model came from and what its folder holds."""
@@ -208,8 +246,8 @@ class Encoder:
         """The options in force, defaults filled in."""
         return self._options
 
-    def _encode_batch(self, ids: Sequence[np.ndarray]) -> Iterator[Row]:
-        hidden_BLH, lengths = self._network.forward(ids)
+    def _encode_batch(self, tokens: Sequence[Tokens]) -> Iterator[Row]:
+        hidden_BLH, lengths = self._network.forward(tokens)
         start = 0
         for size in group_sizes(lengths, TOKEN_BLOCK[_device_kind(self._options.device)]):
             group = lengths[start : start + size]
@@ -217,6 +255,8 @@ class Encoder:
             scores_BV = self._network.head.pool(hidden, group)
             if len(self._dropped):
                 scores_BV[:, self._dropped] = 0.0
+            if self._terms is not None:
+                scores_BV = decoders.fold(scores_BV, self._terms, len(self.vocabulary))
             yield from self._rows(scores_BV)
             start += size
 
@@ -254,10 +294,10 @@ class Encoder:
 
     def _with_side(self, side: NeuralSide, prompt: str) -> Encoder:
         options = replace(self._options, max_length=self.fingerprint["max_length_asked"])
-        if replace(side, max_length=None) != replace(self._side, max_length=None):
+        if replace(side, max_length=None, template="") != replace(self._side, max_length=None, template=""):
             return _load_side(self._checkpoint, side, prompt, options)
         limit = _max_length(side, self._network.owner, self._network.capacity, options.max_length)
-        network = self._network.with_max_length(limit)
+        network = self._network.with_side(side, limit)
         return Encoder(self._checkpoint, side, prompt, network, options)
 
 
@@ -291,7 +331,7 @@ class NeuralQueryEncoder:
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a model's document side, without the network."""
     side = layouts.open_checkpoint(model, revision=revision, allow_pickle=True).document
-    return networks.rules_of(networks.load_owner(side.folder), side.lowercase)
+    return networks.rules_of(networks.load_owner(side.tokenizer_folder), side.lowercase)
 
 
 def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | None = None) -> NeuralQueryEncoder:
@@ -305,6 +345,7 @@ def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | 
         place, revision=revision, precision=record["precision"], max_length=record["max_length_asked"],
         top_k=record["top_k"], min_weight=record["min_weight"], tokens_per_batch=record["tokens_per_batch"],
         convention=record["convention"], allow_pickle=record["allow_pickle"],
+        decoder=DecoderSettings(**record["decoder"]) if "decoder" in record else None,
     )
     found = encoder.query_encoder("neural")
     assert isinstance(found, NeuralQueryEncoder)
@@ -319,62 +360,72 @@ def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | 
 
 @dataclass(frozen=True)
 class _Network:
-    """A transformers model without its output layer, its tokenizer, and that layer as a ``_Head``."""
+    """A transformers model without its output layer, its tokenizer, and that layer as a ``Head``."""
 
     model: Any
+    config: Any  # as it was before attention and logits were switched, for saving
     owner: Any  # the tokenizer object of transformers, kept for saving
-    tokenizer: Tokenizer  # a private copy of its rules, without padding and truncation
+    tokenizer: Tokenizer  # a private copy of its rules, without padding, cut for masked language models
+    reader: decoders.Reader | None  # of a decoder
     head: Head
+    scale: float  # of the logits
     slot: tuple[Any, str]  # where the output layer belongs in ``model``
     output_layer: Any
     max_length: int | None
     capacity: int | None
     device: str
 
-    def tokenize(self, texts: Sequence[str], prompt: str) -> list[np.ndarray]:
-        """Token ids of each text, special tokens included, cut to ``max_length``."""
+    def tokenize(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+        """Tokens of each text, special tokens included, cut to ``max_length``."""
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"text {position} is {type(text).__name__} {text!r:.60}; allowed: str")
-        found: list[np.ndarray] = []
+        found: list[Tokens] = []
         for start in range(0, len(texts), _TEXTS_PER_BATCH):
-            block = [prompt + text for text in texts[start : start + _TEXTS_PER_BATCH]]
-            for encoding in self.tokenizer.encode_batch_fast(block, add_special_tokens=True):
-                found.append(np.array(encoding.ids, dtype=np.int32))
+            block = texts[start : start + _TEXTS_PER_BATCH]
+            if self.reader is not None:
+                found += self.reader.read(block, prompt)
+                continue
+            for encoding in self.tokenizer.encode_batch_fast([prompt + text for text in block]):
+                found.append(Tokens(np.array(encoding.ids, dtype=np.int32)))
         return found
 
-    def forward(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
-        """Last hidden states ``[B, L, H]`` before the output layer, and the number of real tokens of each text.
+    def forward(self, tokens: Sequence[Tokens]) -> tuple[Tensor, np.ndarray]:
+        """Last hidden states ``[B, L, H]`` of the pooled tokens, before the output layer; their number in each text.
 
-        Token types are left to the model, whose default is that of a single text.
+        Padding stands behind a text, where neither causal nor masked attention nor positions notice it, whatever side
+        the tokenizer would pad. Token types are left to the model, whose default is that of a single text.
         """
-        lengths = np.array([len(text) for text in ids])
-        padded = np.full((len(ids), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64)
-        for row, text in zip(padded, ids, strict=True):
-            row[: len(text)] = text
+        lengths = np.array([len(text.ids) for text in tokens])
+        padded = np.full((len(tokens), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64)
+        for row, text in zip(padded, tokens, strict=True):
+            row[: len(text.ids)] = text.ids
         mask = np.arange(padded.shape[1]) < lengths[:, None]
         output = self.model(
             input_ids=torch.from_numpy(padded).to(self.device),
             attention_mask=torch.from_numpy(mask.astype(np.int64)).to(self.device),
+            **({} if self.reader is None else {"use_cache": False}),
         )
-        return output.logits, lengths
+        if self.reader is None:
+            return output.logits, lengths
+        return _select(output.logits, [text.pooled for text in tokens], self.scale)
 
-    def with_max_length(self, max_length: int | None) -> _Network:
-        """The same network with another limit; nothing is copied but the tokenizer."""
-        if max_length == self.max_length:
-            return self
-        return replace(self, tokenizer=networks.cut_at(self.tokenizer, max_length), max_length=max_length)
+    def with_side(self, side: NeuralSide, max_length: int | None) -> _Network:
+        """The same network for another side's template and limit; nothing is copied but the tokenizer."""
+        return replace(self, **_reading(self.tokenizer, side, max_length))
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Any]:
-        """The model with its output layer in place, for saving."""
+        """The model as it was loaded, its output layer in place, for saving."""
         parent, name = self.slot
-        passed = getattr(parent, name)
+        passed, config = getattr(parent, name), self.model.config
         setattr(parent, name, self.output_layer)
+        self.model.config = self.config
         try:
             yield self.model
         finally:
             setattr(parent, name, passed)
+            self.model.config = config
 
 
 _EMPTY_ROW: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
@@ -402,27 +453,77 @@ def _device_kind(device: str) -> str:
 
 
 def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: Options) -> Encoder:
-    owner = networks.load_owner(side.folder)
-    model = networks.load_masked_lm(side.folder, options.allow_pickle)
+    owner = networks.load_owner(side.tokenizer_folder)
+    model = _load_model(side, options)
     capacity = networks.capacity_of(model)
     limit = _max_length(side, owner, capacity, options.max_length)
-    tokenizer = networks.cut_at(networks.rules_of(owner, side.lowercase), limit)
-    slot, layer = networks.detach_output_layer(model, tokenizer, side.folder)
-    dtype = _TRUNK_DTYPE[options.precision]
-    model.to(device=options.device, dtype=dtype)
-    weight, bias = _head_tensors(layer, options)
-    head = Head(weight, bias, side, options.min_weight, screened=options.precision in _SCREENED)
-    network = _Network(model, owner, tokenizer, head, slot, layer, limit, capacity, options.device)
+    rules = networks.cut_at(networks.rules_of(owner, side.lowercase), None)
+    config, bend = copy.deepcopy(model.config), Bend()
+    if side.decoder is not None:
+        bend = networks.straighten(model, rules, side.folder)
+        decoders.set_attention(model, rules, side.decoder, side.folder)
+    slot, layer = networks.detach_output_layer(model, rules, side.folder)
+    if side.decoder is None:
+        model.to(device=options.device, dtype=_TRUNK_DTYPE[options.precision])
+    head, scale = _make_head(layer, side, options, bend, config)
+    network = _Network(model, config, owner, head=head, scale=scale, slot=slot, output_layer=layer, capacity=capacity,
+                       device=options.device, **_reading(rules, side, limit))
+    network.tokenize([""], prompt)  # a template that leaves no room for a text is told at once
     if options.top_k is None:
         options = replace(options, top_k=checkpoint.top_k)
     return Encoder(checkpoint, side, prompt, network, options)
 
 
-def _head_tensors(layer: Any, options: Options) -> tuple[Tensor, Tensor]:
-    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+def _load_model(side: NeuralSide, options: Options) -> Any:
+    """Decoders are loaded in their final type: they are large, and their rotary tables must stay in float32."""
+    bits = _BITS.get(options.precision)
+    if side.decoder is None:
+        if bits is not None:
+            raise ConfigError(f"precision {options.precision!r} is for decoders; use 'int8' or 'bfloat16'")
+        return networks.load_masked_lm(side.folder, options.allow_pickle)
+    if bits is not None:
+        return decoders.load_decoder(side, options.allow_pickle, dtype=torch.bfloat16,
+                                     **decoders.quantization(bits, options.device))
+    model = decoders.load_decoder(side, options.allow_pickle, dtype=_TRUNK_DTYPE[options.precision])
+    return model.to(device=options.device)
+
+
+def _reading(rules: Tokenizer, side: NeuralSide, limit: int | None) -> dict[str, Any]:
+    """How a network reads texts: the fields of ``_Network`` that differ between two sides of one network."""
+    if side.decoder is None:
+        return {"tokenizer": networks.cut_at(rules, limit), "reader": None, "max_length": limit}
+    reader = decoders.Reader(rules, side.decoder, side.template, limit)
+    return {"tokenizer": rules, "reader": reader, "max_length": limit}
+
+
+def _make_head(layer: Any, side: NeuralSide, options: Options, bend: Bend, config: Any) -> tuple[Head, float]:
+    """The output layer as a ``Head``, and the scale of its logits, which goes to the hidden states."""
+    dtype = torch.bfloat16 if options.precision in ("bfloat16", *_BITS) else torch.float32
     weight = layer.weight.detach().to(device=options.device, dtype=dtype)
     bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
-    return weight, bias.to(options.device)
+    scale, shift = 1.0, 0.0
+    if side.decoder is not None:
+        scale = decoders.scale_of(side.decoder, config.get_text_config().hidden_size)
+        shift = side.decoder.logit_shift
+        bias = bias.float() * (scale * bend.scale) - shift
+    head = Head(weight, bias.to(options.device), side, options.min_weight, screened=options.precision in _SCREENED,
+                cap=None if bend.cap is None else bend.cap * scale, shift=shift)
+    return head, scale * bend.scale
+
+
+def _select(hidden_BLH: Tensor, pooled: Sequence[np.ndarray | None], scale: float) -> tuple[Tensor, np.ndarray]:
+    """The scaled states of the pooled positions, moved to the left; behind them stands what does not count."""
+    positions = [np.empty(0, dtype=np.int64) if found is None else found for found in pooled]
+    lengths = np.array([len(found) for found in positions])
+    index = np.zeros((len(positions), int(lengths.max())), dtype=np.int64)
+    for row, found in zip(index, positions, strict=True):
+        row[: len(found)] = found
+    index_BP = torch.from_numpy(index).to(hidden_BLH.device)
+    return hidden_BLH.gather(1, index_BP[:, :, None].expand(-1, -1, hidden_BLH.shape[2])) * scale, lengths
+
+
+def _is_pooled(text: Tokens) -> bool:
+    return len(text.ids) > 0 and (text.pooled is None or len(text.pooled) > 0)
 
 
 def _max_length(side: NeuralSide, owner: Any, capacity: int | None, asked: int | None) -> int | None:
@@ -443,7 +544,7 @@ def _fingerprint(
         "name": checkpoint.name,
         "revision": checkpoint.revision,
         "layout": checkpoint.layout,
-        "files_sha256": layouts.files_hash(side.folder, allow_pickle=options.allow_pickle),
+        "files_sha256": layouts.side_hash(side, allow_pickle=options.allow_pickle),
         "tokenizer_sha256": queries.tokenizer_hash(network.tokenizer),
         "vocabulary_size": network.head.size,
         "pooling": side.pooling,
@@ -455,6 +556,7 @@ def _fingerprint(
         "convention": options.convention,
         "top_k": options.top_k,
         "min_weight": options.min_weight,
+        **({} if side.decoder is None else {"decoder": asdict(side.decoder), "template": side.template}),
     }
 
 

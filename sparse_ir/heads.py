@@ -32,16 +32,23 @@ class Head:
     maximum 1.5 times faster and leaves the others as they are.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, side: NeuralSide, min_weight: float, *, screened: bool) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, side: NeuralSide, min_weight: float, *, screened: bool,
+        cap: float | None = None, shift: float = 0.0,
+    ) -> None:
+        """``cap``: logits ``x - shift`` become ``cap * tanh(x / cap) - shift``, as some decoders have it."""
         self.size = weight.shape[0]
         self._weight_VH = weight
         self._bias_V = bias.float()
         self._sum = side.pooling == "sum"
         self._times = 2 if side.activation == "log1p_relu" else 1
+        self._cap, self._shift = cap, shift
         self._block = _VOCABULARY_BLOCK[weight.device.type]
         self._tokens = TOKEN_BLOCK[weight.device.type]
         threshold = float(np.nextafter(_logit_of(min_weight, self._times), -math.inf)) if min_weight > 0 else 0.0
-        self._screen = _Screen(weight, self._bias_V, threshold) if screened and not self._sum else None
+        # a cap lowers what is above zero and lifts what is below, where a negative shift could make it active
+        screened = screened and not self._sum and (cap is None or shift >= 0)
+        self._screen = _Screen(weight, self._bias_V, threshold) if screened else None
 
     def pool(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
         """Pooled scores ``[B, V]`` float32: for the maximum before the activation, for the sum after it."""
@@ -49,12 +56,18 @@ class Head:
             return self._pool_sum(hidden_BLH, lengths)
         hidden_BLH = _hide_padding(hidden_BLH, lengths)
         if self._screen is not None:
-            return self._pool_screened(hidden_BLH)
-        return self._pool_max(hidden_BLH.to(self._weight_VH.dtype))
+            return self._soften(self._pool_screened(hidden_BLH))
+        return self._soften(self._pool_max(hidden_BLH.to(self._weight_VH.dtype)))
 
     def activate_pooled(self, scores: Tensor) -> Tensor:
         """Weights of pooled scores; a sum was activated before it was pooled."""
         return scores if self._sum else self._activate(scores)
+
+    def _soften(self, scores: Tensor) -> Tensor:
+        """The cap grows with its argument, so that it may come after the maximum."""
+        if self._cap is None:
+            return scores
+        return torch.tanh((scores + self._shift) / self._cap) * self._cap - self._shift
 
     def _activate(self, scores: Tensor) -> Tensor:
         scores = torch.relu(scores)
@@ -92,7 +105,7 @@ class Head:
             hidden_HT = chunk_BLH.reshape(-1, chunk_BLH.shape[2]).t().to(self._weight_VH.dtype)
             for block in self._blocks():
                 logits_VT = (self._weight_VH[block] @ hidden_HT).float() + self._bias_V[block, None]
-                weights_VBL = self._activate(logits_VT).view(len(logits_VT), texts, -1)
+                weights_VBL = self._activate(self._soften(logits_VT)).view(len(logits_VT), texts, -1)
                 pooled_VB[block] += (weights_VBL * real_BL).sum(2)
         return pooled_VB.t().contiguous()
 

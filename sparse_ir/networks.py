@@ -2,23 +2,43 @@
 
 The output layer is taken off, so that a network's "logits" are the hidden states before it, and ``heads`` can join
 that layer with the pooling. Code of a model folder is never run; a network that lacks weights is refused.
-Next file to read: ``heads``.
+Next file to read: ``decoders``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, normalizers
 from torch import Tensor
 
 from sparse_ir import checkpoint as layouts
+from sparse_ir import files
 from sparse_ir.errors import ModelError
 
 _PROBE = "A probe of 7 words, and one more."
 _PROBE_TOKENS = 16
+
+
+class Tokens(NamedTuple):
+    """A text as a network reads it; only the states at ``pooled`` positions count (None: all of them)."""
+
+    ids: np.ndarray  # int32
+    pooled: np.ndarray | None = None
+
+
+class Bend(NamedTuple):
+    """What a family does to its logits after the output layer: ``cap * tanh(scale * x / cap)``, or without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        scaled = logits * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
 
 class _Pass(torch.nn.Module):
@@ -43,13 +63,27 @@ def load_owner(folder: Path) -> Any:
 def load_masked_lm(folder: Path, allow_pickle: bool) -> Any:
     """The masked language model of a folder, float32, without gradients; raises ``ModelError`` when weights lack."""
     model, missing = _load_with_report(folder, allow_pickle)
+    _check_complete(folder, missing, "masked language model", "ForMaskedLM")
+    return model.eval().requires_grad_(False)
+
+
+def load_causal_lm(folder: Path, allow_pickle: bool, **options: Any) -> Any:
+    """The decoder of a folder without gradients; ``options`` (``dtype`` ...) go to transformers' ``from_pretrained``.
+
+    Raises ``ModelError`` when weights lack.
+    """
+    model, missing = _load_with_report(folder, allow_pickle, "AutoModelForCausalLM", **options)
+    _check_complete(folder, missing, "decoder", "ForCausalLM")
+    return model.eval().requires_grad_(False)
+
+
+def _check_complete(folder: Path, missing: list[str], kind: str, suffix: str) -> None:
     if missing:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise ModelError(
-            f"{folder} lacks weights that a masked language model needs ({shown}): this is a backbone without its "
-            "output layer, and random weights would take its place; use a checkpoint saved as ...ForMaskedLM"
+            f"{folder} lacks weights that a {kind} needs ({shown}): this is a backbone without its "
+            f"output layer, and random weights would take its place; use a checkpoint saved as ...{suffix}"
         )
-    return model.eval().requires_grad_(False)
 
 
 def load_or_grow_masked_lm(folder: Path) -> tuple[Any, bool]:
@@ -79,18 +113,52 @@ def load_or_grow_masked_lm(folder: Path) -> tuple[Any, bool]:
     return model, bool(missing)
 
 
-def _load_with_report(folder: Path, allow_pickle: bool) -> tuple[Any, list[str]]:
+_KINDS = {"AutoModelForMaskedLM": "a masked language model", "AutoModelForCausalLM": "a decoder"}
+
+
+def _load_with_report(
+    folder: Path, allow_pickle: bool, classes: str = "AutoModelForMaskedLM", **options: Any
+) -> tuple[Any, list[str]]:
     import transformers
 
     found = layouts.weight_files(folder, allow_pickle=allow_pickle)
     try:
-        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
-            use_safetensors=found[0].suffix == ".safetensors",
+        model, report = getattr(transformers, classes).from_pretrained(
+            folder, trust_remote_code=False, output_loading_info=True,
+            use_safetensors=found[0].suffix == ".safetensors", **{"dtype": torch.float32, **options},
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a masked language model ({first_line(error)})") from error
+        hint = "; a decoder needs sparse_ir.json beside it, or decoder=..." if _is_decoder(folder) else ""
+        raise ModelError(f"{folder} cannot be loaded as {_KINDS[classes]} ({first_line(error)}){hint}") from error
     return model, sorted(report["missing_keys"])
+
+
+def _is_decoder(folder: Path) -> bool:
+    path = folder / "config.json"
+    named = (files.read_json(path) if path.is_file() else {}).get("architectures") or []
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+
+
+def straighten(model: Any, tokenizer: Tokenizer, folder: Path) -> Bend:
+    """Switch off what the family does to its logits behind the output layer, and tell what it was, proven on a probe.
+
+    Gemma caps them, Cohere and Granite scale them; the model's configuration and its copies change, so keep the old
+    one for saving. Raises ``ModelError`` when the probe shows that there is more to it.
+    """
+    ids = _probe_ids(tokenizer)
+    config = model.config.get_text_config()
+    with torch.inference_mode():
+        expected = model(input_ids=ids.to(model.device)).logits.float()
+        bend = Bend(getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
+                    getattr(config, "final_logit_softcapping", None))
+        for owner in (model, config):
+            for name, neutral in (("logit_scale", 1.0), ("logits_scaling", 1.0), ("final_logit_softcapping", None)):
+                if getattr(owner, name, neutral) != neutral:
+                    setattr(owner, name, neutral)
+        found = bend.apply(model(input_ids=ids.to(model.device)).logits.float())
+    if not _agree(model, found, expected):
+        raise ModelError(f"{folder}: what {type(model).__name__} does to its logits is not supported")
+    return bend
 
 
 def detach_output_layer(model: Any, tokenizer: Tokenizer, folder: Path) -> tuple[tuple[Any, str], Any]:
@@ -104,19 +172,29 @@ def detach_output_layer(model: Any, tokenizer: Tokenizer, folder: Path) -> tuple
                          f"({layer.out_features}); they do not belong together")
     path, _, leaf = name.rpartition(".")
     parent = model.get_submodule(path)
-    ids = torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
+    ids = _probe_ids(tokenizer).to(layer.weight.device)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
         setattr(parent, leaf, _Pass())
         try:
-            found = layer(model(input_ids=ids).logits)
+            found = layer(model(input_ids=ids).logits.to(layer.weight.dtype))
         except (AttributeError, RuntimeError, TypeError) as error:
             raise ModelError(f"{folder}: {type(model).__name__} uses its output layer in a way that is not supported "
                              f"({first_line(error)})") from error
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+    if not _agree(model, found, expected):
         raise ModelError(f"{folder}: {type(model).__name__} changes the logits after its output layer, which is not "
                          "supported")
     return (parent, leaf), layer
+
+
+def _probe_ids(tokenizer: Tokenizer) -> Tensor:
+    return torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
+
+
+def _agree(model: Any, found: Tensor, expected: Tensor) -> bool:
+    """Equal but for the rounding of the network's type."""
+    relative, absolute = (1e-4, 1e-4) if model.dtype == torch.float32 else (2e-2, 0.25)
+    return found.shape == expected.shape and torch.allclose(found.float(), expected.float(), relative, absolute)
 
 
 def rules_of(owner: Any, lowercase: bool) -> Tokenizer:
