@@ -21,12 +21,13 @@ from typing import Any
 import click
 
 import sparse_ir
-from sparse_ir import beir, mining, showcase, verbs
+from sparse_ir import beir, leaderboard, mining, showcase, verbs
 from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
     verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
-    verbs.idf, mining.mine, verbs.teach, verbs.train, beir.beir, showcase.demo,
+    verbs.idf, mining.mine, verbs.teach, verbs.train, beir.beir,
+    leaderboard.leaderboard, showcase.demo,
 )
 
 
@@ -153,6 +154,8 @@ def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _show(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) >= 1 else f"{value:.4f}"
     return str(value)

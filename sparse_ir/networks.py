@@ -86,8 +86,8 @@ def _check_complete(folder: Path, missing: list[str], kind: str, suffix: str) ->
         )
 
 
-def load_or_grow_masked_lm(folder: Path) -> tuple[Any, bool]:
-    """The masked language model of a folder, and whether its output layer is new.
+def load_or_grow_masked_lm(folder: Path) -> tuple[Any, list[str]]:
+    """The masked language model of a folder, and the names of the weights that are new: those of its output layer.
 
     A backbone without one gets the layer of its architecture: tied to the word embeddings, biases 0, and square
     matrices in between the identity, so that what the backbone computes passes. Raises ``ModelError`` when anything
@@ -110,7 +110,7 @@ def load_or_grow_masked_lm(folder: Path) -> tuple[Any, bool]:
     if missing and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise ModelError(f"{folder}: the output layer of {type(model).__name__} is not tied to its word embeddings "
                          "and would be random; use a checkpoint saved as ...ForMaskedLM")
-    return model, bool(missing)
+    return model, missing
 
 
 _KINDS = {"AutoModelForMaskedLM": "a masked language model", "AutoModelForCausalLM": "a decoder"}

@@ -58,11 +58,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class WarmStartSettings:
-    """``[warm_start]``: the bag-of-words objective before ranking (DupMAE's), for backbones without an output layer."""
+    """``[warm_start]``: for backbones without an output layer, what it begins with, and the bag-of-words objective
+    before ranking (DupMAE's)."""
 
     steps: int = 0
     learning_rate: float = 5e-4
     active_terms: int = 400  # afterwards the output bias is shifted so that a document has so many terms on average
+    head: Literal["tied", "token_vectors"] = "tied"  # word embeddings, or the backbone's own vector of each token
 
     def check(self) -> None:
         _at_least("warm_start.steps", self.steps, 0)

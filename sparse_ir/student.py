@@ -28,6 +28,9 @@ from sparse_ir.heads import pool_with_gradient
 from sparse_ir.recipe import ModelSettings
 
 _TOKENS_PER_GROUP = {"cpu": 2048, "cuda": 32768}
+_TOKENS_AT_ONCE = 512
+_LARGEST_LOGIT = 10.0  # of a new output layer: that of a state which is its token's own vector
+_SPREAD, _LIFT = 0.5, 4.0  # standard deviation and mean of what enters the GELU of a new transform
 _OFF = -20.0  # an output bias that no hidden state outweighs
 
 
@@ -38,7 +41,7 @@ class Start:
     model: Any
     owner: Any
     side: NeuralSide
-    grown: bool  # the output layer is new
+    grown: list[str]  # names of new weights: the output layer's, where the network had none
     query: StaticSide | NeuralSide | None
     fingerprint: dict[str, Any]
 
@@ -60,7 +63,7 @@ def start_network(settings: ModelSettings) -> Start:
             setattr(model.config, name, settings.dropout)
     _set_dropout(model, settings.dropout)
     fingerprint = {"start": Path(settings.start).name if commit is None else settings.start, "revision": commit,
-                   "files_sha256": layouts.files_hash(side.folder), "output_layer_is_new": grown}
+                   "files_sha256": layouts.files_hash(side.folder), "output_layer_is_new": bool(grown)}
     return Start(model, owner, side, grown, query, fingerprint)
 
 
@@ -215,6 +218,62 @@ def switch_off_special_tokens(student: Student) -> None:
     special = queries.special_token_ids(student.rules)
     with torch.no_grad():
         student.output_layer.bias[special] = _OFF
+
+
+@torch.no_grad()
+def give_token_vectors(student: Student, grown: Sequence[str], texts: Sequence[str]) -> None:
+    """Give a new output layer rows that know what their tokens mean: the backbone's own vector of each token as a text.
+
+    For backbones that were trained to embed texts by the mean of their last states. A row is the mean state of the
+    token read alone, less the mean over all tokens, at length 1; logits are then ``10 x cosine`` between it and a state
+    of the document, less the mean state of ``texts``. So expansion works before the first step: a state is near to the
+    tokens that mean the same. The layer is tied to the word embeddings no more.
+    """
+    student.eval()
+    _open_transform(student, grown, texts)
+    mean_H, length = _center_of(student, texts)
+    before, after = _frame(student.rules)
+    vectors = []
+    for first in range(0, student.size, _TOKENS_AT_ONCE):
+        token_ids = range(first, min(first + _TOKENS_AT_ONCE, student.size))
+        ids = torch.tensor([[*before, token_id, *after] for token_id in token_ids], device=mean_H.device)
+        vectors.append(student.model(input_ids=ids).logits.float().mean(1))
+    rows_VH = torch.cat(vectors)
+    rows_VH = torch.nn.functional.normalize(rows_VH - rows_VH.mean(0), dim=1) * (_LARGEST_LOGIT / length)
+    student.output_layer.weight = torch.nn.Parameter(rows_VH)
+    student.output_layer.bias = torch.nn.Parameter(-(rows_VH @ mean_H))
+    student.model.config.tie_word_embeddings = False
+
+
+def _open_transform(student: Student, grown: Sequence[str], texts: Sequence[str]) -> None:
+    """Let a new square layer before the output layer pass what it gets.
+
+    Behind it stands a GELU, which is linear only well above zero: so states are scaled and lifted there, and the
+    LayerNorm that follows takes the lift away again.
+    """
+    ids = student.tokenize_documents(texts[:1])[0]
+    states = student.model.base_model(input_ids=torch.from_numpy(ids)[None].to(student.output_layer.weight.device))[0]
+    for name in grown:
+        layer = student.model.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, torch.nn.Linear) and layer.in_features == layer.out_features:
+            layer.weight.copy_(torch.eye(layer.in_features) * (_SPREAD / float(states.std())))
+            layer.bias.fill_(_LIFT)
+
+
+def _frame(rules: Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a text."""
+    found = rules.encode("a")
+    own = [position for position, special in enumerate(found.special_tokens_mask) if not special]
+    return found.ids[: own[0]], found.ids[own[-1] + 1 :]
+
+
+def _center_of(student: Student, texts: Sequence[str]) -> tuple[Tensor, float]:
+    """Mean state of the tokens of texts ``[H]``, and the mean distance from it."""
+    device = student.output_layer.weight.device
+    states = torch.cat([student.model(input_ids=torch.from_numpy(ids)[None].to(device)).logits[0].float()
+                        for ids in student.tokenize_documents(texts)])
+    mean_H = states.mean(0)
+    return mean_H, float((states - mean_H).norm(dim=1).mean())
 
 
 def bag_of_words_loss(pooled_NV: Tensor, ids: Sequence[np.ndarray], token_weights_V: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Q queries, D documents of the whole batch, V vocabulary. Next file to read: ``ca
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -32,6 +33,7 @@ from sparse_ir.sparsity import Governor, Guard
 
 FORMAT = 1
 _DEV_DEPTH = 100
+_SAMPLE = 8  # documents of each source that show a new output layer what states look like
 _FREQUENCY_MEMORY = 0.99
 
 
@@ -82,7 +84,10 @@ class Trainer:
         start = student.start_network(config.model)
         self.student = student.Student(start, config.model)
         if start.grown:
+            if config.warm_start.head == "token_vectors":
+                student.give_token_vectors(self.student, start.grown, _sample(sources))
             student.switch_off_special_tokens(self.student)
+        self._new_head = bool(start.grown) and config.warm_start.head == "token_vectors"
         self.batches = Batches(sources, queries=config.batch.queries, negatives=config.batch.negatives,
                                queries_per_positive=config.batch.queries_per_positive,
                                neighbourhood=config.batch.neighbourhood, seed=config.run.seed)
@@ -184,7 +189,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if step < warm else rate * group["base"] / self.config.optimizer.learning_rate
         batch = self.batches.at(step)
-        if step == warm and warm:
+        if step == warm and (warm or self._new_head):
             self._calibrate(batch)
         self.wrapped.train()
         facts = self._warm_step(step, batch) if step < warm else self._rank_step(step, batch)
@@ -515,6 +520,11 @@ def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]
             if one != other:
                 return _first_difference(one, other, f"{place}.{number}")
     return place, before, now
+
+
+def _sample(sources: Sequence[Source]) -> list[str]:
+    """Some documents of each source."""
+    return [text for source in sources for text in itertools.islice(filter(str.strip, source.documents), _SAMPLE)]
 
 
 def _teacher_scores(teacher: Teacher | None, batch: Batch, wanted_QD: np.ndarray) -> Tensor:

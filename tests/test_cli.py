@@ -73,7 +73,7 @@ def test_there_is_a_command_for_each_verb_and_none_besides():
     public = {name for name, value in vars(verbs).items()
               if inspect.isfunction(value) and value.__module__ == verbs.__name__ and not name.startswith("_")}
     assert set(cli.main.commands) == set(VERBS) == (public - {"shipped_model", "load_encoder", "check_index_options"}) \
-        | {"demo", "mine", "beir"}
+        | {"demo", "mine", "beir", "leaderboard"}
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -161,7 +161,7 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
         "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
     }
     # the demo and the road of training have tests of their own
-    assert {*calls, "demo", "mine", "teach", "train", "beir"} == set(VERBS)
+    assert {*calls, "demo", "mine", "teach", "train", "beir", "leaderboard"} == set(VERBS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
         shown = CliRunner().invoke(cli.main, [name, *texts, "--json"], catch_exceptions=False)

@@ -48,7 +48,7 @@ EVERYTHING = TrainConfig(
     documents=PenaltySettings("idf_flops", None, 180.0, 300, 90, 2, 0.2, 7.0, 0.01),
     queries=PenaltySettings("none", 0.5, 40.0, 10, 5, 2, 0.3, 8.0, 0.02),
     optimizer=OptimizerSettings(3e-5, 0.02, 60, "cosine", 1.5, 1e-3),
-    warm_start=WarmStartSettings(100, 4e-4, 350),
+    warm_start=WarmStartSettings(100, 4e-4, 350, "token_vectors"),
     card=CardSettings("A name", "apache-2.0", {"a": "from there\nby them", "b c": "unknown"}),
 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparse_ir.losses import translate_lambda
-from sparse_ir.recipe import LossSettings, TrainConfig, format_config, read_config
+from sparse_ir.recipe import LossSettings, TrainConfig, config_to_json, format_config, parse_config, read_config
 
 FOLDER = Path(__file__).parent.parent / "scripts" / "recipes"
 NAMES = ("ablation", "cpu-small", "default-1", "default-2", "geng-finetune", "geng-pretrain", "siamese-splade")
@@ -46,6 +46,17 @@ def test_a_recipe_names_its_command_its_version_and_only_relative_folders(name):
     names = [entry.name or Path(entry.path).name for entry in config.data]
     assert len(set(names)) == len(names)
     assert set(config.card.data_notes) <= set(names)
+
+
+def test_every_variant_of_the_ablation_is_a_configuration_of_its_own(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
+    import ablate
+
+    base = config_to_json(read("ablation"))
+    variants = {name: parse_config(config) for name, config in ablate.make_variants(base, [60.0, 100.0]).items()}
+    assert variants[ablate.BASE] == read("ablation")
+    assert len({format_config(config) for config in variants.values()}) == len(variants) == 11
+    assert {config.run for config in variants.values()} == {read("ablation").run}
 
 
 def test_geng_pretraining():

@@ -400,6 +400,62 @@ def test_the_warm_start_learns_the_words_of_the_documents(backbone, pairs_file, 
     assert not {"[CLS]", "[SEP]"} & {encoder.vocabulary[token_id] for token_id in vector.indices}
 
 
+def test_token_vectors_are_the_backbones_own(backbone):
+    """A logit is 10 x cosine between the states that the new transform lets pass, told by a plain computation."""
+    import transformers
+
+    settings = recipe.ModelSettings(str(backbone), max_length=24, dropout=0.0)
+    start = student.start_network(settings)
+    made = student.Student(start, settings)
+    student.give_token_vectors(made, start.grown, tiny_models.SENTENCES)
+    plain, owner = transformers.AutoModel.from_pretrained(backbone).eval(), \
+        transformers.AutoTokenizer.from_pretrained(backbone)
+
+    def states(text):
+        with torch.no_grad():
+            found = plain(**owner(text, return_tensors="pt", truncation=True, max_length=24))[0][0]
+        return (found - found.mean(1, keepdim=True)) / found.std(1, keepdim=True, unbiased=False)
+
+    words = [token for token in made.owner.get_vocab() if token.isalpha() and len(owner.tokenize(token)) == 1][:40]
+    rows = torch.stack([states(word).mean(0) for word in words])
+    ids = owner.convert_tokens_to_ids(words)
+    own = made.output_layer.weight[ids].detach()
+    between = torch.nn.functional.cosine_similarity(own[:, None], own[None], dim=2)
+    expected = rows - made_mean(made, states)
+    expected = torch.nn.functional.cosine_similarity(expected[:, None], expected[None], dim=2)
+    assert float((between - expected).abs().max()) < 0.15  # GELU is not quite linear there
+    with torch.no_grad():
+        logits = made(made.tokenize_documents(tiny_models.SENTENCES), scores=True)
+    assert 1.0 < float(logits.max()) < 20.0
+
+
+def made_mean(made, states):
+    """The mean vector of all tokens, each read alone."""
+    tokens = [token for token, _ in sorted(made.owner.get_vocab().items(), key=lambda item: item[1])]
+    with_one = [token for token in tokens if made.owner.tokenize(token) == [token]]
+    return torch.stack([states(token).mean(0) for token in with_one]).mean(0)
+
+
+def test_a_head_of_token_vectors_is_trained_saved_and_resumed(backbone, pairs_file, tmp_path, monkeypatch):
+    config = make_config(backbone, pairs_file, warm_start={"head": "token_vectors", "active_terms": 20},
+                         run={"steps": 6, "save_every": 3})
+    whole = trained(config, tmp_path / "whole")
+    first = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[0])
+    assert first["documents_terms"] == pytest.approx(20, abs=1)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            make_trainer(config, tmp_path / "cut").run()
+    cut = trained(config, tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    trainer = make_trainer(config, tmp_path / "whole")
+    trainer.run()
+    encoder = Encoder.load(tmp_path / "whole" / "model", device="cpu")
+    found = encoder.encode(tiny_models.SENTENCES).toarray()
+    assert found == pytest.approx(trainer.student.vectors(tiny_models.SENTENCES).toarray(), abs=1e-4)
+    assert not {"[CLS]", "[SEP]"} & {encoder.vocabulary[token_id] for token_id in found.nonzero()[1]}
+
+
 def test_the_bag_of_words_loss_by_hand():
     pooled = torch.tensor([[1.0, 2.0, 0.0, 5.0]], requires_grad=True)
     weights = torch.tensor([1.0, 2.0, 1.0, 0.0])  # the last token is special: out of the softmax
