@@ -390,10 +390,11 @@ def write_sparse_encoder(
     ``network`` and ``tokenizer`` are those of transformers. With ``query_weights`` (float32 ``[V]``) it becomes a
     ``Router`` with a ``SparseStaticEmbedding`` for queries, and an ``idf.json`` beside it. ``class_names`` "6" is read
     by sentence-transformers 5.4 and later, "5" by all versions from 5.0. ``dtype``: a torch type in which the network's
-    weights are stored (float16 halves the files; loading gives float32 again).
+    weights are stored; loading gives float32 again. float16 halves the files, float8_e4m3fn is float16 with a byte per
+    number of the matrices that have a row per token.
     """
     if dtype is not None and dtype != network.dtype:
-        network = copy.deepcopy(network).to(dtype)
+        network = _rounded(network, dtype)
     _check_choice("pooling", pooling, get_args(Pooling))
     _check_choice("activation", activation, get_args(Activation))
     _check_choice("class_names", class_names, get_args(ClassNames))
@@ -414,6 +415,20 @@ def write_sparse_encoder(
             target / "modules.json",
             [{"idx": i, "name": str(i), "path": path, "type": name} for i, (path, name) in enumerate(modules)],
         )
+
+
+def _rounded(network: Any, dtype: Any) -> Any:
+    """A copy in ``dtype``; float8 (4 bits of exponent, 3 of mantissa) is for matrices with a row per token only."""
+    import torch
+
+    if dtype != torch.float8_e4m3fn:
+        return copy.deepcopy(network).to(dtype)
+    found = copy.deepcopy(network).to(torch.float16)
+    rows = network.get_input_embeddings().weight.shape[0]
+    for parameter in found.parameters():
+        if parameter.ndim == 2 and parameter.shape[0] == rows:
+            parameter.data = parameter.data.to(dtype)
+    return found
 
 
 def _resolve(model: str | Path, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
@@ -682,6 +697,8 @@ def _write_transformer(
     folder: Path, network: Any, tokenizer: Any, max_length: int | None, class_names: ClassNames
 ) -> None:
     network.save_pretrained(folder)
+    settings = files.read_json(folder / "config.json")  # however few bits are stored, readers compute in float32
+    files.write_json(folder / "config.json", {**settings, "dtype": "float32"})
     limit = _save_tokenizer(tokenizer, folder, max_length)
     config: dict[str, Any] = {"max_seq_length": limit, "do_lower_case": False}
     if class_names == "6":

@@ -8,6 +8,7 @@ Next file to read: ``checkpoint``.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -105,6 +106,31 @@ class StaticQueryEncoder:
         weights = self._weights[token_ids]
         kept = weights > 0
         return token_ids[kept], weights[kept]
+
+    def adapted(self, idf: np.ndarray, share: float) -> StaticQueryEncoder:
+        """The same encoder with the weights ``w^(1 - share) x idf^share``, where ``w`` > 0.
+
+        A model's weights tell how rare a token is in its training data; ``idf`` (float32 ``[V]``, from
+        ``compute_idf(..., unseen=None)``) how rare it is in the collection that is searched. Raises ``ConfigError``
+        unless 0 <= share <= 1 and there is an IDF for each token.
+        """
+        if not 0 <= share <= 1:
+            raise ConfigError(f"a share of {share} is not allowed for the collection's IDF; use 0 to 1")
+        if len(idf) < _id_limit(self._tokenizer):
+            raise ConfigError(f"{len(idf)} IDF values are too few for {_id_limit(self._tokenizer)} token ids")
+        found = copy.copy(self)
+        values = np.ones_like(self._weights)
+        values[: len(idf)] = idf[: len(values)]
+        found._weights = (self._weights ** (1 - share) * values**share * (self._weights > 0)).astype(np.float32)
+        found._weights.flags.writeable = False
+        found.fingerprint = {**self.fingerprint, "weights_sha256": _array_hash(found._weights),
+                             "collection_idf": share}
+        return found
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer's rules, without truncation and padding."""
+        return self._tokenizer
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``weights.safetensors`` and ``query.json`` (the fingerprint) into ``folder``."""

@@ -42,7 +42,8 @@ class ModelSettings:
     query_prompt: str = ""
     dropout: float | None = None  # probability inside the network; None: what the model states
     top_k: int | None = None  # terms kept of a document by the saved model
-    saved_dtype: Literal["float32", "float16"] = "float32"  # of the saved model; float16 halves its size
+    # of the saved model: float16 halves its size; float8 is float16 with a byte per number of the vocabulary's matrices
+    saved_dtype: Literal["float32", "float16", "float8"] = "float32"
 
     def check(self) -> None:
         _at_least("model.max_length", self.max_length, 4)

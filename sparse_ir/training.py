@@ -33,6 +33,7 @@ from sparse_ir.sparsity import Governor, Guard
 
 FORMAT = 1
 _DEV_DEPTH = 100
+_SAVED = {"float32": torch.float32, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 _SAMPLE = 8  # documents of each source that show a new output layer what states look like
 _FREQUENCY_MEMORY = 0.99
 
@@ -389,7 +390,7 @@ class Trainer:
 
     def _save_model(self, folder: Path) -> None:
         self.student.save(folder, None if self.query_side is None else self.query_side.numpy(),
-                          dtype=getattr(torch, self.config.model.saved_dtype))
+                          dtype=_SAVED[self.config.model.saved_dtype])
 
     def _save_checkpoint(self) -> None:
         from safetensors.torch import save_file, save_model

@@ -25,7 +25,8 @@ from sparse_ir.errors import ConfigError
 
 DEFAULT_MODEL = "default"
 LEXICAL_MODEL = "lexical"
-_NOT_FOR_THE_NETWORK = {"shard_size", "query_side", "idf", "allow_unknown"}
+_DEFAULT_SHARE = 0.5  # of the collection's IDF with the shipped model
+_NOT_FOR_THE_NETWORK = {"shard_size", "query_side", "idf", "allow_unknown", "collection_idf"}
 QuerySide = Literal["auto", "neural", "static", "ones"]
 
 Report = dict[str, Any]
@@ -45,6 +46,7 @@ class EncodeOptions(TypedDict, total=False):
         idf: An idf.json whose values become the static query weights.
         convention: How idf.json is read: sentence-transformers or opensearch.
         allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of refusing them.
+        collection_idf: Share of the collection's own IDF in static query weights, 0 to 1; default 0, "default" 0.5.
         allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
         shard_size: Documents per shard; a killed run loses at most the shards in work.
     """
@@ -59,6 +61,7 @@ class EncodeOptions(TypedDict, total=False):
     idf: Path | None
     convention: Literal["sentence-transformers", "opensearch"]
     allow_unknown: bool
+    collection_idf: float | None
     allow_pickle: bool
     shard_size: int
 
@@ -293,8 +296,10 @@ def shipped_model() -> Path | None:
 
 def load_encoder(model: str, read: Callable[[], Iterator[data.Document]], options: EncodeOptions) -> tuple[Any, Any]:
     """The document encoder and the query encoder that were asked for."""
+    share = options.get("collection_idf")
     if model == DEFAULT_MODEL:
         model = str(shipped_model() or LEXICAL_MODEL)
+        share = _DEFAULT_SHARE if share is None and model != LEXICAL_MODEL else share
     chosen = {key: value for key, value in options.items() if key not in _NOT_FOR_THE_NETWORK}
     if model == LEXICAL_MODEL:
         return _fit_lexical(read, chosen, options)
@@ -302,8 +307,17 @@ def load_encoder(model: str, read: Callable[[], Iterator[data.Document]], option
 
     encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
     side, path = options.get("query_side", "auto"), options.get("idf")
-    return encoder, encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None,
+    query_encoder = encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None,
                                           allow_unknown=options.get("allow_unknown", False))
+    return encoder, _adapt(query_encoder, read, share) if share else query_encoder
+
+
+def _adapt(query_encoder: Any, read: Callable[[], Iterator[data.Document]], share: float) -> Any:
+    """Static query weights that know how rare a token is in this collection."""
+    if not isinstance(query_encoder, query_sides.StaticQueryEncoder):
+        raise ConfigError("collection_idf is for static query weights, and these queries are read by a network")
+    idf = query_sides.compute_idf((document.contents for document in read()), query_encoder.tokenizer, unseen=None)
+    return query_encoder.adapted(idf, share)
 
 
 def _fit_lexical(read: Callable[[], Iterator[data.Document]], chosen: dict[str, Any], options: EncodeOptions) -> Any:

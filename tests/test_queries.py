@@ -55,6 +55,23 @@ def test_sentence_transformers_convention_by_hand(words, tmp_path):
     assert as_dict(encoder, "the weather in ny now ?") == {"[UNK]": 0.25, "ny": 5.5, "weather": 4.5, "?": 0.5}
 
 
+def test_weights_meet_the_collections_own_idf(words, idf_path):
+    encoder = queries.from_idf_json(idf_path, words, "opensearch")
+    idf = queries.compute_idf(["ny weather", "ny now", "ny ?"], words, unseen=None)
+    half = encoder.adapted(idf, 0.5)
+    expected = {"ny": (5.5 * np.log1p(0.5 / 3.5)) ** 0.5, "weather": (4.5 * np.log1p(2.5 / 1.5)) ** 0.5,
+                "in": np.log(8.0) ** 0.5}  # "in" stands nowhere; the unknown and "?" stay without weight
+    assert as_dict(half, "the weather in NY ?") == pytest.approx(expected)
+    assert as_dict(encoder.adapted(idf, 0.0), "ny weather") == pytest.approx(as_dict(encoder, "ny weather"))
+    assert half.fingerprint["weights_sha256"] != encoder.fingerprint["weights_sha256"]
+    assert half.fingerprint["collection_idf"] == 0.5
+    assert as_dict(encoder, "ny") == {"ny": 5.5}
+    with pytest.raises(ConfigError, match=r"a share of 1\.5 is not allowed"):
+        encoder.adapted(idf, 1.5)
+    with pytest.raises(ConfigError, match="2 IDF values are too few"):
+        encoder.adapted(idf[:2], 0.5)
+
+
 def test_a_special_token_written_in_the_query_follows_the_convention(words, idf_path, tmp_path):
     path = tmp_path / "st.json"
     path.write_text(json.dumps({"[CLS]": 1.0, "ny": 2.0}))

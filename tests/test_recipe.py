@@ -36,7 +36,7 @@ SMALLEST = '[model]\nstart = "org/base"\n[[data]]\npath = "data/x"\n[run]\nsteps
 # every field of every section differs from its default
 EVERYTHING = TrainConfig(
     model=ModelSettings("org/base", "abc", "learned", "idf.json", "log1p_relu", 200, 32, 512, "passage: ", "query: ",
-                        0.05, 256, "float16"),
+                        0.05, 256, "float8"),
     data=(DataSettings("data/a", "a", "all", "a.jsonl", 2.5, 100, True), DataSettings("data/ü \"b\".jsonl")),
     run=RunSettings(5_000, 3, "bfloat16", True, 50, 5, 25, 7, False, 4_000),
     loss=(LossSettings("kl", 0.7, 2.0), LossSettings("info_nce", 0.3, 0.5), LossSettings("margin_mse", 0.05)),

@@ -204,13 +204,23 @@ def test_a_full_disk_in_the_middle_of_a_save_leaves_the_checkpoint_before(model,
 # ------------------------------------------------------------------------------------------------ equal losses
 
 
-def test_a_model_saved_in_float16_is_half_as_large(model, pairs_file, tmp_path):
-    sizes = []
-    for dtype in ("float32", "float16"):
+def test_models_saved_in_fewer_bits_are_smaller_and_nearly_the_same(model, pairs_file, tmp_path):
+    from sentence_transformers import SparseEncoder
+
+    sizes, vectors = {}, {}
+    for dtype in ("float32", "float16", "float8"):
         trained(make_config(model, pairs_file, model={"saved_dtype": dtype}), tmp_path / dtype)
-        sizes.append(sum(path.stat().st_size for path in (tmp_path / dtype / "model").rglob("*/model.safetensors")
-                         if "document" in str(path)))
-    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.1)
+        (path,) = (tmp_path / dtype / "model").glob("document*/model.safetensors")
+        sizes[dtype] = path.stat().st_size
+        vectors[dtype] = Encoder.load(tmp_path / dtype / "model", device="cpu").encode(tiny_models.SENTENCES)
+        peer = SparseEncoder(str(tmp_path / dtype / "model"), device="cpu")
+        found = peer.encode_document(tiny_models.SENTENCES, convert_to_sparse_tensor=False).numpy()
+        assert vectors[dtype].toarray() == pytest.approx(found, abs=1e-4)
+    assert sizes["float16"] == pytest.approx(sizes["float32"] / 2, rel=0.1)
+    assert sizes["float8"] < sizes["float16"]
+    norm = vectors["float32"].power(2).sum()
+    assert abs(vectors["float16"] - vectors["float32"]).power(2).sum() < 1e-5 * norm
+    assert 0 < abs(vectors["float8"] - vectors["float32"]).power(2).sum() < 0.05 * norm
 
 
 def test_a_run_in_two_halves_equals_the_whole(model, pairs_file, tmp_path):

@@ -174,6 +174,22 @@ def test_every_query_side_leads_to_a_run(side, collection, tiny_folder, tmp_path
         assert dict(zip(tokens, weights.tolist(), strict=True)) == pytest.approx({key: table[key] for key in tokens})
 
 
+def test_the_collections_own_idf_enters_static_query_weights(collection, tiny_folder, tmp_path):
+    verbs.idf(str(tiny_folder), str(collection), tmp_path / "idf.json")
+    options = {"idf": tmp_path / "idf.json", "query_side": "static"}
+    weights = []
+    for share in (None, 0.5):
+        verbs.build(str(tiny_folder), str(collection), tmp_path / f"index-{share}", collection_idf=share, **options)
+        with indexes.Index(tmp_path / f"index-{share}") as opened:
+            weights.append(opened.query_encoder.weights)
+    used = weights[0] > 0
+    assert not np.allclose(weights[0], weights[1])
+    assert (used == (weights[1] > 0)).all()
+    assert verbs.verify(tmp_path / "index-0.5")
+    with pytest.raises(ConfigError, match="collection_idf is for static query weights"):
+        verbs.encode(str(tiny_folder), str(collection), tmp_path / "v", query_side="neural", collection_idf=0.5)
+
+
 def test_idf_is_that_of_the_formula(collection, tiny_folder, tiny_tokenizer, tmp_path):
     verbs.idf(str(tiny_folder), str(collection), tmp_path / "idf.json")
     table = json.loads((tmp_path / "idf.json").read_text())
