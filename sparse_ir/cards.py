@@ -215,8 +215,19 @@ def _describe_training(config: TrainConfig, report: Mapping[str, Any]) -> str:
         *_ensemble(config),
         *(f"Penalty on {side}: {_describe_penalty(settings)}." for side, settings in _sides(config)),
         f"Optimizer: {_describe_optimizer(config)}.",
+        *_blend(config),
     ]
     return _bullets(facts)
+
+
+def _blend(config: TrainConfig) -> list[str]:
+    found = []
+    if config.blend.start:
+        found.append(f"Saved: the mean of the trained network and of that with which ranking began, the latter with "
+                     f"the share {_number(config.blend.start)} (WiSE-FT).")
+    if config.blend.terms is not None:
+        found.append(f"Output biases were then shifted to {config.blend.terms} active terms a document on a sample.")
+    return found
 
 
 def _warm_start(config: TrainConfig) -> list[str]:

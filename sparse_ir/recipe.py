@@ -256,6 +256,24 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class BlendSettings:
+    """``[blend]``: the saved model as a mean of the trained network and of that with which ranking began.
+
+    It loses little on texts like those of training and gains on others (WiSE-FT, arXiv 2109.01903), provided that
+    ranking began with a network that works. Output biases are then shifted alike to the number of terms.
+    """
+
+    start: float = 0.0  # share of the network with which ranking began
+    terms: int | None = None  # active terms of a document in the saved model, on a sample; None: what comes out
+
+    def check(self) -> None:
+        if not 0 <= self.start < 1:
+            raise ConfigError(f"blend.start is {self.start}; allowed: 0 or more and less than 1")
+        if self.terms is not None:
+            _at_least("blend.terms", self.terms, 1)
+
+
+@dataclass(frozen=True)
 class CardSettings:
     """``[card]``: what only a person can say in the model card."""
 
@@ -283,6 +301,7 @@ class TrainConfig:
     queries: PenaltySettings = PenaltySettings("none")
     optimizer: OptimizerSettings = OptimizerSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
+    blend: BlendSettings = BlendSettings()
     card: CardSettings = field(default_factory=CardSettings)
     version: int = VERSION
 
@@ -301,6 +320,8 @@ class TrainConfig:
         if self.warm_start.steps >= self.run.steps:
             raise ConfigError(f"warm_start.steps is {self.warm_start.steps} of {self.run.steps} steps in all; nothing "
                               "is left for ranking")
+        if self.dev and self.blend != BlendSettings():
+            raise ConfigError("[blend] is made of the last step, and [[dev]] would choose another; drop one of both")
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -153,6 +153,14 @@ class Student(torch.nn.Module):
         self.train(was_training)
         return sparse.vstack(rows, format="csr") if rows else sparse.csr_matrix((0, self.size), dtype=np.float32)
 
+    def set_terms(self, texts: Sequence[str], active_terms: int, *, whole: bool = False) -> float:
+        """``shift_to`` by the logits of these documents, cut as in training, or with ``whole`` as the saved model."""
+        ids = self.tokenize_documents(texts, whole=whole)
+        self.eval()
+        with torch.no_grad():
+            parts = [self.forward(ids[start : start + 16], scores=True) for start in range(0, len(ids), 16)]
+        return self.shift_to(torch.cat(parts), active_terms)
+
     def shift_to(self, pooled_NV: Tensor, active_terms: int) -> float:
         """Lower all output biases alike, so that texts with these largest logits have so many terms on average."""
         values = pooled_NV.detach().float().flatten()

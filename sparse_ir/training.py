@@ -35,6 +35,7 @@ FORMAT = 1
 _DEV_DEPTH = 100
 _SAVED = {"float32": torch.float32, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 _SAMPLE = 8  # documents of each source that show a new output layer what states look like
+_START = "start.safetensors"  # the network with which ranking began
 _FREQUENCY_MEMORY = 0.99
 
 
@@ -82,11 +83,12 @@ class Trainer:
         precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.run.precision]
         self.accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(config.run.seed)  # a new output layer may be drawn at random
+        self._sample = _sample(sources)
         start = student.start_network(config.model)
         self.student = student.Student(start, config.model)
         if start.grown:
             if config.warm_start.head == "token_vectors":
-                student.give_token_vectors(self.student, start.grown, _sample(sources))
+                student.give_token_vectors(self.student, start.grown, self._sample)
             student.switch_off_special_tokens(self.student)
         self._new_head = bool(start.grown) and config.warm_start.head == "token_vectors"
         self.batches = Batches(sources, queries=config.batch.queries, negatives=config.batch.negatives,
@@ -146,7 +148,7 @@ class Trainer:
         for key in ("stop_after", "save_every", "keep", "evaluate_every", "log_every", "tensorboard"):
             config["run"].pop(key, None)
         config["model"].pop("saved_dtype")
-        for key in ("card", "dev"):
+        for key in ("card", "dev", "blend"):
             config.pop(key, None)
         return {"config": config, "start": start.fingerprint, "data": self.batches.fingerprint,
                 "teachers": [getattr(teacher, "fingerprint", None) for teacher in self._teachers]}
@@ -190,8 +192,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if step < warm else rate * group["base"] / self.config.optimizer.learning_rate
         batch = self.batches.at(step)
-        if step == warm and (warm or self._new_head):
-            self._calibrate(batch)
+        if step == warm:
+            self._begin_ranking(batch)
         self.wrapped.train()
         facts = self._warm_step(step, batch) if step < warm else self._rank_step(step, batch)
         if self.config.optimizer.max_grad_norm is not None:
@@ -213,12 +215,37 @@ class Trainer:
             raise TrainingError(f"step {step}: the bag-of-words loss is {value}; lower warm_start.learning_rate")
         return {"bag_of_words_loss": value}
 
-    def _calibrate(self, batch: Batch) -> None:
-        """Between warm start and ranking: where zero lies for the ReLU is decided by a batch's own logits."""
-        self.student.eval()
+    def _begin_ranking(self, batch: Batch) -> None:
+        """Where zero lies for the ReLU of a new output layer is decided by a batch's own logits."""
+        if self.config.warm_start.steps or self._new_head:
+            self.student.set_terms(batch.documents, self.config.warm_start.active_terms)
+        if self.config.blend.start:
+            self._keep_start()
+
+    def _keep_start(self) -> None:
+        from safetensors.torch import save_model
+
+        if self.accelerator.is_main_process:
+            path = self.folder / _START
+            save_model(self.student, str(path.with_suffix(".part")))
+            path.with_suffix(".part").replace(path)
+        self.accelerator.wait_for_everyone()
+
+    def _blend(self) -> None:
+        """The saved model of ``[blend]``; the weights in training are gone afterwards."""
+        from safetensors.torch import load_file
+
+        settings, path = self.config.blend, self.folder / _START
+        if settings.start and not path.is_file():
+            raise TrainingError(f"{path} is missing, the network with which ranking began: it is kept only where "
+                                "blend.start was set from the first step on")
+        start = load_file(path, device=str(self.accelerator.device)) if settings.start else {}
         with torch.no_grad():
-            pooled_NV = self.student(self.student.tokenize_documents(batch.documents), scores=True)
-        self.student.shift_to(pooled_NV, self.config.warm_start.active_terms)
+            for name, tensor in self.student.state_dict().items():
+                if name in start and tensor.is_floating_point():
+                    tensor.lerp_(start[name], settings.start)
+        if settings.terms is not None:
+            self.student.set_terms(self._sample, settings.terms, whole=True)
 
     def _rank_step(self, step: int, batch: Batch) -> dict[str, float]:
         ranking_step = step - self.config.warm_start.steps
@@ -449,6 +476,7 @@ class Trainer:
                 with files.building(target) as folder:
                     shutil.copytree(best, folder, dirs_exist_ok=True)
             else:
+                self._blend()
                 self._save_model(target)
         self.accelerator.wait_for_everyone()
         last = json.loads((self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])

@@ -17,6 +17,7 @@ from sparse_ir.cards import format_card, write_card
 from sparse_ir.errors import DataError, ModelError
 from sparse_ir.recipe import (
     BatchSettings,
+    BlendSettings,
     CardSettings,
     DataSettings,
     DevSettings,
@@ -223,6 +224,7 @@ def test_training_of_a_siamese_model_without_teachers():
     ({"teacher": (TeacherSettings("file"),), "ensemble": EnsembleSettings(1.0, "none")},
      "Target: the teachers' scores as they are, their weighted mean, times 1."),
     ({"optimizer": OptimizerSettings(schedule="constant")}, "a constant rate"),
+    ({"blend": BlendSettings(0.5, 170)}, "with the share 0.5 (WiSE-FT).\n- Output biases were then shifted to 170 "),
     ({"model": ModelSettings("m", query="learned"), "optimizer": OptimizerSettings(query_learning_rate=1e-3)},
      "query weights with 0.001"),
 ])

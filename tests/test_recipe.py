@@ -14,6 +14,7 @@ from sparse_ir import recipe
 from sparse_ir.errors import ConfigError
 from sparse_ir.recipe import (
     BatchSettings,
+    BlendSettings,
     CardSettings,
     DataSettings,
     DevSettings,
@@ -88,12 +89,14 @@ def test_everything_differs_from_its_default():
         for field in dataclasses.fields(entries[0]) if dataclasses.is_dataclass(entries[0]) else ():
             if all(getattr(entry, field.name) == field.default for entry in entries):
                 same.add((type(entries[0]).__name__, field.name))
-    # there is one version; and [documents] has a target, which excludes lambda
-    assert same == {("TrainConfig", "version"), ("PenaltySettings", "weight")}
+    # there is one version; [documents] has a target, which excludes lambda; and [[dev]] excludes [blend]
+    assert same == {("TrainConfig", "version"), ("PenaltySettings", "weight"), ("TrainConfig", "blend"),
+                    ("BlendSettings", "start"), ("BlendSettings", "terms")}
 
 
 def test_round_trip_of_every_section(written):
-    assert read_config(written(format_config(EVERYTHING))) == EVERYTHING
+    blended = dataclasses.replace(EVERYTHING, dev=(), blend=BlendSettings(0.4, 160))
+    assert [read_config(written(format_config(config))) for config in (EVERYTHING, blended)] == [EVERYTHING, blended]
 
 
 def test_round_trip_of_the_smallest_file(written):
@@ -179,6 +182,9 @@ def test_wrong_sections(written, text, message):
     ("model", 'query = "ones"\nidf = "x.json"', "model.idf is given and model.query is 'ones'"),
     ("warm_start", "steps = -1", "warm_start.steps is -1; allowed: 0 or more"),
     ("warm_start", "learning_rate = 0", "warm_start.learning_rate is 0.0; allowed: more than 0"),
+    ("blend", "start = 1.0", "blend.start is 1.0; allowed: 0 or more and less than 1"),
+    ("blend", 'terms = 9\n[[dev]]\npath = "x"', "[blend] is made of the last step, and [[dev]] would choose another"),
+    ("blend", "terms = 0", "blend.terms is 0; allowed: 1 or more"),
     ("warm_start", "active_terms = 0", "warm_start.active_terms is 0; allowed: 1 or more"),
     ("warm_start", "steps = 1000", "warm_start.steps is 1000 of 1000 steps in all"),
     ("data", "weight = 0", "[data.0] data.weight is 0.0; allowed: more than 0"),

@@ -466,6 +466,29 @@ def test_a_head_of_token_vectors_is_trained_saved_and_resumed(backbone, pairs_fi
     assert not {"[CLS]", "[SEP]"} & {encoder.vocabulary[token_id] for token_id in found.nonzero()[1]}
 
 
+def test_a_blend_is_the_mean_of_start_and_end_with_the_number_of_terms_asked_for(backbone, pairs_file, tmp_path):
+    warm = {"head": "token_vectors", "active_terms": 20}
+    config = make_config(backbone, pairs_file, warm_start=warm, blend={"start": 0.25, "terms": 12}, run={"steps": 6})
+    plain = make_config(backbone, pairs_file, warm_start=warm, run={"steps": 6})
+    end = trained(plain, tmp_path / "plain")  # a blend changes nothing before the end
+    trainer = make_trainer(config, tmp_path / "blend")
+    trainer.run()
+    start = load_file(tmp_path / "blend" / "start.safetensors")
+    found = trainer.student.state_dict()
+    for name in set(end) & set(found) - {"output_layer.bias"}:
+        assert torch.allclose(found[name], 0.75 * end[name] + 0.25 * start[name], atol=1e-6), name
+    shift = found["output_layer.bias"] - (0.75 * end["output_layer.bias"] + 0.25 * start["output_layer.bias"])
+    assert shift.max() - shift.min() < 1e-4 < shift.abs().max()
+    vectors = Encoder.load(tmp_path / "blend" / "model", device="cpu").encode(trainer._sample)
+    assert vectors.nnz / vectors.shape[0] == pytest.approx(12, abs=0.5)
+
+
+def test_a_blend_needs_the_network_with_which_ranking_began(backbone, pairs_file, tmp_path):
+    trained(make_config(backbone, pairs_file, run={"steps": 4}), tmp_path)
+    with pytest.raises(TrainingError, match=r"start\.safetensors is missing, .*blend\.start was set from the first"):
+        make_trainer(make_config(backbone, pairs_file, blend={"start": 0.5}, run={"steps": 4}), tmp_path).run()
+
+
 def test_the_bag_of_words_loss_by_hand():
     pooled = torch.tensor([[1.0, 2.0, 0.0, 5.0]], requires_grad=True)
     weights = torch.tensor([1.0, 2.0, 1.0, 0.0])  # the last token is special: out of the softmax
