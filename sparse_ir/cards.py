@@ -232,9 +232,11 @@ def _blend(config: TrainConfig) -> list[str]:
 
 def _warm_start(config: TrainConfig) -> list[str]:
     warm = config.warm_start
+    begun = [("The output layer began with the backbone's own vector of each token read alone, and with "
+              f"{warm.active_terms} active terms a document.")] if warm.head == "token_vectors" else []
     if not warm.steps:
-        return []
-    return [(f"Warm start: {warm.steps:,} of these steps with a bag-of-words objective (DupMAE), learning rate "
+        return begun
+    return [*begun, (f"Warm start: {warm.steps:,} of these steps with a bag-of-words objective (DupMAE), learning rate "
              f"{_number(warm.learning_rate)}; ranking began with {warm.active_terms} active terms a document.")]
 
 

@@ -481,6 +481,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         last = json.loads((self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         reached = {key: last[key] for key in ("documents_terms", "queries_terms") if key in last}
+        if self.config.blend.start:  # the saved network is another one
+            reached["documents_terms"] = self.config.blend.terms
         return {"model": str(self.folder / "model"), "steps": self.progress.step, "best_step": self.progress.best_step,
                 "best_dev": self.progress.best, **reached}
 

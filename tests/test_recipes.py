@@ -10,7 +10,7 @@ from sparse_ir.losses import translate_lambda
 from sparse_ir.recipe import LossSettings, TrainConfig, config_to_json, format_config, parse_config, read_config
 
 FOLDER = Path(__file__).parent.parent / "scripts" / "recipes"
-NAMES = ("ablation", "cpu-small", "default-1", "default-2", "geng-finetune", "geng-pretrain", "siamese-splade")
+NAMES = ("ablation", "cpu-small", "default", "geng-finetune", "geng-pretrain", "siamese-splade")
 DENSE = ("dense", "Alibaba-NLP/gte-large-en-v1.5")
 SPARSE = ("sparse", "opensearch-project/opensearch-neural-sparse-encoding-v1")
 
