@@ -123,7 +123,7 @@ def _read_system(text: str) -> System:
     if not separator:
         name, model = "", text
     if model == verbs.DEFAULT_MODEL:
-        name, model = name or verbs.DEFAULT_MODEL, str(verbs.shipped_model() or verbs.LEXICAL_MODEL)
+        return System(name or model, "impact", model)
     if model in BM25_SYSTEMS or model == verbs.LEXICAL_MODEL:
         return System(name or model, model, model)
     # a hub name keeps its owner; a folder, wherever it lies, goes by its own name
@@ -174,7 +174,7 @@ def _identify(plan: Plan, system: System, collection: Collection) -> dict[str, A
                                  ("qrels", collection.qrels))}
     fingerprint = None
     if system.kind == "impact":
-        sides = [side.fingerprint for side in _load_neural(plan, system)]
+        sides = [side.fingerprint for side in _load_neural(plan, system, collection)]
         fingerprint = files.sha256_of_json([{**side, "name": None} for side in sides])  # wherever it lies
     return {**hashes, "split": collection.split, "remove_identical": collection.remove_identical,
             "relevance_level": collection.relevance_level, "hits": plan.hits, "kind": system.kind,
@@ -222,20 +222,21 @@ def _survey(collection: Collection) -> dict[str, Any]:
 def _open(plan: Plan, system: System, collection: Collection, work: Path) -> indexes.Index:
     """The index of a system, built where it is not there yet."""
     folder = work / "index"
-    read = functools.partial(data.read_documents, collection.corpus)
     if system.kind in BM25_SYSTEMS:
         if not folder.exists():
             parameters = lucene.Bm25(**BM25_SYSTEMS[system.kind])
-            indexes.build_bm25_index(read, folder, parameters, progress=plan.progress)
+            indexes.build_bm25_index(_reader(collection), folder, parameters, progress=plan.progress)
         return indexes.Index(folder)
     if not folder.exists():
-        _build_impacts(plan, system, read, work)
+        _build_impacts(plan, system, collection, work)
     neural = system.kind == "impact"
-    return indexes.Index(folder, query_encoder=_load_neural(plan, system)[1] if neural else None)
+    return indexes.Index(folder, query_encoder=_load_neural(plan, system, collection)[1] if neural else None)
 
 
-def _build_impacts(plan: Plan, system: System, read: Callable[[], Iterator[data.Document]], work: Path) -> None:
-    encoder, query_encoder = _load_neural(plan, system) if system.kind == "impact" else _fit_lexical(plan, read)
+def _build_impacts(plan: Plan, system: System, collection: Collection, work: Path) -> None:
+    read = _reader(collection)
+    encoder, query_encoder = (_load_neural(plan, system, collection) if system.kind == "impact"
+                              else _fit_lexical(plan, read))
     clock = _Stopwatch(encoder)
     made = vectors.write_vectors(work / "vectors", read, clock, query_encoder=query_encoder,
                                  shard_size=plan.options.get("shard_size", 1024), progress=plan.progress)
@@ -245,8 +246,18 @@ def _build_impacts(plan: Plan, system: System, read: Callable[[], Iterator[data.
     indexes.build_impact_index(made, work / "index", rule, query_encoder, threads=1, progress=plan.progress)
 
 
-def _load_neural(plan: Plan, system: System) -> tuple[Any, Any]:
-    return plan.once(system, lambda: verbs.load_encoder(system.model, lambda: iter(()), plan.options))
+def _reader(collection: Collection) -> Callable[[], Iterator[data.Document]]:
+    return functools.partial(data.read_documents, collection.corpus)
+
+
+def _load_neural(plan: Plan, system: System, collection: Collection) -> tuple[Any, Any]:
+    """The encoders of a system. The network is loaded once; static query weights may know the corpus that they ask."""
+    encoder, query_encoder = plan.once(system, lambda: verbs.load_encoder(system.model, None, plan.options))
+    share = verbs.find_share(system.model, plan.options)
+    if not share:
+        return encoder, query_encoder
+    return encoder, plan.once((system, collection.corpus),
+                              lambda: verbs.adapt(query_encoder, _reader(collection), share))
 
 
 def _fit_lexical(plan: Plan, read: Callable[[], Iterator[data.Document]]) -> tuple[Any, Any]:
@@ -344,7 +355,8 @@ def _describe_system(system: System, manifest: Mapping[str, Any], rule: Mapping[
     else:
         parts = {"encoder": manifest["encoder"], "query": manifest["query"], "rule": manifest["rule"],
                  "options": dict(rule)}
-        model, revision = manifest["encoder"].get("name", system.model), manifest["encoder"].get("revision")
+        model = manifest["encoder"].get("name", system.model) if system.model != verbs.DEFAULT_MODEL else system.model
+        revision = manifest["encoder"].get("revision")
     return {"name": system.name, "kind": system.kind, "model": model, "revision": revision,
             "hash": files.sha256_of_json(parts), **parts}
 

@@ -1,7 +1,7 @@
 """The honest lexical encoder: word pieces, saturated term frequency times IDF, no neural network.
 
 It is BM25 in the form of a learned-sparse model, over word pieces of its own corpus instead of stemmed words: a
-baseline that needs no download and no training, and the default until a trained model is shipped.
+baseline that needs no training, and knows any language that its corpus is written in.
 Next file to read: ``vectors``.
 """
 

@@ -124,7 +124,7 @@ class StaticQueryEncoder:
         found._weights = (self._weights ** (1 - share) * values**share * (self._weights > 0)).astype(np.float32)
         found._weights.flags.writeable = False
         found.fingerprint = {**self.fingerprint, "weights_sha256": _array_hash(found._weights),
-                             "collection_idf": share}
+                             "origin": {**self.fingerprint.get("origin", {}), "collection_idf": share}}
         return found
 
     @property

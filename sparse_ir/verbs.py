@@ -72,7 +72,7 @@ def encode(model: str, input: str, output: Path, *, progress: bool = False, **op
     Several processes, also on several machines that share the folder, may run the same command at once.
 
     Args:
-        model: Hub name or folder of a model, "lexical", or "default" (lexical until a trained model ships).
+        model: Hub name or folder of a model, "lexical", or "default", the one inside this package.
         input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as BeIR/scifact.
         output: Folder for the vectors.
         progress: Show a progress bar.
@@ -119,7 +119,7 @@ def build(
     """Encode a corpus and index it: encode, then index, in one command; a killed run goes on where it stopped.
 
     Args:
-        model: Hub name or folder of a model, "lexical", or "default" (lexical until a trained model ships).
+        model: Hub name or folder of a model, "lexical", or "default", the one inside this package.
         input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as BeIR/scifact.
         output: Folder for the index; an index that stands there is replaced when the new one is verified.
         vectors: Folder for the vectors, which are kept; default: OUTPUT.vectors.
@@ -288,31 +288,37 @@ def train(config: Path, output: Path, *, cache: Path | None = None, progress: bo
 # ------------------------------------------------------------------------------------------------ helpers
 
 
-def shipped_model() -> Path | None:
-    """The trained model inside this package; None until one ships."""
-    folder = Path(str(importlib.resources.files("sparse_ir"))) / "resources" / "model"
-    return folder if folder.is_dir() else None
+def shipped_model() -> Path:
+    """The trained model inside this package."""
+    return Path(str(importlib.resources.files("sparse_ir"))) / "resources" / "model"
 
 
-def load_encoder(model: str, read: Callable[[], Iterator[data.Document]], options: EncodeOptions) -> tuple[Any, Any]:
-    """The document encoder and the query encoder that were asked for."""
-    share = options.get("collection_idf")
-    if model == DEFAULT_MODEL:
-        model = str(shipped_model() or LEXICAL_MODEL)
-        share = _DEFAULT_SHARE if share is None and model != LEXICAL_MODEL else share
+def load_encoder(
+    model: str, read: Callable[[], Iterator[data.Document]] | None, options: EncodeOptions,
+) -> tuple[Any, Any]:
+    """The document encoder and the query encoder that were asked for; without a corpus to read, they know none."""
+    model, share = str(shipped_model()) if model == DEFAULT_MODEL else model, find_share(model, options)
     chosen = {key: value for key, value in options.items() if key not in _NOT_FOR_THE_NETWORK}
     if model == LEXICAL_MODEL:
-        return _fit_lexical(read, chosen, options)
+        return _fit_lexical(read or (lambda: iter(())), chosen, options)
     from sparse_ir.encoder import Encoder
 
     encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
     side, path = options.get("query_side", "auto"), options.get("idf")
     query_encoder = encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None,
                                           allow_unknown=options.get("allow_unknown", False))
-    return encoder, _adapt(query_encoder, read, share) if share else query_encoder
+    return encoder, adapt(query_encoder, read, share) if share and read else query_encoder
 
 
-def _adapt(query_encoder: Any, read: Callable[[], Iterator[data.Document]], share: float) -> Any:
+def find_share(model: str, options: EncodeOptions) -> float:
+    """The share of the collection's IDF in static query weights: as asked for, or what suits the model."""
+    share, side = options.get("collection_idf"), options.get("query_side", "auto")
+    if share is not None or model not in (DEFAULT_MODEL, str(shipped_model())):
+        return share or 0.0
+    return 0.0 if side == "neural" else _DEFAULT_SHARE
+
+
+def adapt(query_encoder: Any, read: Callable[[], Iterator[data.Document]], share: float) -> Any:
     """Static query weights that know how rare a token is in this collection."""
     if not isinstance(query_encoder, query_sides.StaticQueryEncoder):
         raise ConfigError("collection_idf is for static query weights, and these queries are read by a network")

@@ -394,10 +394,25 @@ def test_options_that_cannot_be_are_refused_before_any_work(data_dir, tmp_path):
 # ------------------------------------------------------------------------------------------------ systems and averages
 
 
+def test_query_weights_know_the_corpus_that_they_ask(tiny_folder, data_dir, tmp_path):
+    """Each set has its own IDF in them, as if it were built alone, and the network is loaded once."""
+    verbs.idf(str(tiny_folder), str(data_dir / "alpha"), tmp_path / "idf.json")
+    options = {"query_side": "static", "idf": tmp_path / "idf.json", "collection_idf": 0.5}
+    run_suite(f"tiny={tiny_folder}", tmp_path / "rows", datasets="alpha,beta", data_dir=data_dir, baselines="none",
+              **options)
+    for name in ("alpha", "beta"):
+        verbs.build(str(tiny_folder), str(data_dir / name), tmp_path / name, **options)
+        assert read_result(tmp_path / "rows", name, "tiny")["system"]["query"] \
+            == indexes.read_manifest(tmp_path / name)["query"]
+    assert read_result(tmp_path / "rows", "alpha", "tiny")["system"]["query"] \
+        != read_result(tmp_path / "rows", "beta", "tiny")["system"]["query"]
+
+
 def test_systems_and_their_names(tiny_folder):
     assert beir.read_systems("naver/splade-v3, lexical", "bm25") == [
         System("naver--splade-v3", "impact", "naver/splade-v3"), System("lexical", "lexical", "lexical"),
         System("bm25", "bm25", "bm25")]
+    assert beir.read_systems("default", "none") == [System("default", "impact", "default")]
     assert beir.read_systems(f"mine={tiny_folder}", "none") == [System("mine", "impact", str(tiny_folder))]
     assert beir.read_systems(str(tiny_folder), "none")[0].name == tiny_folder.name
     assert beir.read_systems("bm25", "bm25") == [System("bm25", "bm25", "bm25")]

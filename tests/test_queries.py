@@ -64,7 +64,7 @@ def test_weights_meet_the_collections_own_idf(words, idf_path):
     assert as_dict(half, "the weather in NY ?") == pytest.approx(expected)
     assert as_dict(encoder.adapted(idf, 0.0), "ny weather") == pytest.approx(as_dict(encoder, "ny weather"))
     assert half.fingerprint["weights_sha256"] != encoder.fingerprint["weights_sha256"]
-    assert half.fingerprint["collection_idf"] == 0.5
+    assert half.fingerprint["origin"]["collection_idf"] == 0.5
     assert as_dict(encoder, "ny") == {"ny": 5.5}
     with pytest.raises(ConfigError, match=r"a share of 1\.5 is not allowed"):
         encoder.adapted(idf, 1.5)

@@ -75,11 +75,6 @@ def test_reports_add_up(root, collection, tmp_path):
     assert max(len(hits) for hits in run.values()) == 5
 
 
-def test_the_default_is_the_lexical_model_until_one_ships(root, collection, tmp_path):
-    assert verbs.shipped_model() is None
-    assert verbs.encode("default", str(collection), tmp_path / "v")["encoder"] == "lexical"
-
-
 def test_building_again_encodes_nothing_and_replaces_the_index(collection, tmp_path):
     first = verbs.build("lexical", str(collection), tmp_path / "index", shard_size=16)
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "index.vectors" / "shards").iterdir()}
