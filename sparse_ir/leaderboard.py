@@ -254,7 +254,7 @@ def _only(values: Iterable[str | None]) -> str | None:
 
 def format_markdown(board: Board) -> str:
     """The whole leaderboard as Markdown: summary, data sets, published figures, and how to read them."""
-    parts = ["# Leaderboard", format_summary(board), _markdown_datasets(board), _markdown_published(board),
+    parts = ["# Leaderboard", format_summary(board), "## Data sets", format_datasets(board), _markdown_published(board),
              "\n".join(f"* {note}" for note in board["notes"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -285,12 +285,13 @@ def _summary_cells(mean: Mapping[str, Any], measure: str, others: Sequence[str])
             " / ".join(_show(cost[key], 1) for key in _LATENCIES)]
 
 
-def _markdown_datasets(board: Board) -> str:
+def format_datasets(board: Board) -> str:
+    """One Markdown table: a line for each system, its measure on each data set; ▲ and ▼: chance is unlikely."""
     names = list(board["datasets"])
     header = [board["measure"], *map(_escape_markdown, names)]
     lines = [[_escape_markdown(entry["name"]),
               *(_mark(entry["datasets"].get(name), board["measure"]) for name in names)] for entry in board["systems"]]
-    return "## Data sets\n\n" + _markdown_table(header, lines)
+    return _markdown_table(header, lines)
 
 
 def _mark(cell: Mapping[str, Any] | None, measure: str) -> str:

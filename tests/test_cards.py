@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sparse_ir import files
-from sparse_ir.cards import format_card, write_card
+from sparse_ir.cards import add_measured, format_card, write_card
 from sparse_ir.errors import DataError, ModelError
 from sparse_ir.recipe import (
     BatchSettings,
@@ -383,3 +383,27 @@ def test_a_folder_without_a_model_gets_no_card(tmp_path):
 def test_refusals(changes, message):
     with pytest.raises(DataError, match=message):
         minimal_card(**changes)
+
+
+# --------------------------------------------------------------------------------- figures that are measured later
+
+
+def test_measured_rows_can_be_added_to_a_card_that_stands(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    write_card(tmp_path, CONFIG, sources=SOURCES, report=REPORT, command=COMMAND, versions=VERSIONS)
+    before = (tmp_path / "README.md").read_text(encoding="utf-8")
+    add_measured(tmp_path, MEASURED)
+    after = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert after != before
+    assert after == full_card()
+    add_measured(tmp_path, MEASURED)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == after
+
+
+def test_rows_are_added_to_nothing_but_a_card(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no card with a section Measured"):
+        add_measured(tmp_path, MEASURED)
+    (tmp_path / "README.md").write_text("# Something else\n")
+    with pytest.raises(DataError, match="no card with a section Measured"):
+        add_measured(tmp_path, MEASURED)
+    assert (tmp_path / "README.md").read_text() == "# Something else\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -86,3 +87,24 @@ def test_every_verb_is_in_the_readme() -> None:
 
     for verb in VERBS:
         assert f"sparse-ir {verb.__name__}" in README
+
+
+def test_measured_tables_are_those_of_the_kept_figures() -> None:
+    from sparse_ir import leaderboard
+
+    board = json.loads((ROOT / "scripts" / "results" / "leaderboard.json").read_text(encoding="utf-8"))
+    assert leaderboard.format_summary(board) in README
+    assert leaderboard.format_datasets(board) in README
+
+
+def test_ablation_table_is_that_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    ablate = importlib.import_module("ablate")
+    found = json.loads((ROOT / "scripts" / "results" / "ablation.json").read_text(encoding="utf-8"))
+    assert ablate.as_markdown(found) in README
+
+
+def test_files_that_the_readme_links_to_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert not [link for link in links if not (ROOT / link).is_file()]

@@ -257,7 +257,9 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
                     path, tmp_path / "two"], check=True, capture_output=True, timeout=300,
                    env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     found = load_file(tmp_path / "two" / "checkpoint-0000003" / "model.safetensors")
-    assert_close(found, {name: whole[name] for name in found}, 2e-5)
+    # Adam's first steps divide a gradient by itself, so the rounding of a sum over processes shows where it is small:
+    # a few parts in a hundred of one step of learning rate, where a wrong gradient makes a whole one
+    assert_close(found, {name: whole[name] for name in found}, 0.05 * config.optimizer.learning_rate * config.run.steps)
 
 
 def test_gradient_checkpointing_changes_nothing(model, pairs_file, tmp_path):
