@@ -7,7 +7,8 @@ Tie rule: score descending, then doc_id descending, which is how trec_eval order
 
 pyjnius keeps the receiver of ``object.method`` in a place shared by all objects of the class until the call is made.
 Therefore every argument of a Java method is computed in a line before the call: a call among the arguments would let
-another object, or another thread, take the receiver's place.
+another object, or another thread, take the receiver's place. The receiver itself stands in a variable: a temporary
+one, as in ``a.b().c()``, is freed as soon as another thread takes its place, and Java then finds a null pointer.
 """
 
 from __future__ import annotations
@@ -468,7 +469,8 @@ def check_index(folder: Path) -> None:
 
 def lucene_version() -> str:
     """The version of Lucene in Pyserini's jar, for example ``9.9.1``."""
-    return str(java.java_class("org.apache.lucene.util.Version").LATEST.toString())
+    version = java.java_class("org.apache.lucene.util.Version").LATEST
+    return str(version.toString())
 
 
 def run_threads(tasks: Sequence[Callable[[], None]]) -> None:

@@ -389,7 +389,7 @@ def test_refusals(changes, message):
 
 
 def test_measured_rows_can_be_added_to_a_card_that_stands(tmp_path: Path) -> None:
-    (tmp_path / "modules.json").write_text("[]")
+    files.write_json(tmp_path / "modules.json", [{"idx": 0, "path": "", "type": "sentence_transformers.models.Router"}])
     write_card(tmp_path, CONFIG, sources=SOURCES, report=REPORT, command=COMMAND, versions=VERSIONS)
     before = (tmp_path / "README.md").read_text(encoding="utf-8")
     add_measured(tmp_path, MEASURED)

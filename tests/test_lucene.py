@@ -383,7 +383,14 @@ def test_a_closed_reader_says_so(small):
 
 def test_java_detaches_threads_again():
     names = []
-    lucene.run_threads([lambda: names.append(java.java_class("java.lang.Thread").currentThread().getName())] * 3)
-    threads = java.java_class("java.lang.Thread").getAllStackTraces().keySet().toArray()
+
+    def note_name():
+        thread = java.java_class("java.lang.Thread").currentThread()  # kept: see the module's word on receivers
+        names.append(thread.getName())
+
+    lucene.run_threads([note_name] * 3)
+    traces = java.java_class("java.lang.Thread").getAllStackTraces()
+    living = traces.keySet()
+    threads = living.toArray()
     assert len(names) == 3
     assert not [thread.getName() for thread in threads if thread.getName() in names and thread.getName() != "main"]
