@@ -7,7 +7,7 @@
     INDEX/unindexed.jsonl   documents that Lucene did not get, with the reason
     INDEX/samples.jsonl     exact impacts of some documents, against which the engine's scores are verified
 
-Next file to read: ``verbs``.
+Next file to read: ``latency``.
 """
 
 from __future__ import annotations

@@ -122,8 +122,9 @@ def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> I
 
 
 def detach_thread() -> None:
-    """To be called at the end of every Python thread that has called Java."""
-    importlib.import_module("jnius").detach()
+    """To be called at the end of every Python thread that may have called Java; nothing to do where Java never ran."""
+    if "jnius" in sys.modules:
+        importlib.import_module("jnius").detach()
 
 
 def import_pyserini(name: str = "pyserini.search.lucene") -> ModuleType:
