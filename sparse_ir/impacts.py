@@ -1,7 +1,7 @@
 """Weights to integer impacts: the explicit rule, its error bound, and an account of what it changed.
 
 Lucene stores whole numbers, so every float weight is multiplied by a scale and rounded. The rule is stored with the
-index and both sides of a search use it. It is not the encoder and knows no files. Next file to read: ``vectors``.
+index and both sides of a search use it. It is not the encoder and knows no files. Next file to read: ``pruning``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
     INDEX/manifest.json     what it is: kind, encoder, query side, rule, counts, checksum of every file
     INDEX/lucene/           the Lucene index; Pyserini's searchers open it
     INDEX/query/            the query side (impact indexes that have one)
+    INDEX/forward/          the impacts document by document (where it is asked for, or queries are boosted)
+    INDEX/tuned.json        search options that were measured to hold a budget; the only file that comes later
     INDEX/doc_ids.txt       the doc_id of each Lucene document number; doc_ids.npy holds where each begins
     INDEX/unindexed.jsonl   documents that Lucene did not get, with the reason
     INDEX/samples.jsonl     exact impacts of some documents, against which the engine's scores are verified
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,9 +29,11 @@ from scipy import sparse
 from tqdm import tqdm
 
 import sparse_ir
-from sparse_ir import data, files, lucene
+from sparse_ir import approximation, data, files, forward, lucene
+from sparse_ir.approximation import EXACT, SearchOptions
 from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch, SparseIRError
 from sparse_ir.impacts import LARGEST_IMPACT, Rule, quantize, quantize_query, rule_from_range
+from sparse_ir.pruning import Pruning, prune
 from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
 from sparse_ir.vectors import Vectors, row_as_dict
 
@@ -36,7 +41,9 @@ FORMAT = 1
 NUM_SAMPLES = 64
 SAMPLED_TERMS = 40  # of each sampled document, evenly spaced; the sum over all impacts is checked besides
 DEFAULT_BITS = 8
+_EMPTY, _ROUNDED, _PRUNED = "no weights", "all weights rounded to zero", "all impacts pruned"
 _MANIFEST = "manifest.json"
+_TUNED = "tuned.json"
 
 # ------------------------------------------------------------------------------------------------ the rule
 
@@ -89,21 +96,28 @@ def _largest_weight(vectors: Vectors, query_encoder: QueryEncoder | None, folded
 
 def build_impact_index(
     vectors: Vectors, output: Path, rule: Rule, query_encoder: QueryEncoder | None, *, threads: int = 1,
-    progress: bool = False,
+    pruning: Pruning | None = None, forward_index: bool | None = None, progress: bool = False,
 ) -> dict[str, Any]:
     """Build, verify and swap in an impact index; the manifest.
 
-    Counts are kept: documents = indexed + empty + rounded to nothing. Raises ``IndexMismatch`` when the query side has
-    another vocabulary, ``LockedError`` when another process builds the same index; a failed build leaves the index
-    that stood there as it was.
+    ``forward_index``: also keep the impacts document by document, for two-phase search; by default wherever queries
+    are boosted, that is, the rule is not folded.
+    Counts are kept: documents = indexed + empty + rounded to nothing + pruned to nothing. Raises ``IndexMismatch`` when
+    the query side has another vocabulary, ``LockedError`` when another process builds the same index; a failed build
+    leaves the index that stood there as it was.
     """
     if query_encoder is not None:
         check_vocabulary(vectors.vocabulary, query_encoder, str(vectors.folder))
+    pruning = pruning or Pruning()
     with _building(output) as folder:
-        source = _ImpactSource(vectors, rule, folded_weights(query_encoder, rule))
+        keeps_forward = not rule.folded if forward_index is None else forward_index
+        writer = forward.ForwardWriter(folder / forward.FOLDER) if keeps_forward else None
+        source = _ImpactSource(vectors, rule, folded_weights(query_encoder, rule), pruning, writer)
         with _bar("indexing", len(vectors), progress) as bar:
             batches = [source.batch(number) for number in range(vectors.num_shards)]
             lucene.write_impacts(folder / "lucene", batches, vectors.vocabulary, threads=threads, progress=bar.update)
+        if writer is not None:
+            writer.finish(vectors.vocabulary)
         if query_encoder is not None:
             query_encoder.save(folder / "query")
         _write_lines(folder / "unindexed.jsonl", source.unindexed())
@@ -114,6 +128,7 @@ def build_impact_index(
             "query": query_encoder.fingerprint if query_encoder else None,
             "vocabulary_sha256": files.sha256_of_json(vectors.vocabulary),
             "rule": rule.to_json(),
+            **({"pruning": pruning.to_json()} if pruning else {}),
             "counts": source.counts(),
         })
 
@@ -152,10 +167,12 @@ def build_bm25_index(
 
 
 class _ImpactSource:
-    """Quantizes shard by shard while the writer threads ask for them, and keeps the books."""
+    """Quantizes and prunes shard by shard while the writer threads ask for them, and keeps the books."""
 
-    def __init__(self, vectors: Vectors, rule: Rule, query_weights: np.ndarray | None) -> None:
+    def __init__(self, vectors: Vectors, rule: Rule, query_weights: np.ndarray | None, pruning: Pruning,
+                 writer: forward.ForwardWriter | None) -> None:
         self._vectors, self._rule, self._query_weights = vectors, rule, query_weights
+        self._pruning, self._writer = pruning, writer
         self._step = max(1, len(vectors) // NUM_SAMPLES)
         self._books: dict[int, _ShardBook] = {}
 
@@ -164,17 +181,19 @@ class _ImpactSource:
 
     def _quantized(self, number: int) -> lucene.Batch:
         doc_ids, weights = self._vectors.read_shard(number)
-        impacts, zeroed, clipped = quantize(weights, self._rule, self._query_weights)
+        rounded, zeroed, clipped = quantize(weights, self._rule, self._query_weights)
+        impacts, num_pruned, sum_pruned = prune(rounded, self._pruning)
         filled = np.diff(impacts.indptr) > 0
-        had_weights = np.diff(weights.indptr) > 0
-        lost = [(doc_ids[i], "all weights rounded to zero" if had_weights[i] else "no weights")
-                for i in np.flatnonzero(~filled)]
+        survived = (np.diff(weights.indptr) > 0).astype(int) + (np.diff(rounded.indptr) > 0)  # steps before it was lost
+        lost = [(doc_ids[i], (_EMPTY, _ROUNDED, _PRUNED)[survived[i]]) for i in np.flatnonzero(~filled)]
         kept_ids = [doc_ids[i] for i in np.flatnonzero(filled)]
         kept = impacts[filled]
+        if self._writer is not None:
+            self._writer.add(number, kept)
         samples = [{"id": kept_ids[i], "vector": row_as_dict(kept, i, self._vectors.vocabulary)}
                    for i in range(0, len(kept_ids), self._step)]
         self._books[number] = _ShardBook("\n".join(kept_ids).encode(), len(kept_ids), lost, samples, zeroed, clipped,
-                                         int(kept.nnz), int(kept.sum(dtype=np.int64)))
+                                         int(kept.nnz), int(kept.sum(dtype=np.int64)), num_pruned, sum_pruned)
         return kept_ids, kept
 
     def _in_order(self) -> list[_ShardBook]:
@@ -192,11 +211,17 @@ class _ImpactSource:
     def counts(self) -> dict[str, int]:
         books = self._in_order()
         reasons = [reason for book in books for _, reason in book.lost]
+        pruned = {
+            "pruned_to_nothing": reasons.count(_PRUNED),
+            "postings_pruned": sum(book.postings_pruned for book in books),
+            "sum_impacts_pruned": sum(book.sum_impacts_pruned for book in books),
+        } if self._pruning else {}
         return {
             "documents": len(self._vectors),
             "indexed": sum(book.indexed for book in books),
-            "empty": reasons.count("no weights"),
-            "rounded_to_nothing": reasons.count("all weights rounded to zero"),
+            "empty": reasons.count(_EMPTY),
+            "rounded_to_nothing": reasons.count(_ROUNDED),
+            **pruned,
             "postings": sum(book.postings for book in books),
             "sum_impacts": sum(book.sum_impacts for book in books),
             "weights_rounded_to_zero": sum(book.zeroed for book in books),
@@ -213,6 +238,8 @@ class _ShardBook(NamedTuple):
     clipped: int
     postings: int
     sum_impacts: int
+    postings_pruned: int
+    sum_impacts_pruned: int
 
 
 @contextlib.contextmanager
@@ -310,6 +337,10 @@ def verify_index(folder: Path) -> dict[str, Any]:
                 raise DamagedError(f"{folder}: Lucene counts {found[name]} {name}, the manifest promises {value}")
         num_samples = _check_samples(folder, reader) if manifest["kind"] == "impact" else 0
         _check_doc_ids(folder, reader)
+        if has_forward_index(manifest):
+            _check_forward(folder, reader, expected)
+    if (folder / _TUNED).exists():
+        approximation.read_tuned(folder / _TUNED, manifest["sha256"])
     return {"index": str(folder), "ok": True, "kind": manifest["kind"], **counts, "terms": found["terms"],
             "files": len(manifest["files"]), "bytes": sum(file["bytes"] for file in manifest["files"].values()),
             "sampled_documents": num_samples, "seconds": round(time.perf_counter() - started, 2)}
@@ -345,11 +376,30 @@ def _check_samples(folder: Path, reader: lucene.Reader) -> int:
     return len(lines)
 
 
+def _check_forward(folder: Path, reader: lucene.Reader, expected: dict[str, int]) -> None:
+    """The same counts as in Lucene, and the same scores of evenly spaced documents."""
+    opened, doc_ids = forward.ForwardIndex(folder / forward.FOLDER), DocIds(folder)
+    if opened.statistics() != expected:
+        raise DamagedError(f"{folder / forward.FOLDER} holds {opened.statistics()}, the manifest promises {expected}")
+    for number in _spaced(len(doc_ids)):
+        token_ids, impacts = opened.vector(number)
+        chosen = slice(None, None, 1 + len(token_ids) // SAMPLED_TERMS)
+        terms = [lucene.term_of_token(opened.vocabulary[token_id]) for token_id in token_ids[chosen]]
+        if (score := reader.score(doc_ids[number], terms, [1] * len(terms))) != np.float32(impacts[chosen].sum()):
+            raise DamagedError(f"{folder / forward.FOLDER}: document {doc_ids[number]} has {impacts[chosen].sum()}, "
+                               f"Lucene gives {score}")
+
+
+def _spaced(count: int) -> list[int]:
+    """At most ``NUM_SAMPLES`` numbers below ``count``, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, NUM_SAMPLES)).astype(int)).tolist()
+
+
 def _check_doc_ids(folder: Path, reader: lucene.Reader) -> None:
     doc_ids = DocIds(folder)
     if len(doc_ids) != reader.num_documents:
         raise DamagedError(f"{folder / 'doc_ids.txt'} has {len(doc_ids)} lines for {reader.num_documents} documents")
-    numbers = np.unique(np.linspace(0, len(doc_ids) - 1, min(len(doc_ids), NUM_SAMPLES)).astype(int)).tolist()
+    numbers = _spaced(len(doc_ids))
     for number, stored in zip(numbers, reader.stored_ids(numbers), strict=True):
         if doc_ids[number] != stored:
             raise DamagedError(f"{folder / 'doc_ids.txt'}: line {number + 1} is {doc_ids[number]}, Lucene has {stored}")
@@ -373,12 +423,22 @@ class DocIds(Sequence[str]):
         return self._text[self._bounds[number] : self._bounds[number + 1] - 1].tobytes().decode()
 
 
+class _Query(NamedTuple):
+    """The terms of a query that score under the rule of the index."""
+
+    token_ids: np.ndarray  # int32 (T,), ascending
+    weights: np.ndarray  # float32 (T,), as the query encoder gave them
+    impacts: np.ndarray  # int32 (T,), all >= 1
+    terms: list[str]  # of Lucene
+
+
 class Index:
     """An open index that answers texts; safe to use from several threads; a context manager.
 
     ``query_encoder`` (or, for a neural one, ``query_model``: where its checkpoint lies now) replaces the stored query
     side and must be the same one: ``IndexMismatch`` otherwise. A folder that Pyserini built (no manifest) opens too,
-    given a ``query_encoder`` and the ``rule`` by which its impacts were made.
+    given a ``query_encoder`` and the ``rule`` by which its impacts were made. ``tuned``: searches that name no options
+    use those that ``tune`` has stored with this version of the index; otherwise they are exact.
     Raises ``DamagedError`` when files are missing or have another size than the manifest says.
     """
 
@@ -387,11 +447,16 @@ class Index:
     query_encoder: QueryEncoder | None
     reader: lucene.Reader
 
+    forward: forward.ForwardIndex | None = None  # where the index keeps one
+    options: SearchOptions = EXACT  # of searches that name none
+
     def __init__(
         self, folder: Path | str, *, query_encoder: QueryEncoder | None = None, query_model: str | None = None,
-        rule: Rule | None = None,
+        rule: Rule | None = None, tuned: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self._tuned = tuned
+        self._frequencies: dict[str, int] = {}
         if is_lucene_folder(self.folder):
             self._open_foreign(query_encoder, rule)
         else:
@@ -401,6 +466,8 @@ class Index:
         if query_encoder is None or rule is None:
             raise ConfigError(f"{self.folder} is a bare Lucene index: name the query model and the scale of its "
                               "impacts")
+        if self._tuned:
+            raise ConfigError(f"{self.folder} is a bare Lucene index and keeps no tuned options")
         self.manifest = {"kind": "impact"}
         self.rule = rule
         self.query_encoder = query_encoder
@@ -431,6 +498,11 @@ class Index:
             self.query_encoder = self._choose_query_encoder(query_encoder, query_model)
         elif query_encoder is not None or query_model is not None:
             raise IndexMismatch(f"{self.folder} is a BM25 index and takes no query encoder")
+        if self._tuned:
+            self.options = approximation.read_tuned(self.folder / _TUNED, self.manifest["sha256"])
+        if self.query_encoder is not None and has_forward_index(self.manifest):
+            other = self.query_encoder.vocabulary if self.manifest["query"] is None else None
+            self.forward = forward.ForwardIndex(self.folder / forward.FOLDER, other)
         doc_ids = DocIds(self.folder)
         self.reader = lucene.Reader(self.folder / "lucene", kind, doc_ids, parameters)
         if self.reader.num_documents != len(doc_ids):
@@ -453,17 +525,56 @@ class Index:
 
     def encode_query(self, text: str) -> dict[str, int]:
         """The query as the engine sees it: ``{token: impact}`` under the rule of the index; for BM25 an empty dict."""
-        if self.query_encoder is None or not text.strip():
-            return {}  # a neural model would give its special tokens' terms to an empty query
-        token_ids, impacts = quantize_query(*self.query_encoder.encode(text), self.rule)
-        return {self.query_encoder.vocabulary[i]: int(v) for i, v in zip(token_ids, impacts, strict=True)}
+        query = self._read_query(text)
+        tokens = self.query_encoder.vocabulary if self.query_encoder is not None else []
+        return {tokens[i]: int(v) for i, v in zip(query.token_ids, query.impacts, strict=True)}
 
-    def search(self, text: str, k: int = 10) -> lucene.Hits:
-        """The ``k`` best documents: score descending, then doc_id descending. An empty query has no hits."""
+    def search(self, text: str, k: int = 10, options: SearchOptions | None = None) -> lucene.Hits:
+        """The ``k`` best documents: score descending, then doc_id descending. An empty query has no hits.
+
+        ``options``: what may be left out, by default nothing (or what was tuned, where the index was opened so). Hits
+        are then ranked by the scores of the terms that are left, or, with candidates, by their exact scores.
+        Raises ``ConfigError`` for options on a BM25 index, and for candidates where there is no forward index.
+        """
+        options = self.options if options is None else options
         if self.query_encoder is None:
+            if options != EXACT:
+                raise ConfigError(f"{self.folder} is a BM25 index and takes no search options ({options})")
             return self.reader.search_text(text, k)
-        weights = self.encode_query(text)
-        return self.reader.search_terms([lucene.term_of_token(token) for token in weights], list(weights.values()), k)
+        if options.candidates and self.forward is None:
+            raise ConfigError(f"{self.folder} has no forward index to rescore candidates from; build it with --forward")
+        query = self._read_query(text)
+        if not options.leaves_out or options.candidates * k >= self.reader.num_documents:
+            return self.reader.search_terms(query.terms, query.impacts.tolist(), k)
+        return self._search_in_part(query, k, options)
+
+    def _search_in_part(self, query: _Query, k: int, options: SearchOptions) -> lucene.Hits:
+        """Search with some of the terms; then, where there are candidates, rank those by their exact scores.
+
+        Lucene's scores, too, are sums as float32.
+        """
+        chosen = approximation.choose_terms(options, query.weights, self._document_frequencies(query.terms),
+                                            self.reader.num_documents)
+        terms, impacts = [query.terms[position] for position in chosen], query.impacts[chosen].tolist()
+        if self.forward is None or not options.candidates or len(chosen) == len(query.terms):
+            return self.reader.search_terms(terms, impacts, k)
+        numbers = self.reader.find_candidates(terms, impacts, math.ceil(options.candidates * k))
+        scores = self.forward.scores(numbers, query.token_ids, query.impacts).astype(np.float32)
+        return self.reader.rank(numbers, scores, k)
+
+    def _read_query(self, text: str) -> _Query:
+        if self.query_encoder is None or not text.strip():  # an empty text would give a network's special tokens
+            return _Query(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32), [])
+        token_ids, weights = self.query_encoder.encode(text)
+        kept, impacts = quantize_query(token_ids, weights, self.rule)
+        terms = [lucene.term_of_token(self.query_encoder.vocabulary[token_id]) for token_id in kept]
+        return _Query(kept, weights[np.searchsorted(token_ids, kept)], impacts, terms)
+
+    def _document_frequencies(self, terms: Sequence[str]) -> np.ndarray:
+        """Documents that hold each term; Lucene is asked once for each term, and not for each query."""
+        if unknown := [term for term in terms if term not in self._frequencies]:
+            self._frequencies.update(self.reader.document_frequencies(unknown))
+        return np.array([self._frequencies[term] for term in terms], dtype=np.int64)
 
     def matched_terms(self, text: str, doc_id: str) -> dict[str, float]:
         """What each query token adds to the score of one document, the largest first; nothing for a BM25 index."""
@@ -473,7 +584,7 @@ class Index:
 
     def search_batch(
         self, queries: Sequence[data.Query], k: int = 1000, *, threads: int = 1, remove_query: bool = False,
-        progress: Callable[[int], None] | None = None,
+        options: SearchOptions | None = None, progress: Callable[[int], None] | None = None,
     ) -> tuple[data.Run, np.ndarray]:
         """A run over all queries, and each query's seconds from text to hits, float64 ``(Q,)``.
 
@@ -486,7 +597,7 @@ class Index:
         def work(start: int) -> None:
             for position in range(start, len(queries), threads):
                 query, begun = queries[position], time.perf_counter()
-                hits = self.search(query.text, k + remove_query)
+                hits = self.search(query.text, k + remove_query, options)
                 pairs = list(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
                 if remove_query:
                     pairs = [pair for pair in pairs if pair[0] != query.query_id]
@@ -517,6 +628,11 @@ class Index:
 def is_lucene_folder(folder: Path) -> bool:
     """True for a bare Lucene index without a manifest, such as ``pyserini.index.lucene`` writes."""
     return not (folder / _MANIFEST).exists() and any(folder.glob("segments_*"))
+
+
+def has_forward_index(manifest: dict[str, Any]) -> bool:
+    """True for an index that keeps its impacts document by document."""
+    return any(name.startswith(forward.FOLDER + "/") for name in manifest["files"])
 
 
 def needs_query_encoder(folder: Path) -> bool:

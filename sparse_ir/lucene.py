@@ -303,6 +303,20 @@ class Reader:
             return Hits([], np.empty(0, np.float32))
         return self._top(self._impact_query(terms, boosts), k)
 
+    def find_candidates(self, terms: Sequence[str], boosts: Sequence[int], count: int) -> np.ndarray:
+        """Numbers of the ``count`` best documents for the given Lucene terms, int64; ties by ascending number."""
+        if not terms or not self.num_documents:
+            return np.empty(0, np.int64)
+        query = self._impact_query(terms, boosts)
+        return np.asarray(self._collect(query, min(count, self.num_documents))[0], dtype=np.int64)
+
+    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> Hits:
+        """The ``k`` best of documents ``(N,)`` that were scored elsewhere, float32 ``(N,)``, by the tie rule."""
+        best = np.argsort(-scores, kind="stable")
+        if len(best) > k:
+            best = best[: np.count_nonzero(scores >= scores[best[k - 1]])]
+        return self._order(numbers[best].tolist(), scores[best], k)
+
     def search_text(self, text: str, k: int) -> Hits:
         """The ``k`` best documents by BM25 for an analysed text; a text without terms gives no hits."""
         generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()

@@ -21,7 +21,9 @@ from sparse_ir import data, files, impacts, indexes, lucene
 from sparse_ir import measures as measures_module
 from sparse_ir import queries as query_sides
 from sparse_ir import vectors as vector_folders
+from sparse_ir.approximation import SearchOptions
 from sparse_ir.errors import ConfigError
+from sparse_ir.pruning import Pruning
 
 DEFAULT_MODEL = "default"
 LEXICAL_MODEL = "lexical"
@@ -66,6 +68,26 @@ class EncodeOptions(TypedDict, total=False):
     shard_size: int
 
 
+class Approximations(TypedDict, total=False):
+    """What a search may leave out; see ``approximation.SearchOptions``.
+
+    Args:
+        stop_share: Leave out query terms that more than this share of the documents hold.
+        min_ratio: Leave out query terms lighter than this share of the heaviest (OpenSearch: max_ratio).
+        mass: Keep the heaviest query terms that hold this share of all weight (OpenSearch: alpha_mass).
+        top_terms: Keep at most so many query terms, the heaviest.
+        postings: Keep the heaviest query terms whose postings are together at most so many per document.
+        candidates: Then rank the first so many times HITS documents by all terms, from the forward index.
+    """
+
+    stop_share: float | None
+    min_ratio: float | None
+    mass: float | None
+    top_terms: int | None
+    postings: float | None
+    candidates: float | None
+
+
 def encode(model: str, input: str, output: Path, *, progress: bool = False, **options: Unpack[EncodeOptions]) -> Report:
     """Encode a corpus into a folder of vectors; run again after a kill, it does only what is missing.
 
@@ -87,7 +109,8 @@ def encode(model: str, input: str, output: Path, *, progress: bool = False, **op
 
 def index(
     vectors: Path, output: Path, *, scale: float | None = None, bits: int | None = None, fold: bool | None = None,
-    threads: int = 1, progress: bool = False,
+    prune_terms: int | None = None, prune_impact: int | None = None, prune_mass: float | None = None,
+    forward: bool | None = None, threads: int = 1, progress: bool = False,
 ) -> Report:
     """Build a verified Lucene impact index from vectors.
 
@@ -97,24 +120,30 @@ def index(
         scale: impact = round(weight x scale); default: spread the collection's weights over the bits.
         bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
         fold: Multiply static query weights into the impacts; default: wherever the query side is static.
+        prune_terms: Keep at most so many terms of a document, those of the largest impacts.
+        prune_impact: Keep only impacts of at least this.
+        prune_mass: Keep a document's largest impacts that together hold this share of its sum, such as 0.9.
+        forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where queries are boosted.
         threads: Threads that write.
         progress: Show a progress bar.
     """
     check_index_options(scale, bits, threads)
+    pruning = _pruning(prune_terms, prune_impact, prune_mass)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         opened = vector_folders.open_vectors(Path(vectors), Path(scratch))
         query_encoder = opened.query_encoder()
         rule = indexes.choose_rule(opened, query_encoder, scale=scale, bits=bits, fold=fold)
         manifest = indexes.build_impact_index(opened, Path(output), rule, query_encoder, threads=threads,
-                                              progress=progress)
+                                              pruning=pruning, forward_index=forward, progress=progress)
     return _index_report(Path(output), manifest, started)
 
 
 def build(
     model: str, input: str, output: Path, *, vectors: Path | None = None, scale: float | None = None,
-    bits: int | None = None, fold: bool | None = None, threads: int = 1, progress: bool = False,
-    **options: Unpack[EncodeOptions],
+    bits: int | None = None, fold: bool | None = None, prune_terms: int | None = None,
+    prune_impact: int | None = None, prune_mass: float | None = None, forward: bool | None = None, threads: int = 1,
+    progress: bool = False, **options: Unpack[EncodeOptions],
 ) -> Report:
     """Encode a corpus and index it: encode, then index, in one command; a killed run goes on where it stopped.
 
@@ -126,14 +155,21 @@ def build(
         scale: impact = round(weight x scale); default: spread the collection's weights over the bits.
         bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
         fold: Multiply static query weights into the impacts; default: wherever the query side is static.
+        prune_terms: Keep at most so many terms of a document, those of the largest impacts.
+        prune_impact: Keep only impacts of at least this.
+        prune_mass: Keep a document's largest impacts that together hold this share of its sum, such as 0.9.
+        forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where queries are boosted.
         threads: Threads that write the index.
         progress: Show a progress bar.
     """
     check_index_options(scale, bits, threads)
+    _pruning(prune_terms, prune_impact, prune_mass)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
     encoded = encode(model, input, folder, progress=progress, **options)
-    report = index(folder, output, scale=scale, bits=bits, fold=fold, threads=threads, progress=progress)
+    report = index(folder, output, scale=scale, bits=bits, fold=fold, prune_terms=prune_terms,
+                   prune_impact=prune_impact, prune_mass=prune_mass, forward=forward, threads=threads,
+                   progress=progress)
     return {**report, "vectors": str(folder), "encode_seconds": encoded["seconds"]}
 
 
@@ -157,9 +193,12 @@ def bm25(input: str, output: Path, *, k1: float = 0.9, b: float = 0.4, progress:
 
 def search(
     index: Path, queries: str, output: Path, *, hits: int = 1000, threads: int = 1, remove_query: bool = False,
-    query_model: str | None = None, scale: float | None = None, tag: str = "sparse_ir", progress: bool = False,
+    query_model: str | None = None, scale: float | None = None, tag: str = "sparse_ir", tuned: bool = False,
+    progress: bool = False, **options: Unpack[Approximations],
 ) -> Report:
     """Answer all queries and write a TREC run; ties are ordered as trec_eval orders them.
+
+    Search is exact unless something is to be left out, by options or by what tune has found.
 
     Args:
         index: Folder of an index, impact or BM25, or a Lucene impact index that Pyserini built.
@@ -171,24 +210,29 @@ def search(
         query_model: Model that encodes the queries, where the index holds none or the model has moved.
         scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON vectors (often 100).
         tag: Name of the run, its last column.
+        tuned: Leave out what tune has stored with the index.
         progress: Show a progress bar.
     """
     if hits < 1:
         raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
+    chosen = SearchOptions(**options) if options else None  # type: ignore[arg-type]
+    if chosen and tuned:
+        raise ConfigError(f"tuned options and others ({chosen}) are not allowed together; drop one of the two")
     data.check_run_target(Path(output), tag)
     asked = list(data.read_queries(queries))
-    with _open_index(Path(index), query_model, scale) as opened:
+    with open_index(Path(index), query_model, scale, tuned=tuned) as opened:
         started = time.perf_counter()
         with tqdm(total=len(asked), desc="searching", unit=" queries", disable=None if progress else True) as bar:
             run, seconds = opened.search_batch(asked, hits, threads=threads, remove_query=remove_query,
-                                               progress=bar.update)
-        elapsed = time.perf_counter() - started
+                                               options=chosen, progress=bar.update)
+        elapsed, used = time.perf_counter() - started, opened.options if chosen is None else chosen
     data.write_run(Path(output), run, tag)
     return {
         "run": str(output),
         "queries": len(asked),
         "queries_without_hits": sum(not found for found in run.values()),
         "hits": sum(len(found) for found in run.values()),
+        "options": str(used),
         "seconds": round(elapsed, 3),
         "p50_ms": round(float(np.median(seconds)) * 1000, 3) if len(seconds) else None,
     }
@@ -345,14 +389,17 @@ def check_index_options(scale: float | None, bits: int | None, threads: int) -> 
         impacts.rule_from_range(1.0, bits)
 
 
-def _open_index(folder: Path, query_model: str | None, scale: float | None) -> indexes.Index:
+def open_index(
+    folder: Path, query_model: str | None = None, scale: float | None = None, *, tuned: bool = False,
+) -> indexes.Index:
+    """Open an index of any kind for the queries of a command; see ``search`` for the options."""
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; build an index first")
     is_foreign = indexes.is_lucene_folder(folder)
     if not is_foreign and not indexes.needs_query_encoder(folder):
         if scale is not None:
             raise ConfigError(f"{folder} keeps its own rule; --scale is for indexes that Pyserini built")
-        return indexes.Index(folder, query_model=query_model)
+        return indexes.Index(folder, query_model=query_model, tuned=tuned)
     if query_model is None:
         return indexes.Index(folder)  # raises, saying what is missing
     from sparse_ir.encoder import Encoder
@@ -360,19 +407,25 @@ def _open_index(folder: Path, query_model: str | None, scale: float | None) -> i
     rule = impacts.Rule(scale) if scale is not None else None
     query_encoder = Encoder.load(query_model).query_encoder()
     if is_foreign:
-        return indexes.Index(folder, query_encoder=query_encoder, rule=rule)
-    return _open_without_query_side(folder, query_encoder, rule)
+        return indexes.Index(folder, query_encoder=query_encoder, rule=rule, tuned=tuned)
+    return _open_without_query_side(folder, query_encoder, rule, tuned)
 
 
-def _open_without_query_side(folder: Path, query_encoder: Any, rule: impacts.Rule | None) -> indexes.Index:
+def _open_without_query_side(
+    folder: Path, query_encoder: Any, rule: impacts.Rule | None, tuned: bool,
+) -> indexes.Index:
     """An index from JSON vectors. Their whole numbers were made by a scale that only their maker knows."""
     static = isinstance(query_encoder, query_sides.StaticQueryEncoder)
     if rule is None and not static and indexes.read_manifest(folder)["rule"]["scale"] == 1.0:
         raise ConfigError(f"{folder} was built from whole numbers: name the scale that made them (often 100), by which "
                           "the query weights are multiplied")
-    opened = indexes.Index(folder, query_encoder=query_encoder)
+    opened = indexes.Index(folder, query_encoder=query_encoder, tuned=tuned)
     opened.rule = rule or opened.rule
     return opened
+
+
+def _pruning(terms: int | None, impact: int | None, mass: float | None) -> Pruning:
+    return Pruning(terms, 1 if impact is None else impact, 1.0 if mass is None else mass)
 
 
 def _vectors_report(made: vector_folders.Vectors, started: float) -> Report:
@@ -388,5 +441,5 @@ def _vectors_report(made: vector_folders.Vectors, started: float) -> Report:
 
 def _index_report(output: Path, manifest: dict[str, Any], started: float) -> Report:
     return {"index": str(output), "kind": manifest["kind"], **manifest["counts"],
-            **({"rule": manifest["rule"]} if "rule" in manifest else {}),
+            **{name: manifest[name] for name in ("rule", "pruning") if name in manifest},
             "megabytes": round(files.folder_size(output) / 1e6, 2), "seconds": round(time.perf_counter() - started, 2)}

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import click
 import pytest
@@ -58,7 +58,8 @@ def error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 # ---- commands and verbs -----------------------------------------------------------------------------------------
 
 
-HELPERS = {"shipped_model", "load_encoder", "find_share", "adapt", "check_index_options"}  # for the verbs elsewhere
+# for the verbs elsewhere
+HELPERS = {"shipped_model", "load_encoder", "find_share", "adapt", "check_index_options", "open_index"}
 
 
 def options_of(verb: Callable[..., object]) -> dict[str, bool]:
@@ -66,7 +67,8 @@ def options_of(verb: Callable[..., object]) -> dict[str, bool]:
     found = {}
     for name, parameter in inspect.signature(verb).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            found.update(dict.fromkeys(get_type_hints(verbs.EncodeOptions), False))
+            (options,) = get_args(get_type_hints(verb)[name])
+            found.update(dict.fromkeys(get_type_hints(options), False))
         elif name != "progress":
             found[name] = parameter.default is parameter.empty
     return found

@@ -14,8 +14,9 @@ import sparse_ir
 
 PACKAGE = Path(sparse_ir.__file__).parent
 ORDER = ("errors", "files", "data", "measures", "significance", "queries", "checkpoint", "networks", "decoders",
-         "heads", "encoder", "lexical", "impacts", "vectors", "java", "lucene", "exact", "indexes", "latency", "losses",
-         "pairs", "batches", "score_cache", "towers", "bm25", "teachers", "mining", "recipe", "student", "sparsity",
+         "heads", "encoder", "lexical", "impacts", "pruning", "vectors", "java", "lucene", "forward", "approximation",
+         "exact", "indexes", "latency", "losses", "pairs", "batches", "score_cache", "towers", "bm25", "teachers",
+         "mining", "recipe", "student", "sparsity",
          "training", "cards", "runs", "pydocs", "verbs", "showcase", "benchmarks", "rows", "beir", "published",
          "webpage", "leaderboard", "cli")
 # a stored query side may be neural, and whoever loads it need not know: one import, inside of a function

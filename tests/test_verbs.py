@@ -218,6 +218,9 @@ def test_two_query_sides_at_once_are_refused(collection, tiny_folder, tmp_path):
     ({"bits": 17}, "17 bits are not allowed"),
     ({"scale": 0.0}, "scale 0.0 is not allowed; it must be a positive number"),
     ({"scale": float("nan")}, "scale nan is not allowed"),
+    ({"prune_terms": 0}, "pruning to 0 terms of a document is not allowed"),
+    ({"prune_impact": 0}, "smallest impact of 0 is not allowed"),
+    ({"prune_mass": 0.0}, "mass of 0.0 is not allowed"),
 ])
 def test_build_refuses_what_no_index_can_have_before_it_encodes(options, match, root, collection, tmp_path):
     with pytest.raises(ConfigError, match=match):
@@ -232,6 +235,39 @@ def test_folding_needs_static_query_weights(root, tmp_path):
     with pytest.raises(ConfigError, match="only static query weights"):
         verbs.index(root / "neural.vectors", tmp_path / "index", fold=True)
     assert verbs.index(root / "lexical.vectors", tmp_path / "index", fold=False)["rule"]["folded"] is False
+
+
+def test_pruning_and_the_forward_index_are_options_of_build_and_index(root, collection, tmp_path):
+    options = {"prune_terms": 6, "prune_impact": 2, "prune_mass": 0.9, "forward": True}
+    report = verbs.build("lexical", str(collection), tmp_path / "built", shard_size=16, **options)
+    assert report["pruning"] == {"terms": 6, "min_impact": 2, "mass": 0.9}
+    indexed = verbs.index(root / "lexical.vectors", tmp_path / "indexed", **options)
+    whole = indexes.read_manifest(root / "lexical")["counts"]
+    for found in (report, indexed):
+        assert found["postings"] + found["postings_pruned"] == whole["postings"]
+        assert found["sum_impacts"] + found["sum_impacts_pruned"] == whole["sum_impacts"]
+        assert found["postings"] <= 6 * found["indexed"]
+    assert verbs.verify(tmp_path / "built")["postings"] == report["postings"]
+    assert indexes.has_forward_index(indexes.read_manifest(tmp_path / "indexed"))
+    assert indexes.has_forward_index(indexes.read_manifest(root / "neural")), "its queries are boosted"
+    assert not indexes.has_forward_index(indexes.read_manifest(root / "lexical"))
+
+
+def test_a_search_says_what_it_left_out(root, collection, tmp_path):
+    exact = verbs.search(root / "neural", str(collection), tmp_path / "exact")
+    few = verbs.search(root / "neural", str(collection), tmp_path / "few", top_terms=1, stop_share=0.9)
+    rescored = verbs.search(root / "neural", str(collection), tmp_path / "two", top_terms=1, candidates=60.0)
+    assert (exact["options"], few["options"]) == ("exact", "stop_share=0.9 top_terms=1")
+    assert rescored["options"] == "top_terms=1 candidates=60"
+    assert few["hits"] <= exact["hits"]
+    assert (tmp_path / "few").read_bytes() != (tmp_path / "exact").read_bytes()
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "exact").read_bytes(), "every document is a candidate"
+    with pytest.raises(ConfigError, match="has no tuned options; run sparse-ir tune first"):
+        verbs.search(root / "neural", str(collection), tmp_path / "tuned", tuned=True)
+    with pytest.raises(ConfigError, match="are not allowed together; drop one of the two"):
+        verbs.search(root / "neural", str(collection), tmp_path / "tuned", tuned=True, mass=0.5)
+    with pytest.raises(ConfigError, match=r"mass 2\.0 is not allowed"):
+        verbs.search(root / "neural", str(collection), tmp_path / "wrong", mass=2.0)
 
 
 @pytest.mark.parametrize(("k1", "b"), [(-1, 0.4), (0.9, 1.1), (0.9, -0.1), (float("nan"), 0.4), (0.9, float("nan"))])
