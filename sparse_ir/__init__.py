@@ -4,7 +4,8 @@
            ──impacts──▶ integer impacts ──lucene──▶ postings ──indexes──▶ a verified index folder
     query  ──queries──▶ weights ──impacts──▶ the same rule ──lucene──▶ hits ──data──▶ TREC run ──measures──▶ nDCG@10
 
-The verbs of the command line are functions here: ``encode index build bm25 search evaluate verify export idf demo``.
+The verbs of the command line are functions here: ``encode index build bm25 search evaluate verify export idf compare
+demo``.
 Importing this package loads neither torch nor a Java virtual machine. First file to read: ``errors``.
 """
 
@@ -17,7 +18,8 @@ __version__ = "0.1.0"
 
 _HOMES = dict.fromkeys(
     ("encode", "index", "build", "bm25", "search", "evaluate", "verify", "export", "idf"), "sparse_ir.verbs"
-) | {"demo": "sparse_ir.showcase", "Index": "sparse_ir.indexes", "Encoder": "sparse_ir.encoder"}
+) | {"compare": "sparse_ir.comparison", "demo": "sparse_ir.showcase", "Index": "sparse_ir.indexes",
+     "Encoder": "sparse_ir.encoder"}
 
 __all__ = ["__version__", *_HOMES]
 

@@ -21,12 +21,12 @@ from typing import Any
 import click
 
 import sparse_ir
-from sparse_ir import beir, leaderboard, mining, showcase, verbs
+from sparse_ir import beir, comparison, leaderboard, mining, showcase, verbs
 from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
     verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
-    verbs.idf, mining.mine, verbs.teach, verbs.train, beir.beir,
+    comparison.compare, verbs.idf, mining.mine, verbs.teach, verbs.train, beir.beir,
     leaderboard.leaderboard, showcase.demo,
 )
 
@@ -62,22 +62,29 @@ def _sentence(error: Exception) -> str:
 
 
 def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
-    shows_progress = "progress" in inspect.signature(verb).parameters
+    parameters = inspect.signature(verb).parameters
+    shows_progress = "progress" in parameters
+    several = next((name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL), None)
 
     def callback(json_output: bool, quiet: bool = False, **values: Any) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report would stand before our own sentence
         if quiet or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and of transformers, not yet loaded
         given = {name: value for name, value in values.items() if value is not None}
-        report = verb(**given, **({"progress": not quiet} if shows_progress else {}))
+        listed = given.pop(several, ()) if several else ()
+        report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
         click.echo(json.dumps(report, indent=2) if json_output else "\n".join(_lines(report)))
 
-    options = [_make_option(*facts) for facts in _parameters(verb)]
+    options: list[click.Parameter] = [
+        click.Argument([name], nargs=-1, required=True) if name == several else _make_option(name, *facts)
+        for name, *facts in _parameters(verb)]
     if shows_progress:
         options.append(click.Option(["--quiet"], is_flag=True, help="Show no progress bar."))
     options.append(click.Option(["--json", "json_output"], is_flag=True, help="Print the report as JSON."))
     summary = (inspect.getdoc(verb) or "").split("\n\nArgs:")[0]
-    return click.Command(verb.__name__, params=list(options), callback=callback, help=summary)
+    if several:
+        summary += f"\n\n{several.upper()}: {_argument_texts(verb)[several]}"
+    return click.Command(verb.__name__, params=options, callback=callback, help=summary)
 
 
 def _parameters(verb: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, str]]:
@@ -157,7 +164,8 @@ def _show(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) >= 1 else f"{value:.4f}"
+        whole = value.is_integer() and abs(value) >= 1
+        return str(int(value)) if whole else f"{value:.1g}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
     return str(value)
 
 

@@ -70,7 +70,7 @@ def options_of(verb: Callable[..., object]) -> dict[str, bool]:
             (options,) = get_args(get_type_hints(verb)[name])
             found.update(dict.fromkeys(get_type_hints(options), False))
         elif name != "progress":
-            found[name] = parameter.default is parameter.empty
+            found[name] = parameter.default is parameter.empty  # also for the one that may be given several times
     return found
 
 
@@ -78,7 +78,7 @@ def test_there_is_a_command_for_each_verb_and_none_besides():
     public = {name for name, value in vars(verbs).items()
               if inspect.isfunction(value) and value.__module__ == verbs.__name__ and not name.startswith("_")}
     assert set(cli.main.commands) == set(VERBS) == (public - HELPERS) \
-        | {"demo", "mine", "beir", "leaderboard"}
+        | {"demo", "mine", "beir", "leaderboard", "compare"}
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -88,7 +88,10 @@ def test_a_command_has_the_options_of_its_verb(name):
     assert {key: parameter.required for key, parameter in parameters.items() if key not in own} \
         == options_of(VERBS[name])
     assert own <= set(parameters)
-    assert all(isinstance(parameter, click.Option) and parameter.help for parameter in parameters.values())
+    several = {key for key, parameter in inspect.signature(VERBS[name]).parameters.items()
+               if parameter.kind is parameter.VAR_POSITIONAL}
+    assert {key for key, parameter in parameters.items() if isinstance(parameter, click.Argument)} == several
+    assert all(parameter.help for key, parameter in parameters.items() if key not in several)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -96,7 +99,7 @@ def test_help_names_every_option_and_says_what_the_verb_does(name):
     shown = CliRunner().invoke(cli.main, [name, "--help"], terminal_width=200, max_content_width=200)
     assert shown.exit_code == 0
     for option in options_of(VERBS[name]):
-        assert f"--{option.replace('_', '-')}" in shown.output
+        assert f"--{option.replace('_', '-')}" in shown.output or f"{option.upper()}: " in shown.output
     first = inspect.getdoc(VERBS[name]).split("\n")[0]
     assert " ".join(first.split()) in " ".join(shown.output.split())
 
@@ -166,7 +169,7 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
         "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
     }
     # the demo and the road of training have tests of their own
-    assert {*calls, "demo", "mine", "teach", "train", "beir", "leaderboard"} == set(VERBS)
+    assert {*calls, "demo", "mine", "teach", "train", "beir", "leaderboard", "compare"} == set(VERBS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
         shown = CliRunner().invoke(cli.main, [name, *texts, "--json"], catch_exceptions=False)

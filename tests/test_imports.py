@@ -18,7 +18,7 @@ ORDER = ("errors", "files", "data", "measures", "significance", "queries", "chec
          "exact", "indexes", "latency", "losses", "pairs", "batches", "score_cache", "towers", "bm25", "teachers",
          "mining", "recipe", "student", "sparsity",
          "training", "cards", "runs", "pydocs", "verbs", "showcase", "benchmarks", "rows", "beir", "published",
-         "webpage", "leaderboard", "cli")
+         "webpage", "leaderboard", "comparison", "cli")
 # a stored query side may be neural, and whoever loads it need not know: one import, inside of a function
 BACKWARDS = {("queries", "encoder")}
 LOAD_TORCH = {"networks", "decoders", "heads", "encoder", "losses", "student", "sparsity", "training", "runs"}
