@@ -111,8 +111,8 @@ def read_qrels(source: str | Path, split: str = "test", *, revision: str | None 
     return qrels
 
 
-def read_run(path: str | Path) -> Run:
-    """A run ``{query_id: [(doc_id, score), …]}``, each list in the order of ``rank_hits``.
+def read_run(path: str | Path, *, as_written: bool = False) -> Run:
+    """A run ``{query_id: [(doc_id, score), …]}``, each list in the order of ``rank_hits``, or that of the file.
 
     Reads TREC files (``query_id Q0 doc_id rank score tag``, plain or ``.gz``) and, when the name ends in ``.json``
     or ``.json.gz``, one object ``{query_id: {doc_id: score}}``. As in trec_eval the order comes from the scores
@@ -126,7 +126,8 @@ def read_run(path: str | Path) -> Run:
     if not path.is_file():
         raise DataError(f"{path}: no such run, allowed: a TREC file (plain or .gz), or a JSON file (.json or .json.gz)")
     parse = _parse_json_run if path.name.endswith((".json", ".json.gz")) else _parse_trec_run
-    return {query_id: rank_hits(scores.items()) for query_id, scores in parse(path).items()}
+    order = list if as_written else rank_hits
+    return {query_id: order(scores.items()) for query_id, scores in parse(path).items()}
 
 
 def write_run(path: str | Path, run: Run, tag: str = "sparse_ir") -> None:

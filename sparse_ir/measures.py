@@ -2,7 +2,7 @@
 
 The measures themselves are those of ``ir_measures`` (mostly pytrec_eval, that is trec_eval's own code). This module
 makes all of its providers see one and the same order of hits, and refuses input that would give a wrong number.
-It does not compare systems. Next file to read: ``queries``.
+It does not compare systems. Next file to read: ``significance``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def evaluate_run(run: Run, qrels: Qrels, measures: Sequence[str] | str = "nDCG@1
         DataError: the qrels are empty, run and qrels have no query in common, an id or a relevance is not allowed, or
             a hit has a score that is not finite or is there twice.
     """
-    parsed = _parse_measures(measures)
+    parsed = parse_measures(measures)
     _check_qrels(qrels)
     judged = {query_id: hits for query_id, hits in run.items() if query_id in qrels and hits}
     if not judged:
@@ -66,7 +66,8 @@ def remove_identical(run: Run) -> Run:
     return {query_id: [hit for hit in hits if hit[0] != query_id] for query_id, hits in run.items()}
 
 
-def _parse_measures(measures: Sequence[str] | str) -> dict[str, Any]:
+def parse_measures(measures: Sequence[str] | str) -> dict[str, Any]:
+    """Name as it is printed -> measure of ``ir_measures``; raises ``ConfigError`` as ``evaluate_run`` does."""
     names = measures.split() if isinstance(measures, str) else list(measures)
     if not names:
         raise ConfigError(f"measures: none given, allowed: names such as {_EXAMPLES}")

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from tqdm import tqdm
 
+from sparse_ir import conventions as conventions_module
 from sparse_ir import data, files, impacts, indexes, lucene
 from sparse_ir import measures as measures_module
 from sparse_ir import queries as query_sides
@@ -239,8 +240,11 @@ def search(
 
 
 def evaluate(run: Path, qrels: str, *, measures: str = "nDCG@10 R@100", split: str = "test",
-             per_query: bool = False, remove_query: bool = False) -> Report:
+             per_query: bool = False, remove_query: bool = False, ties: bool = False,
+             conventions: bool = False) -> Report:
     """Measure a run against qrels as trec_eval -c does: a judged query without hits scores 0.
+
+    Equal scores are ordered by doc_id, descending, as trec_eval does.
 
     Args:
         run: TREC run, or {query_id: {doc_id: score}} as JSON.
@@ -249,12 +253,24 @@ def evaluate(run: Path, qrels: str, *, measures: str = "nDCG@10 R@100", split: s
         split: Which qrels of a BEIR folder.
         per_query: Also list the values of each query.
         remove_query: Drop hits whose doc_id is the query's id before measuring (ArguAna, Quora).
+        ties: Also the least, the expected and the largest value over all orders of equal scores.
+        conventions: Also what trec_eval without -c, BEIR, sentence-transformers, MS MARCO and ir_measures would print.
     """
-    hits = data.read_run(Path(run))
-    result = measures_module.evaluate_run(measures_module.remove_identical(hits) if remove_query else hits,
-                                          data.read_qrels(qrels, split), measures.replace(",", " "))
-    report = {**result.mean, "queries": result.num_queries, "queries_without_hits": result.num_missing,
-              "queries_not_judged": result.num_unjudged}
+    written = data.read_run(Path(run), as_written=True)
+    if remove_query:
+        written = measures_module.remove_identical(written)
+    hits = {query_id: data.rank_hits(found) for query_id, found in written.items()}
+    judged, names = data.read_qrels(qrels, split), measures.replace(",", " ")
+    result = measures_module.evaluate_run(hits, judged, names)
+    report: Report = {**result.mean, "queries": result.num_queries, "queries_without_hits": result.num_missing,
+                      "queries_not_judged": result.num_unjudged}
+    if ties:
+        ranges = conventions_module.measure_ties(hits, judged, names)
+        report |= {"queries_with_ties": conventions_module.count_tied_queries(hits),
+                   "ties": {name: found._asdict() for name, found in ranges.items()}}
+    if conventions:
+        report |= {"conventions": conventions_module.measure_conventions(hits, judged, names, written),
+                   "rules": [f"{name}: {rule}" for name, rule in conventions_module.RULES.items()]}
     return {**report, "per_query": result.per_query} if per_query else report
 
 

@@ -406,6 +406,7 @@ def test_ranks_and_order_of_lines_are_ignored_when_reading(tmp_path):
     path = write(tmp_path / "run.txt", "q Q0 a 1 1.0 t\np Q0 a 1 7 t\nq\tQ0\tb\t0\t1e0\tt\nq Q0 c 9 3 t\n")
     assert read_run(path) == {"q": [("c", 3.0), ("b", 1.0), ("a", 1.0)], "p": [("a", 7.0)]}
     assert read_run(write(tmp_path / "run.gz", path.read_bytes())) == read_run(path)
+    assert read_run(path, as_written=True) == {"q": [("a", 1.0), ("b", 1.0), ("c", 3.0)], "p": [("a", 7.0)]}
 
 
 @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])

@@ -1,0 +1,271 @@
+"""The same run under the conventions of others, and what the order of tied hits could make of it.
+
+Tools that print ``nDCG@10`` differ in the queries of their mean, in gains, and in the order of equal scores: ``RULES``.
+Ties leave a measure a range. Its ends are exact: each measure here grows when a better hit moves up, so a group of tied
+hits gives most with its best first and least with its best last. So is its mean over all orders, in closed form, after
+McSherry and Najork 2008, "Computing information retrieval performance measures efficiently in the presence of tied
+scores" (ECIR), extended to cut-offs. Hits that tie with the last one and were never retrieved are unknown to both.
+Next file to read: ``queries``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparse_ir import measures as measures_module
+from sparse_ir.data import Qrels, Run, rank_hits
+from sparse_ir.errors import ConfigError
+
+RULES = {
+    "trec_eval -c": "mean over all judged queries; gain is the grade; ties by doc_id, descending (this package)",
+    "trec_eval": "as above, but the mean is over the queries that have hits",
+    "BEIR": "as trec_eval, without the hit that is the query itself; MRR and accuracy over all judged queries, ties as "
+            "written",
+    "sentence-transformers": "mean over queries with a relevant document; gains are 0 or 1; AP@k divided by at most k; "
+                             "ties by doc_id, ascending",
+    "MS MARCO": "MRR alone, over all judged queries; whatever is judged is relevant; hits in the order written, "
+                "whatever their scores",
+    "ir_measures": "mean over all judged queries; ties as each provider has them: RR@k by doc_id ascending, others "
+                   "descending",
+}
+_SHAPES = ("nDCG", "AP", "P", "R", "RR", "Success")
+
+
+class Shape(NamedTuple):
+    """A measure that is worked out here."""
+
+    name: str  # one of nDCG, AP, P, R, RR, Success
+    cutoff: int | None
+    level: int = 1  # the grade from which on a document is relevant; nDCG takes the grade as its gain
+
+
+class Range(NamedTuple):
+    """What the order of tied hits makes of the mean of a measure over all judged queries."""
+
+    minimum: float
+    expected: float  # over all orders of the tied hits, each as likely
+    rule: float  # in the order of this package and of trec_eval: by doc_id, descending
+    maximum: float
+    queries: int  # whose value depends on that order
+
+
+# ------------------------------------------------------------------------------------------------ conventions
+
+
+def measure_conventions(run: Run, qrels: Qrels, measures: Sequence[str] | str,
+                        written: Run | None = None) -> dict[str, dict[str, float | None]]:
+    """Convention -> measure -> mean, by the names in ``RULES``; None where its tool has no such measure.
+
+    ``written`` is the run in the order of its file (default: that of ``run``), which two of the conventions keep.
+    None of the values is rounded, though BEIR prints five digits. Errors as in ``measures.evaluate_run``.
+    """
+    written = run if written is None else written
+    found = measures_module.evaluate_run(run, qrels, measures)
+    parsed = measures_module.parse_measures(measures)
+    answered = [query_id for query_id in qrels if run.get(query_id)]
+    table: dict[str, dict[str, float | None]] = {
+        "trec_eval -c": dict(found.mean),
+        "trec_eval": {name: _mean([values[query_id] for query_id in answered])
+                      for name, values in found.per_query.items()},
+    }
+    for convention, measure in (("BEIR", _beir), ("sentence-transformers", _sentence_transformers),
+                                ("MS MARCO", _ms_marco)):
+        shapes = {name: find_shape(parsed_measure) for name, parsed_measure in parsed.items()}
+        table[convention] = {name: shape and measure(shape, written, qrels) for name, shape in shapes.items()}
+    return {**table, "ir_measures": _ir_measures(parsed, run, qrels)}
+
+
+def _beir(shape: Shape, written: Run, qrels: Qrels) -> float | None:
+    """``EvaluateRetrieval.evaluate``, and its ``mrr`` and ``top_k_accuracy``, which divide by all judged queries."""
+    if shape.cutoff is None:
+        return None
+    judged = {query_id: hits for query_id, hits in measures_module.remove_identical(written).items()
+              if query_id in qrels}
+    if shape.name in ("RR", "Success"):
+        ordered = {query_id: sorted(hits, key=lambda hit: -hit[1]) for query_id, hits in judged.items()}
+        return sum(_score(shape, hits, qrels[query_id]) for query_id, hits in ordered.items()) / len(qrels)
+    return _mean([_score(shape, rank_hits(hits), qrels[query_id]) for query_id, hits in judged.items()])
+
+
+def _sentence_transformers(shape: Shape, written: Run, qrels: Qrels) -> float | None:
+    """``InformationRetrievalEvaluator``: nothing but a set of relevant documents for each query."""
+    if shape.cutoff is None:
+        return None
+    values = []
+    for query_id, judgements in qrels.items():
+        relevant = {doc_id: 1 for doc_id, grade in judgements.items() if grade >= shape.level}
+        if relevant:
+            hits = sorted(written.get(query_id, []), key=lambda hit: (-np.float32(hit[1]), hit[0]))
+            value = _score(shape._replace(level=1), hits, relevant)
+            values.append(value * len(relevant) / min(len(relevant), shape.cutoff) if shape.name == "AP" else value)
+    return _mean(values)
+
+
+def _ms_marco(shape: Shape, written: Run, qrels: Qrels) -> float | None:
+    """The official script of the passage ranking task, for any cut-off; its own is 10."""
+    if shape.name != "RR" or shape.cutoff is None:
+        return None
+    return sum(_score(shape._replace(level=1), written.get(query_id, []), dict.fromkeys(judgements, 1))
+               for query_id, judgements in qrels.items()) / len(qrels)
+
+
+def _ir_measures(parsed: Mapping[str, Any], run: Run, qrels: Qrels) -> dict[str, float | None]:
+    import ir_measures
+
+    scores = {query_id: dict(hits) for query_id, hits in run.items() if hits}
+    found = ir_measures.calc_aggregate(list(parsed.values()), qrels, scores)
+    return {name: float(found[measure]) for name, measure in parsed.items()}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+# ------------------------------------------------------------------------------------------------ ties
+
+
+def measure_ties(run: Run, qrels: Qrels, measures: Sequence[str] | str) -> dict[str, Range]:
+    """Measure -> its range over all orders of hits whose scores are equal as float32, for trec_eval's ``-c``.
+
+    Raises ``ConfigError`` for a measure other than nDCG, AP, P, R, RR and Success with their usual gains, and errors
+    as ``measures.evaluate_run``.
+    """
+    measures_module.evaluate_run(run, qrels, measures)  # refuses what cannot be measured
+    ranges = {}
+    for name, parsed in measures_module.parse_measures(measures).items():
+        shape = find_shape(parsed)
+        if shape is None:
+            raise ConfigError(f"measure {name!r} has no range over ties here, allowed: {', '.join(_SHAPES)}")
+        values = np.array([_range(shape, run.get(query_id, []), judgements) for query_id, judgements in qrels.items()])
+        least, expected, rule, most = values.mean(axis=0).tolist()
+        ranges[name] = Range(least, expected, rule, most, int((values[:, 3] - values[:, 0] > 1e-12).sum()))
+    return ranges
+
+
+def count_tied_queries(run: Run) -> int:
+    """Queries in which at least two hits have the same score as float32."""
+    return sum(any(len(group) > 1 for group in _tied_groups(rank_hits(hits))) for hits in run.values())
+
+
+def _range(shape: Shape, hits: Sequence[tuple[str, float]], judgements: Mapping[str, int]) -> tuple[float, ...]:
+    """Minimum, expected value, value by the rule, and maximum, of one query."""
+    groups = [_grades(group, judgements) for group in _tied_groups(rank_hits(hits))]
+    judged = np.array(list(judgements.values()))
+    if all(len(group) == 1 for group in groups):
+        return (_value(shape, _join(groups), judged),) * 4
+    worst, best = (_join(np.sort(group)[::step] for group in groups) for step in (1, -1))
+    return (_value(shape, worst, judged), _expect(shape, groups, judged), _value(shape, _join(groups), judged),
+            _value(shape, best, judged))
+
+
+def _tied_groups(ranked: Sequence[tuple[str, float]]) -> list[Sequence[tuple[str, float]]]:
+    scores = np.array([score for _, score in ranked], dtype=np.float32)
+    bounds = [0, *(np.flatnonzero(np.diff(scores)) + 1).tolist(), len(ranked)]
+    return [ranked[start:end] for start, end in itertools.pairwise(bounds) if start < end]
+
+
+def _join(groups: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0), *groups])
+
+
+# ------------------------------------------------------------------------------------------------ measures
+
+
+def find_shape(measure: Any) -> Shape | None:
+    """An ``ir_measures`` measure as one that is worked out here; None for any other, or with other parameters."""
+    parameters = dict(measure.params)
+    cutoff, level = parameters.pop("cutoff", None), parameters.pop("rel", 1)
+    known = measure.NAME in _SHAPES and not parameters
+    return Shape(measure.NAME, cutoff, level) if known else None
+
+
+def _score(shape: Shape, ordered: Sequence[tuple[str, float]], judgements: Mapping[str, int]) -> float:
+    return _value(shape, _grades(ordered, judgements), np.array(list(judgements.values())))
+
+
+def _grades(hits: Iterable[tuple[str, float]], judgements: Mapping[str, int]) -> np.ndarray:
+    return np.array([judgements.get(doc_id, 0) for doc_id, _ in hits], dtype=np.float64)
+
+
+def _value(shape: Shape, grades: np.ndarray, judged: np.ndarray) -> float:
+    """The measure of one ranking: ``grades`` of its hits from the first on, and of all judged documents."""
+    if shape.name in _LINEAR:
+        return _linear_value(shape, _gains(shape, grades), judged)
+    ranks = np.flatnonzero(grades[: shape.cutoff] >= shape.level) + 1
+    if not len(ranks):
+        return 0.0
+    if shape.name == "AP":
+        return float((np.arange(1, len(ranks) + 1) / ranks).sum() / (judged >= shape.level).sum())
+    return 1.0 if shape.name == "Success" else float(1 / ranks[0])
+
+
+def _expect(shape: Shape, groups: Sequence[np.ndarray], judged: np.ndarray) -> float:
+    """The mean of the measure over all orders within the groups of tied hits."""
+    if shape.name in _LINEAR:  # so the mean of each place will do
+        gains = [_gains(shape, group) for group in groups]
+        return _linear_value(shape, _join(np.full(len(group), group.mean()) for group in gains), judged)
+    counts = [(len(group), int((group >= shape.level).sum())) for group in groups]
+    expect = _expect_average_precision if shape.name == "AP" else _expect_first
+    return expect(shape, counts, int((judged >= shape.level).sum()))
+
+
+_LINEAR: dict[str, Callable[[int], np.ndarray]] = {  # name -> weights of the first places
+    "nDCG": lambda count: 1 / np.log2(np.arange(2, count + 2)),
+    "P": np.ones,
+    "R": np.ones,
+}
+
+
+def _gains(shape: Shape, grades: np.ndarray) -> np.ndarray:
+    """nDCG: the grade, and 0 for a negative one, as in trec_eval; P and R: 1 for a relevant hit."""
+    return np.maximum(grades, 0.0) if shape.name == "nDCG" else (grades >= shape.level).astype(np.float64)
+
+
+def _linear_value(shape: Shape, gains: np.ndarray, judged: np.ndarray) -> float:
+    """nDCG (Jarvelin and Kekalainen 2002, with log2(rank + 1)), precision and recall: weighted sums of gains."""
+    all_gains = np.sort(_gains(shape, judged))[::-1]
+    if not all_gains.any():
+        return 0.0
+    weigh = _LINEAR[shape.name]
+    top, ideal = gains[: shape.cutoff], all_gains if shape.name == "R" else all_gains[: shape.cutoff]
+    norm = float(shape.cutoff or 1) if shape.name == "P" else float(weigh(len(ideal)) @ ideal)
+    return float(weigh(len(top)) @ top / norm)
+
+
+def _expect_first(shape: Shape, counts: Sequence[tuple[int, int]], total: int) -> float:
+    """Reciprocal rank and success: the first relevant hit is one of the first group with a relevant hit.
+
+    Among ``n`` tied hits with ``r`` relevant ones it stands at place ``i`` with the probability
+    ``C(n - i, r - 1) / C(n, r)``: ``r / n`` for the first place, and from place to place times
+    ``(n - i - r + 1) / (n - i)``.
+    """
+    before = 0
+    for size, relevant in counts:
+        if relevant:
+            places = np.arange(1, size - relevant + 2)
+            steps = (size - places[:-1] - relevant + 1) / (size - places[:-1])
+            chances = relevant / size * np.cumprod([1.0, *steps])
+            ranks = before + places
+            inside = ranks <= (shape.cutoff or ranks[-1])
+            return float((chances / (1 if shape.name == "Success" else ranks))[inside].sum())
+        before += size
+    return 0.0
+
+
+def _expect_average_precision(shape: Shape, counts: Sequence[tuple[int, int]], total: int) -> float:
+    """Each place of a group is relevant with the chance ``r / n``; if it is, so are, before it in the group,
+    ``(i - 1)(r - 1) / (n - 1)`` on average.
+    """
+    before, found, value = 0, 0, 0.0
+    for size, relevant in counts:
+        last = min(size, max((shape.cutoff or before + size) - before, 0))
+        if relevant and last:
+            places = np.arange(1, last + 1)
+            within = 1 + (places - 1) * ((relevant - 1) / max(size - 1, 1))
+            value += float((relevant / size * (found + within) / (before + places)).sum())
+        before, found = before + size, found + relevant
+    return value / total if total else 0.0
