@@ -8,6 +8,7 @@ Two-Step SPLADE, arXiv 2404.13357. It knows neither queries' text nor Lucene. Ne
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class SearchOptions:
             raise ConfigError(f"candidates {self.candidates} is not allowed; use 0 (no second phase), or at least 1 "
                               "candidate for each hit")
 
-    @property
+    @functools.cached_property
     def leaves_out(self) -> bool:
         """True when a query may lose terms in the first phase; otherwise the search is exact."""
         return self != SearchOptions(candidates=self.candidates)

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import json
 import math
+import mmap
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -400,9 +401,9 @@ def _check_doc_ids(folder: Path, reader: lucene.Reader) -> None:
     if len(doc_ids) != reader.num_documents:
         raise DamagedError(f"{folder / 'doc_ids.txt'} has {len(doc_ids)} lines for {reader.num_documents} documents")
     numbers = _spaced(len(doc_ids))
-    for number, stored in zip(numbers, reader.stored_ids(numbers), strict=True):
-        if doc_ids[number] != stored:
-            raise DamagedError(f"{folder / 'doc_ids.txt'}: line {number + 1} is {doc_ids[number]}, Lucene has {stored}")
+    for number, found, stored in zip(numbers, doc_ids.find(numbers), reader.stored_ids(numbers), strict=True):
+        if found != stored:
+            raise DamagedError(f"{folder / 'doc_ids.txt'}: line {number + 1} is {found}, Lucene has {stored}")
 
 
 # ------------------------------------------------------------------------------------------------ opening and searching
@@ -412,15 +413,23 @@ class DocIds(Sequence[str]):
     """The doc_id of each document number, read from a memory map."""
 
     def __init__(self, folder: Path) -> None:
-        self._bounds = np.load(folder / "doc_ids.npy", mmap_mode="r")
-        path = folder / "doc_ids.txt"
-        self._text = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+        self._bounds = np.asarray(np.load(folder / "doc_ids.npy", mmap_mode="r"))
+        with (folder / "doc_ids.txt").open("rb") as stream:
+            filled = self._bounds[-1] > 0  # an empty file cannot be mapped
+            self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if filled else b""
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
     def __getitem__(self, number: Any) -> Any:
-        return self._text[self._bounds[number] : self._bounds[number + 1] - 1].tobytes().decode()
+        return self.find([number])[0]
+
+    def find(self, numbers: Sequence[int]) -> list[str]:
+        """The doc_ids of several documents, for many at the cost of a few."""
+        places = np.asarray(numbers, dtype=np.int64)
+        starts, ends = self._bounds[places].tolist(), (self._bounds[places + 1] - 1).tolist()
+        text = self._text
+        return [text[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
 class _Query(NamedTuple):
@@ -504,7 +513,7 @@ class Index:
             other = self.query_encoder.vocabulary if self.manifest["query"] is None else None
             self.forward = forward.ForwardIndex(self.folder / forward.FOLDER, other)
         doc_ids = DocIds(self.folder)
-        self.reader = lucene.Reader(self.folder / "lucene", kind, doc_ids, parameters)
+        self.reader = lucene.Reader(self.folder / "lucene", kind, doc_ids.find, parameters)
         if self.reader.num_documents != len(doc_ids):
             self.reader.close()
             raise DamagedError(f"{self.folder}: Lucene has {self.reader.num_documents} documents, the manifest "
@@ -567,8 +576,10 @@ class Index:
             return _Query(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32), [])
         token_ids, weights = self.query_encoder.encode(text)
         kept, impacts = quantize_query(token_ids, weights, self.rule)
-        terms = [lucene.term_of_token(self.query_encoder.vocabulary[token_id]) for token_id in kept]
-        return _Query(kept, weights[np.searchsorted(token_ids, kept)], impacts, terms)
+        if len(kept) < len(token_ids):
+            weights = weights[np.searchsorted(token_ids, kept)]
+        vocabulary, term_of_token = self.query_encoder.vocabulary, lucene.term_of_token
+        return _Query(kept, weights, impacts, [term_of_token(vocabulary[token_id]) for token_id in kept.tolist()])
 
     def _document_frequencies(self, terms: Sequence[str]) -> np.ndarray:
         """Documents that hold each term; Lucene is asked once for each term, and not for each query."""

@@ -93,6 +93,11 @@ def java_class(name: str) -> Any:
         raise JavaError(f"the Java class {name} is not in {find_jar().name}; is this Pyserini supported?") from error
 
 
+def class_object(name: str) -> Any:
+    """The ``java.lang.Class`` itself, for Java methods that ask for one."""
+    return java_class("java.lang.Class").forName(name)
+
+
 def cast(name: str, value: Any) -> Any:
     """``value`` seen as the Java type ``name``: pyjnius picks methods by exact type."""
     return importlib.import_module("jnius").cast(name, value)
@@ -110,13 +115,14 @@ def java_map(values: Mapping[str, str | float]) -> Any:
 @contextlib.contextmanager
 def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> Iterator[None]:
     """Turn a Java exception inside the block into one sentence: what was being done, and Java's own reason."""
-    start()
-    jnius = importlib.import_module("jnius")
     try:
         yield
-    except jnius.JavaException as error:
-        name = (error.classname or "Java exception").rsplit(".", 1)[-1]
-        reason = (error.innermessage or str(error)).strip().split("\n")[0]
+    except Exception as error:
+        bridge: Any = sys.modules.get("jnius")  # asked for only now: the block may be a search of 200 microseconds
+        if bridge is None or not isinstance(error, bridge.JavaException):
+            raise
+        name = (getattr(error, "classname", None) or "Java exception").rsplit(".", 1)[-1]
+        reason = (getattr(error, "innermessage", None) or str(error)).strip().split("\n")[0]
         hint = f"; give Java more memory with {HEAP_VARIABLE}=8g" if "OutOfMemory" in name else ""
         raise error_class(f"{doing}: {name}: {reason}{hint}") from error
 

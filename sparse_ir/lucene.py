@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import shutil
 import threading
@@ -26,7 +27,6 @@ import numpy as np
 from scipy import sparse
 
 from sparse_ir import java
-from sparse_ir.data import rank_hits
 from sparse_ir.errors import DamagedError, DataError
 from sparse_ir.impacts import LARGEST_IMPACT
 
@@ -274,11 +274,14 @@ def _analyzer(kind: Kind) -> Any:
 class Reader:
     """An open Lucene index, safe to use from several threads; a context manager.
 
-    ``doc_ids``: the doc_id of each document number; without it (an index that Pyserini built) ids are read from
+    ``find_ids``: gives the doc_ids of document numbers; without it (an index that Pyserini built) they are read from
     Lucene's stored fields. Raises ``DamagedError`` when Lucene cannot open the folder.
     """
 
-    def __init__(self, folder: Path, kind: Kind, doc_ids: Sequence[str] | None = None, parameters: Bm25 | None = None):
+    def __init__(
+        self, folder: Path, kind: Kind, find_ids: Callable[[Sequence[int]], list[str]] | None = None,
+        parameters: Bm25 | None = None,
+    ) -> None:
         with java.translated_errors(f"{folder} cannot be opened as a Lucene index", DamagedError):
             self._directory = _open_directory(folder)
             opened = java.java_class("org.apache.lucene.index.DirectoryReader").open(self._directory)
@@ -291,10 +294,10 @@ class Reader:
         self._searcher = searcher_class(self._reader)
         self._searcher.setSimilarity(similarity)
         self._searcher.setQueryCache(None)
-        self._mapper = java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
-        self._clauses: dict[str, Any] = {}
-        self._doc_ids = doc_ids
-        self._analyzer = _analyzer("bm25") if kind == "bm25" else None
+        self._generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
+        self._analyzer = _analyzer("bm25") if kind == "bm25" else _splitter()
+        self._writer, self._boosts_reader = _hits_writer(), _boosts_reader()
+        self._find_ids = find_ids or self.stored_ids
         self.num_documents = int(self._reader.numDocs())
 
     def search_terms(self, terms: Sequence[str], boosts: Sequence[int], k: int) -> Hits:
@@ -319,9 +322,9 @@ class Reader:
 
     def search_text(self, text: str, k: int) -> Hits:
         """The ``k`` best documents by BM25 for an analysed text; a text without terms gives no hits."""
-        generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
         where = FIELD if len(self._fields) == 1 else java.java_map(self._fields)
-        return self._top(generator.buildQuery(where, self._analyzer, text), k)
+        query = self._generator.buildQuery(where, self._analyzer, text)
+        return self._top(query, k)
 
     def score(self, doc_id: str, terms: Sequence[str], boosts: Sequence[int]) -> float:
         """The engine's score of one document; 0.0 when no term matches."""
@@ -368,16 +371,19 @@ class Reader:
         self.close()
 
     def _impact_query(self, terms: Sequence[str], boosts: Sequence[int]) -> Any:
-        should = _should()
-        builder = java.java_class("org.apache.lucene.search.BooleanQuery$Builder")()
+        """The sum over the terms. Java is called once or twice, not for each term: that would cost more than to search.
+
+        Terms without boosts come over as a text that is split at blanks, boosts as a JSON object.
+        """
+        weights = dict.fromkeys(terms, 0)
         for term, boost in zip(terms, boosts, strict=True):
-            clause = self._clauses.get(term)
-            if clause is None:
-                clause = self._clauses[term] = _term_query(FIELD, term)
-            if boost != 1:
-                clause = _boosted(clause, boost)
-            builder.add(clause, should)
-        return builder.build()
+            weights[term] += boost
+        if all(weight == 1 for weight in weights.values()):
+            text = " ".join(weights)
+            return self._generator.buildQuery(FIELD, self._analyzer, text)
+        text = json.dumps(weights)
+        boosts_by_term = self._boosts_reader.readValue(text)
+        return self._generator.buildQuery(FIELD, boosts_by_term)
 
     def _top(self, query: Any, k: int) -> Hits:
         """Lucene breaks ties by document number, so hits that tie with the last one are fetched until all are here."""
@@ -395,20 +401,24 @@ class Reader:
             numbers, scores = numbers[:tied], scores[:tied]
         return self._order(numbers, scores, k)
 
-    def _order(self, numbers: list[int], scores: np.ndarray, k: int) -> Hits:
-        doc_ids = self.stored_ids(numbers) if self._doc_ids is None else [self._doc_ids[n] for n in numbers]
-        if len(scores) > 1 and (scores[1:] == scores[:-1]).any():
-            best = rank_hits(zip(doc_ids, scores.tolist(), strict=True))[:k]
-            return Hits([doc_id for doc_id, _ in best], np.array([score for _, score in best], dtype=np.float32))
+    def _order(self, numbers: Sequence[int], scores: np.ndarray, k: int) -> Hits:
+        """Hits in the order of the tie rule; the scores, descending, already stand right."""
+        doc_ids = self._find_ids(numbers)
+        changes = scores[1:] != scores[:-1]
+        if not changes.all():
+            bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(scores)]
+            for start, end in itertools.pairwise(bounds):
+                if end - start > 1:
+                    doc_ids[start:end] = sorted(doc_ids[start:end], reverse=True)
         return Hits(doc_ids[:k], scores[:k])
 
     def _collect(self, query: Any, k: int) -> tuple[list[int], np.ndarray]:
         """Document numbers and scores of one search, brought over in a single transfer as JSON text."""
         with java.translated_errors("the search failed", DamagedError):
             found = self._searcher.search(query, k)
-            text = self._mapper.writeValueAsString(found)
-        hits = json.loads(text)["scoreDocs"]
-        return [hit["doc"] for hit in hits], np.array([hit["score"] for hit in hits], dtype=np.float32)
+            text = self._writer.writeValueAsString(found)
+        (hits,) = json.loads(text)
+        return [number for _, number in hits], np.array([score for score, _ in hits], dtype=np.float32)
 
 
 def _count_terms(terms: Any) -> int:
@@ -423,19 +433,40 @@ def _count_terms(terms: Any) -> int:
     return count
 
 
-@functools.lru_cache(maxsize=1)
-def _should() -> Any:
-    return java.java_class("org.apache.lucene.search.BooleanClause$Occur").SHOULD
-
-
 def _term_query(field: str, term: str) -> Any:
     return java.java_class("org.apache.lucene.search.TermQuery")(
         java.java_class("org.apache.lucene.index.Term")(field, term)
     )
 
 
-def _boosted(query: Any, boost: int) -> Any:
-    return java.java_class("org.apache.lucene.search.BoostQuery")(query, float(boost))
+def _splitter() -> Any:
+    """Terms of a text in which they stand between blanks; no term has white space in it."""
+    options = java.java_map({"maxTokenLen": "65536"})
+    builder = java.java_class("org.apache.lucene.analysis.custom.CustomAnalyzer").builder()
+    builder.withTokenizer("whitespace", options)
+    return builder.build()
+
+
+def _hits_writer() -> Any:
+    """Writes ``TopDocs`` as ``[[[score, document number], ...]]``: half the time and a third of the text of objects."""
+    writer = java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+    array = java.java_class("com.fasterxml.jackson.annotation.JsonFormat$Shape").ARRAY
+    form = java.java_class("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(array)
+    for name, unused in (("TopDocs", "totalHits"), ("ScoreDoc", "shardIndex")):
+        ignored = java.java_class("com.fasterxml.jackson.annotation.JsonIgnoreProperties$Value")
+        left_out = ignored.forIgnoredProperties(unused)
+        written = java.class_object(f"org.apache.lucene.search.{name}")
+        override = writer.configOverride(written)
+        override.setFormat(form)
+        override.setIgnorals(left_out)
+    return writer
+
+
+def _boosts_reader() -> Any:
+    """Reads a JSON object as a Java map from terms to Floats."""
+    mapper = java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+    number = java.class_object("java.lang.Float")
+    return mapper.readerForMapOf(number)
 
 
 # ------------------------------------------------------------------------------------------------ analysis

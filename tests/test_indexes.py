@@ -204,7 +204,12 @@ def test_a_second_build_of_the_same_vectors_tells_the_same(plain, tmp_path):
 @pytest.mark.parametrize("number", [0, 1, 7, -1])
 def test_doc_ids_by_number(plain, number):
     kept = [doc_id for doc_id, filled in zip(DOC_IDS, np.diff(MATRIX.indptr) > 0, strict=True) if filled]
-    assert indexes.DocIds(plain / "index")[range(len(kept))[number]] == kept[number]
+    doc_ids, number = indexes.DocIds(plain / "index"), range(len(kept))[number]
+    assert doc_ids[number] == kept[number]
+    assert doc_ids.find([number, 0, number]) == [kept[number], kept[0], kept[number]]
+    assert doc_ids.find([]) == []
+    with pytest.raises(IndexError):
+        doc_ids[len(kept)]
 
 
 def test_doc_ids_of_any_script(tmp_path):

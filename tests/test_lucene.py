@@ -7,6 +7,7 @@ import json
 import math
 import random
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[sparse.csr_matrix, 
     return matrix, doc_ids, folders
 
 
+def look_up(doc_ids: Sequence[str]) -> Callable[[Sequence[int]], list[str]]:
+    """Doc_ids by number, as a reader asks for them."""
+    return lambda numbers: [doc_ids[number] for number in numbers]
+
+
 # ------------------------------------------------------------------------------------------------ equal to the truth
 
 
@@ -47,12 +53,25 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[sparse.csr_matrix, 
 def test_search_equals_brute_force_with_ties_at_every_cut(small, threads, stored):
     matrix, doc_ids, folders = small
     queries = random_matrix(3, 12, TERMS, 0.1, 3)
-    with lucene.Reader(folders[threads], "impact", None if stored else doc_ids) as reader:
+    with lucene.Reader(folders[threads], "impact", None if stored else look_up(doc_ids)) as reader:
         for query in queries:
             terms = [VOCABULARY[i] for i in query.indices]
             for k in (1, 2, 10, 100, 999, 1000, 2999, 3000, 10_000):
                 assert pairs_of(reader.search_terms(terms, query.data.tolist(), k)) == \
                     exact_pairs(query, matrix, doc_ids, k)
+
+
+@pytest.mark.parametrize("boosts", [[1, 1, 1], [2, 1, 3], [60_000, 1, 1]])
+def test_terms_named_twice_count_twice_with_and_without_boosts(small, boosts):
+    matrix, doc_ids, folders = small
+    query = np.zeros((1, TERMS), dtype=np.int32)
+    for column, boost in zip((3, 7, 3), boosts, strict=True):
+        query[0, column] += boost
+    with lucene.Reader(folders[1], "impact") as reader:
+        assert pairs_of(reader.search_terms(["t3", "t7", "t3"], boosts, 50)) == \
+            exact_pairs(sparse.csr_matrix(query), matrix, doc_ids, 50)
+        with pytest.raises(ValueError, match="zip"):
+            reader.search_terms(["t3", "t7"], [1], 5)
 
 
 def test_one_value_everywhere_ties_all_documents(tmp_path):
@@ -311,7 +330,7 @@ def test_two_readers_under_sixteen_threads_answer_like_one_thread(tmp_path):
     for seed in (1, 2):
         matrix, doc_ids = random_matrix(seed, 400, TERMS, 0.3), [f"{seed}-{n}" for n in shuffled_ids(seed, 400)]
         folder = write_matrix(tmp_path / str(seed), matrix, doc_ids, VOCABULARY)
-        readers.append(lucene.Reader(folder, "impact", doc_ids if seed == 1 else None))
+        readers.append(lucene.Reader(folder, "impact", look_up(doc_ids) if seed == 1 else None))
         queries = random_matrix(seed + 50, 40, TERMS, 0.1, 3)
         work.append([([VOCABULARY[i] for i in query.indices], query.data.tolist()) for query in queries])
         expected.append([exact_pairs(query, matrix, doc_ids, 10) for query in queries])
