@@ -149,6 +149,11 @@ class Encoder:
             progress(without)
         return _stack(rows, len(self.vocabulary))
 
+    def find_terms(self, text: str) -> list[tuple[str, int, int]]:
+        """The terms that stand in a text, of whatever length, each with its first character and the one after it."""
+        terms = range(len(self.vocabulary)) if self._terms is None else self._terms.tolist()
+        return queries.find_terms(self._network.tokenizer, [self.vocabulary[term] for term in terms], text)
+
     def query_encoder(
         self, kind: Literal["neural", "static", "ones"] | None = None, *, idf: Path | None = None,
         allow_unknown: bool = False,
@@ -317,6 +322,10 @@ class NeuralQueryEncoder:
     def encode_batch(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """CSR float32 ``(N, V)``: the vectors of ``encode`` for many queries at a time."""
         return self._encoder.encode(texts)
+
+    def find_terms(self, text: str) -> list[tuple[str, int, int]]:
+        """The terms that stand in a text, of whatever length, each with its first character and the one after it."""
+        return self._encoder.find_terms(text)
 
     def save(self, folder: Path) -> None:
         """Write a pointer to the checkpoint: its place, its hashes and the options; not the weights."""

@@ -14,6 +14,7 @@ Next file to read: ``latency``.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import json
@@ -587,11 +588,32 @@ class Index:
             self._frequencies.update(self.reader.document_frequencies(unknown))
         return np.array([self._frequencies[term] for term in terms], dtype=np.int64)
 
+    def query_terms(self, text: str) -> dict[str, int]:
+        """The query as the engine sees it: token -> impact; for BM25 analysed term -> how often the query has it."""
+        if self.query_encoder is None:
+            return dict(collections.Counter(next(lucene.analyze([text]))))
+        return self.encode_query(text)
+
+    def score(self, text: str, doc_id: str) -> float:
+        """The engine's exact score of one document; 0.0 when it matches nothing, or is not there."""
+        if self.query_encoder is None:
+            return self.reader.score_text(doc_id, text)
+        query = self._read_query(text)
+        return self.reader.score(doc_id, query.terms, query.impacts.tolist()) if query.terms else 0.0
+
     def matched_terms(self, text: str, doc_id: str) -> dict[str, float]:
-        """What each query token adds to the score of one document, the largest first; nothing for a BM25 index."""
-        parts = {token: self.reader.score(doc_id, [lucene.term_of_token(token)], [impact])
-                 for token, impact in self.encode_query(text).items()}
-        return {token: part for token, part in sorted(parts.items(), key=lambda item: -item[1]) if part > 0}
+        """What each query term adds to the score of one document, the largest first; its sum is that score.
+
+        Terms of a BM25 index with a field for titles are named ``title:TERM`` there.
+        """
+        is_impact = self.query_encoder is not None
+        boosts = {lucene.term_of_token(token) if is_impact else token: boost
+                  for token, boost in self.query_terms(text).items()}
+        parts = self.reader.score_terms(doc_id, boosts)
+        ranked = sorted(parts.items(), key=lambda item: -item[1])
+        if is_impact:
+            return {lucene.token_of_term(term): part for (_, term), part in ranked}
+        return {term if field == lucene.FIELD else f"{field}:{term}": part for (field, term), part in ranked}
 
     def search_batch(
         self, queries: Sequence[data.Query], k: int = 1000, *, threads: int = 1, remove_query: bool = False,

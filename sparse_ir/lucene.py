@@ -19,7 +19,7 @@ import itertools
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -322,19 +322,30 @@ class Reader:
 
     def search_text(self, text: str, k: int) -> Hits:
         """The ``k`` best documents by BM25 for an analysed text; a text without terms gives no hits."""
-        where = FIELD if len(self._fields) == 1 else java.java_map(self._fields)
-        query = self._generator.buildQuery(where, self._analyzer, text)
-        return self._top(query, k)
+        return self._top(self._text_query(text), k)
 
     def score(self, doc_id: str, terms: Sequence[str], boosts: Sequence[int]) -> float:
         """The engine's score of one document; 0.0 when no term matches."""
-        occur = java.java_class("org.apache.lucene.search.BooleanClause$Occur")
-        builder = java.java_class("org.apache.lucene.search.BooleanQuery$Builder")()
-        roles = (self._impact_query(terms, boosts), occur.MUST), (_term_query(ID_FIELD, doc_id), occur.FILTER)
-        for query, role in roles:
-            builder.add(query, role)
-        restricted = builder.build()
-        return float(sum(self._collect(restricted, 1)[1]))
+        return self._score_within(doc_id, self._impact_query(terms, boosts))
+
+    def score_text(self, doc_id: str, text: str) -> float:
+        """The engine's BM25 score of one document for an analysed text; 0.0 when no term matches."""
+        return self._score_within(doc_id, self._text_query(text))
+
+    def score_terms(self, doc_id: str, boosts: Mapping[str, int]) -> dict[tuple[str, str], float]:
+        """``(field, Lucene term)`` -> the engine's score of one document for this term alone, where it matches."""
+        found = {}
+        for field, weight in self._fields.items():
+            for term, boost in boosts.items():
+                query = _boosted(_term_query(field, term), boost * weight)
+                if score := self._score_within(doc_id, query):
+                    found[field, term] = score
+        return found
+
+    def has_document(self, doc_id: str) -> bool:
+        """True when the index holds a document of this id."""
+        place = java.java_class("org.apache.lucene.index.Term")(ID_FIELD, doc_id)
+        return int(self._reader.docFreq(place)) > 0
 
     def statistics(self) -> dict[str, int]:
         """Whole-index counts as Lucene keeps them: documents, terms, postings, sum of the impacts; of all fields."""
@@ -369,6 +380,20 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _text_query(self, text: str) -> Any:
+        where = FIELD if len(self._fields) == 1 else java.java_map(self._fields)
+        return self._generator.buildQuery(where, self._analyzer, text)
+
+    def _score_within(self, doc_id: str, query: Any) -> float:
+        """The score of one document alone."""
+        occur = java.java_class("org.apache.lucene.search.BooleanClause$Occur")
+        builder = java.java_class("org.apache.lucene.search.BooleanQuery$Builder")()
+        roles = (query, occur.MUST), (_term_query(ID_FIELD, doc_id), occur.FILTER)
+        for part, role in roles:
+            builder.add(part, role)
+        restricted = builder.build()
+        return float(sum(self._collect(restricted, 1)[1]))
 
     def _impact_query(self, terms: Sequence[str], boosts: Sequence[int]) -> Any:
         """The sum over the terms. Java is called once or twice, not for each term: that would cost more than to search.
@@ -467,6 +492,10 @@ def _boosts_reader() -> Any:
     mapper = java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
     number = java.class_object("java.lang.Float")
     return mapper.readerForMapOf(number)
+
+
+def _boosted(query: Any, boost: float) -> Any:
+    return java.java_class("org.apache.lucene.search.BoostQuery")(query, float(boost))
 
 
 # ------------------------------------------------------------------------------------------------ analysis

@@ -132,6 +132,10 @@ class StaticQueryEncoder:
         """The tokenizer's rules, without truncation and padding."""
         return self._tokenizer
 
+    def find_terms(self, text: str) -> list[tuple[str, int, int]]:
+        """The terms that stand in a text, of whatever length, each with its first character and the one after it."""
+        return find_terms(self._tokenizer, self.vocabulary, text)
+
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, ``weights.safetensors`` and ``query.json`` (the fingerprint) into ``folder``."""
         from safetensors.numpy import save
@@ -258,6 +262,12 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     rules = json.loads(tokenizer.to_str())
     rules.update(padding=None, truncation=None)
     return files.sha256_of_json(rules)
+
+
+def find_terms(tokenizer: Tokenizer, names: Sequence[str], text: str) -> list[tuple[str, int, int]]:
+    """``(name of the token, start, end)`` in characters for each token of a text; ``names`` are by token id."""
+    found = _without_state(tokenizer).encode(text, add_special_tokens=False)
+    return [(names[token_id], *place) for token_id, place in zip(found.ids, found.offsets, strict=True)]
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -113,11 +114,30 @@ def test_matched_terms_add_up_to_the_score(plain):
         hits = index.search("t1:2 t2 t3:3 t4", 5)
         for doc_id, score in pairs_of(hits):
             parts = index.matched_terms("t1:2 t2 t3:3 t4", doc_id)
-            assert sum(parts.values()) == score
+            assert sum(parts.values()) == score == index.score("t1:2 t2 t3:3 t4", doc_id)
             assert list(parts.values()) == sorted(parts.values(), reverse=True)
             row = MATRIX[DOC_IDS.index(doc_id)].toarray()[0]
             boosts = {1: 2, 2: 1, 3: 3, 4: 1}
             assert parts == {f"t{term}": boost * row[term] for term, boost in boosts.items() if row[term]}
+
+
+@pytest.mark.parametrize("title", [0.0, 1.0])
+def test_matched_terms_of_bm25_add_up_to_the_score(tmp_path, title):
+    draw = random.Random(4)
+    words = [f"word{number}" for number in range(30)]
+    texts = [data.Document(f"d{number}", " ".join(draw.choices(words, k=3)), " ".join(draw.choices(words, k=40)))
+             for number in range(200)]
+    indexes.build_bm25_index(lambda: texts, tmp_path / "index", lucene.Bm25(title=title))
+    with indexes.Index(tmp_path / "index") as index:
+        for query in ("word1 word2 word2 word3", "word7", " ".join(words)):
+            for doc_id, score in pairs_of(index.search(query, 40)):
+                parts = index.matched_terms(query, doc_id)
+                assert np.float32(math.fsum(parts.values())) == score == index.score(query, doc_id)
+                assert any(term.startswith("title:") for term in parts) <= bool(title)
+        assert index.query_terms("word2 the word2 word3") == {"word2": 2, "word3": 1}
+        assert index.matched_terms("word1", "none") == {}
+        assert (index.score("word1", "none"), index.score("", "d1")) == (0.0, 0.0)
+        assert (index.reader.has_document("d7"), index.reader.has_document("none")) == (True, False)
 
 
 def test_batches_do_not_depend_on_the_number_of_threads(plain):
