@@ -323,8 +323,11 @@ def weights_hash(folder: Path, *, allow_pickle: bool = False) -> str:
 def read_decoder_settings(folder: Path) -> DecoderSettings | None:
     """What ``sparse_ir.json`` says; None where there is none. Raises ``ModelError`` for another format or key."""
     path = folder / _DECODER_FILE
-    if not path.is_file():
-        return None
+    return read_decoder_file(path) if path.is_file() else None
+
+
+def read_decoder_file(path: Path) -> DecoderSettings:
+    """The settings in a file like ``sparse_ir.json``, wherever it lies. Raises ``ModelError``."""
     record = _read_object(path, required=True)
     if record.get("format") != _DECODER_FORMAT:
         raise ModelError(f"{path}: format is {record.get('format')!r}; this version reads {_DECODER_FORMAT}")

@@ -1,7 +1,8 @@
 """The command line: one command for each verb, its options taken from the verb's signature and docstring.
 
 There is nothing to keep in step by hand: a new parameter of a verb is a new option here. An error of the user's making
-is one line on standard error and exit code 2; anything else is a defect and shows its traceback.
+is one line on standard error and exit code 2; anything else is a defect and shows its traceback. A report that says
+``healthy`` is false ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
     verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
-    comparison.compare, verbs.idf, mining.mine, verbs.teach, verbs.train, beir.beir,
+    comparison.compare, verbs.idf, mining.mine, verbs.teach, verbs.train, verbs.doctor, beir.beir,
     leaderboard.leaderboard, showcase.demo,
 )
 
@@ -74,6 +75,8 @@ def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
         listed = given.pop(several, ()) if several else ()
         report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
         click.echo(json.dumps(report, indent=2) if json_output else "\n".join(_lines(report)))
+        if report.get("healthy") is False:
+            click.get_current_context().exit(1)
 
     options: list[click.Parameter] = [
         click.Argument([name], nargs=-1, required=True) if name == several else _make_option(name, *facts)
@@ -131,7 +134,7 @@ def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     width = max((len(str(key)) for key in report), default=0)
     for key, value in report.items():
         if isinstance(value, list):
-            yield f"{indent}{key}"
+            yield f"{indent}{key}" if value else f"{indent}{key:<{width}}  none"
             for item in value:
                 yield from (_lines(item, indent + "  ") if isinstance(item, Mapping) else [f"{indent}  {item}"])
         elif not isinstance(value, Mapping):

@@ -63,7 +63,7 @@ class Encoder:
     """A language model as a learned-sparse encoder. Made by ``Encoder.load``, not by its constructor."""
 
     def __init__(
-        self, checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: _Network, options: Options
+        self, checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: Network, options: Options
     ) -> None:
         self._checkpoint = checkpoint
         self._side = side
@@ -154,6 +154,34 @@ class Encoder:
         terms = range(len(self.vocabulary)) if self._terms is None else self._terms.tolist()
         return queries.find_terms(self._network.tokenizer, [self.vocabulary[term] for term in terms], text)
 
+    def token_scores(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """What each pooled token of a text says alone: its column (int32 ``[L]``), and scores (float32 ``[L, V]``).
+
+        Scores are those before the activation (``activate`` gives weights), under sum pooling those after it; the
+        vector of the text is their maximum or sum over tokens.
+        """
+        tokens = self._network.tokenize([text], self._prompt)[0]
+        if not _is_pooled(tokens):
+            return np.empty(0, dtype=np.int32), np.empty((0, len(self.vocabulary)), dtype=np.float32)
+        with torch.inference_mode():
+            hidden_BLH, lengths = self._network.forward([tokens])
+            scores_LV = self._scores(hidden_BLH[0, : lengths[0], None], np.ones(lengths[0], dtype=np.int64))
+        ids = tokens.ids if tokens.pooled is None else tokens.ids[tokens.pooled]
+        columns = ids if self._terms is None else self._terms.cpu().numpy()[ids].astype(np.int32)
+        return columns, scores_LV.cpu().numpy()
+
+    def activate(self, scores: np.ndarray) -> np.ndarray:
+        """Weights (float32) of the scores of ``token_scores``."""
+        return self._network.head.activate_pooled(torch.from_numpy(scores)).numpy()
+
+    def weights_of(self, hidden_BLH: Tensor, lengths: np.ndarray) -> np.ndarray:
+        """float32 ``(B, V)``: the vectors of pooled states, before ``top_k`` and ``min_weight``."""
+        return self._network.head.activate_pooled(self._scores(hidden_BLH, lengths)).cpu().numpy()
+
+    def with_prompt(self, prompt: str) -> Encoder:
+        """The same encoder with another prompt before each text; the network is shared."""
+        return Encoder(self._checkpoint, self._side, prompt, self._network, self._options)
+
     def query_encoder(
         self, kind: Literal["neural", "static", "ones"] | None = None, *, idf: Path | None = None,
         allow_unknown: bool = False,
@@ -242,6 +270,11 @@ class Encoder:
             layouts.write_causal_lm(folder, model, self._network.owner, settings)
 
     @property
+    def network(self) -> Network:
+        """The opened network, for those who examine it."""
+        return self._network
+
+    @property
     def checkpoint(self) -> Checkpoint:
         """Where the model came from and what its folder holds."""
         return self._checkpoint
@@ -256,14 +289,14 @@ class Encoder:
         start = 0
         for size in group_sizes(lengths, TOKEN_BLOCK[_device_kind(self._options.device)]):
             group = lengths[start : start + size]
-            hidden = hidden_BLH[start : start + size, : int(group.max())]
-            scores_BV = self._network.head.pool(hidden, group)
-            if len(self._dropped):
-                scores_BV[:, self._dropped] = 0.0
-            if self._terms is not None:
-                scores_BV = decoders.fold(scores_BV, self._terms, len(self.vocabulary))
-            yield from self._rows(scores_BV)
+            yield from self._rows(self._scores(hidden_BLH[start : start + size, : int(group.max())], group))
             start += size
+
+    def _scores(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
+        scores_BV = self._network.head.pool(hidden_BLH, lengths)
+        if len(self._dropped):
+            scores_BV[:, self._dropped] = 0.0
+        return scores_BV if self._terms is None else decoders.fold(scores_BV, self._terms, len(self.vocabulary))
 
     def _rows(self, scores_BV: Tensor) -> Iterator[Row]:
         """Only what is above zero is activated, and leaves the device."""
@@ -327,6 +360,11 @@ class NeuralQueryEncoder:
         """The terms that stand in a text, of whatever length, each with its first character and the one after it."""
         return self._encoder.find_terms(text)
 
+    @property
+    def encoder(self) -> Encoder:
+        """What reads the queries."""
+        return self._encoder
+
     def save(self, folder: Path) -> None:
         """Write a pointer to the checkpoint: its place, its hashes and the options; not the weights."""
         checkpoint, options = self._encoder.checkpoint, self._encoder.options
@@ -368,7 +406,7 @@ def load_neural_query_encoder(record: Mapping[str, Any], *, model: str | Path | 
 
 
 @dataclass(frozen=True)
-class _Network:
+class Network:
     """A transformers model without its output layer, its tokenizer, and that layer as a ``Head``."""
 
     model: Any
@@ -417,9 +455,9 @@ class _Network:
         )
         if self.reader is None:
             return output.logits, lengths
-        return _select(output.logits, [text.pooled for text in tokens], self.scale)
+        return networks.select_states(output.logits, [text.pooled for text in tokens], self.scale)
 
-    def with_side(self, side: NeuralSide, max_length: int | None) -> _Network:
+    def with_side(self, side: NeuralSide, max_length: int | None) -> Network:
         """The same network for another side's template and limit; nothing is copied but the tokenizer."""
         return replace(self, **_reading(self.tokenizer, side, max_length))
 
@@ -475,7 +513,7 @@ def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: O
     if side.decoder is None:
         model.to(device=options.device, dtype=_TRUNK_DTYPE[options.precision])
     head, scale = _make_head(layer, side, options, bend, config)
-    network = _Network(model, config, owner, head=head, scale=scale, slot=slot, output_layer=layer, capacity=capacity,
+    network = Network(model, config, owner, head=head, scale=scale, slot=slot, output_layer=layer, capacity=capacity,
                        device=options.device, **_reading(rules, side, limit))
     network.tokenize([""], prompt)  # a template that leaves no room for a text is told at once
     if options.top_k is None:
@@ -498,7 +536,7 @@ def _load_model(side: NeuralSide, options: Options) -> Any:
 
 
 def _reading(rules: Tokenizer, side: NeuralSide, limit: int | None) -> dict[str, Any]:
-    """How a network reads texts: the fields of ``_Network`` that differ between two sides of one network."""
+    """How a network reads texts: the fields of ``Network`` that differ between two sides of one network."""
     if side.decoder is None:
         return {"tokenizer": networks.cut_at(rules, limit), "reader": None, "max_length": limit}
     reader = decoders.Reader(rules, side.decoder, side.template, limit)
@@ -520,17 +558,6 @@ def _make_head(layer: Any, side: NeuralSide, options: Options, bend: Bend, confi
     return head, scale * bend.scale
 
 
-def _select(hidden_BLH: Tensor, pooled: Sequence[np.ndarray | None], scale: float) -> tuple[Tensor, np.ndarray]:
-    """The scaled states of the pooled positions, moved to the left; behind them stands what does not count."""
-    positions = [np.empty(0, dtype=np.int64) if found is None else found for found in pooled]
-    lengths = np.array([len(found) for found in positions])
-    index = np.zeros((len(positions), int(lengths.max())), dtype=np.int64)
-    for row, found in zip(index, positions, strict=True):
-        row[: len(found)] = found
-    index_BP = torch.from_numpy(index).to(hidden_BLH.device)
-    return hidden_BLH.gather(1, index_BP[:, :, None].expand(-1, -1, hidden_BLH.shape[2])) * scale, lengths
-
-
 def _is_pooled(text: Tokens) -> bool:
     return len(text.ids) > 0 and (text.pooled is None or len(text.pooled) > 0)
 
@@ -545,7 +572,7 @@ def _max_length(side: NeuralSide, owner: Any, capacity: int | None, asked: int |
 
 
 def _fingerprint(
-    checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: _Network, options: Options
+    checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: Network, options: Options
 ) -> dict[str, Any]:
     return {
         "kind": "neural",

@@ -7,6 +7,7 @@ Next file to read: ``decoders``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,29 @@ def _is_decoder(folder: Path) -> bool:
     path = folder / "config.json"
     named = (files.read_json(path) if path.is_file() else {}).get("architectures") or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in a weight file, one after the other."""
+    if path.suffix == ".bin":
+        yield from torch.load(path, weights_only=True, map_location="cpu", mmap=True).items()
+        return
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            yield name, tensors.get_tensor(name)
+
+
+def select_states(hidden_BLH: Tensor, pooled: Sequence[np.ndarray | None], scale: float) -> tuple[Tensor, np.ndarray]:
+    """The scaled states of the pooled positions, moved to the left; behind them stands what does not count."""
+    positions = [np.empty(0, dtype=np.int64) if found is None else found for found in pooled]
+    lengths = np.array([len(found) for found in positions])
+    index = np.zeros((len(positions), int(lengths.max())), dtype=np.int64)
+    for row, found in zip(index, positions, strict=True):
+        row[: len(found)] = found
+    index_BP = torch.from_numpy(index).to(hidden_BLH.device)
+    return hidden_BLH.gather(1, index_BP[:, :, None].expand(-1, -1, hidden_BLH.shape[2])) * scale, lengths
 
 
 def straighten(model: Any, tokenizer: Tokenizer, folder: Path) -> Bend:

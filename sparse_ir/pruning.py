@@ -2,7 +2,7 @@
 
 A smaller index is a faster one for every query, and each posting that is gone may cost effectiveness; ``price`` says
 how much. Pruning works on impacts, that is on what a term can add to a score, folded query weights included.
-It is a pure function of a matrix and knows no files. Next file to read: ``vectors``.
+It is a pure function of a matrix and knows no files. Next file to read: ``doctor``.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 from tqdm import tqdm
 
+from sparse_ir import checkpoint as layouts
 from sparse_ir import conventions as conventions_module
 from sparse_ir import data, files, impacts, indexes, lucene
 from sparse_ir import measures as measures_module
@@ -40,7 +42,7 @@ class EncodeOptions(TypedDict, total=False):
 
     Args:
         revision: Commit of a hub model; recorded in the output.
-        precision: float32, bfloat16, or int8 (bfloat16 network, exact screened output layer: fastest on most CPUs).
+        precision: float32, bfloat16, int8 (screened output layer: fastest on most CPUs); decoders also 8bit, 4bit.
         device: cpu, cuda, ...; default: the accelerator when there is one.
         max_length: Tokens read of each document; default: what the model states.
         top_k: At most so many terms per document, the heaviest.
@@ -51,11 +53,12 @@ class EncodeOptions(TypedDict, total=False):
         allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of refusing them.
         collection_idf: Share of the collection's own IDF in static query weights, 0 to 1; default 0, "default" 0.5.
         allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
+        decoder: A sparse_ir.json that says how a decoder is read, where the model has none or another is wanted.
         shard_size: Documents per shard; a killed run loses at most the shards in work.
     """
 
     revision: str | None
-    precision: Literal["float32", "bfloat16", "int8", "float32-int8"]
+    precision: Literal["float32", "bfloat16", "int8", "float32-int8", "8bit", "4bit"]
     device: str | None
     max_length: int | None
     top_k: int | None
@@ -66,6 +69,7 @@ class EncodeOptions(TypedDict, total=False):
     allow_unknown: bool
     collection_idf: float | None
     allow_pickle: bool
+    decoder: Path | None
     shard_size: int
 
 
@@ -345,6 +349,35 @@ def train(config: Path, output: Path, *, cache: Path | None = None, progress: bo
     return runs.train(Path(config), Path(output), cache=Path(cache) if cache else None, progress=progress)
 
 
+def doctor(
+    model: str, *, input: str | None = None, revision: str | None = None, device: str | None = None,
+    max_length: int | None = None, decoder: Path | None = None, allow_pickle: bool = False, progress: bool = False,
+) -> Report:
+    """Tell whether a model is sane, before money is spent on it; exit code 1 when a fault was found, else 0.
+
+    Args:
+        model: Hub name or folder of a model, or "default", the one inside this package.
+        input: A corpus whose first texts are read instead of the built-in English ones.
+        revision: Commit of a hub model.
+        device: cpu, cuda, ...; default: the accelerator when there is one.
+        max_length: Tokens read of each document; default: what the model states.
+        decoder: A sparse_ir.json that says how a decoder is read, where the model has none or another is wanted.
+        allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
+        progress: Show a progress bar.
+    """
+    from sparse_ir import doctor as practice
+
+    if model == LEXICAL_MODEL:
+        raise ConfigError("the lexical model is no neural network; there is nothing to examine")
+    settings = None if decoder is None else layouts.read_decoder_file(Path(decoder))
+    texts = None if input is None else [document.contents for document in
+                                        itertools.islice(data.read_documents(input), practice.OWN_TEXTS)]
+    found = practice.examine(str(shipped_model()) if model == DEFAULT_MODEL else model, texts=texts,
+                             progress=progress, revision=revision, device=device, max_length=max_length,
+                             decoder=settings, allow_pickle=allow_pickle)
+    return {"model": model, **found}
+
+
 # ------------------------------------------------------------------------------------------------ helpers
 
 
@@ -363,6 +396,8 @@ def load_encoder(
         return _fit_lexical(read or (lambda: iter(())), chosen, options)
     from sparse_ir.encoder import Encoder
 
+    if (place := chosen.get("decoder")) is not None:
+        chosen["decoder"] = layouts.read_decoder_file(Path(str(place)))
     encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
     side, path = options.get("query_side", "auto"), options.get("idf")
     query_encoder = encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None,

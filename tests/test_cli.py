@@ -168,8 +168,8 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
         "export": ["--vectors", vectors, "--output", tmp_path / "json"],
         "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
     }
-    # the demo and the road of training have tests of their own
-    assert {*calls, "demo", "mine", "teach", "train", "beir", "leaderboard", "compare"} == set(VERBS)
+    # the demo, the doctor and the road of training have tests of their own
+    assert {*calls, "demo", "mine", "teach", "train", "doctor", "beir", "leaderboard", "compare"} == set(VERBS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
         shown = CliRunner().invoke(cli.main, [name, *texts, "--json"], catch_exceptions=False)
