@@ -243,7 +243,7 @@ def test_a_sink_at_the_first_token_and_the_prompt_that_would_cure_it(tmp_path):
     gain = found["prompts"]["evidence"]
     assert gain["with_usual_prompts"] > gain["mean_reciprocal_rank"] + 0.15 and "query: " in found["prompts"]["remedy"]
     prompted = DecoderSettings(logit_shift=SHIFT, query_prompt="query: ", document_prompt="passage: ")
-    assert not {"sink", "prompts", "retrieval", "collapse"} & set(findings(folder, decoder=prompted))
+    assert not {"sink", "prompts", "collapse"} & set(findings(folder, decoder=prompted))
 
 
 def test_prompts_that_the_folder_names(copy):
