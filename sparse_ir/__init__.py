@@ -18,8 +18,8 @@ __version__ = "0.1.0"
 
 _HOMES = dict.fromkeys(
     ("encode", "index", "build", "bm25", "search", "evaluate", "verify", "export", "idf"), "sparse_ir.verbs"
-) | {"compare": "sparse_ir.comparison", "demo": "sparse_ir.showcase", "Index": "sparse_ir.indexes",
-     "Encoder": "sparse_ir.encoder"}
+) | {"compare": "sparse_ir.comparison", "tune": "sparse_ir.tuning", "demo": "sparse_ir.showcase",
+     "Index": "sparse_ir.indexes", "SearchOptions": "sparse_ir.approximation", "Encoder": "sparse_ir.encoder"}
 
 __all__ = ["__version__", *_HOMES]
 

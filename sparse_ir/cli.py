@@ -22,12 +22,12 @@ from typing import Any
 import click
 
 import sparse_ir
-from sparse_ir import beir, comparison, leaderboard, mining, showcase, verbs
+from sparse_ir import beir, comparison, leaderboard, mining, showcase, tuning, verbs
 from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
-    verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, verbs.evaluate, verbs.verify, verbs.export,
-    comparison.compare, verbs.idf, mining.mine, verbs.teach, verbs.train, verbs.doctor, beir.beir,
+    verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, tuning.tune, verbs.evaluate, verbs.verify,
+    verbs.export, comparison.compare, verbs.idf, mining.mine, verbs.teach, verbs.train, verbs.doctor, beir.beir,
     leaderboard.leaderboard, showcase.demo,
 )
 

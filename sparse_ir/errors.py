@@ -7,7 +7,7 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── IndexMismatch             an index and an encoder (or a rule) do not belong together
 ├── DamagedError              stored bytes differ from what their manifest promises
 ├── LockedError               another process is writing to the same place
-├── TrainingError             training cannot go on: collapse, or a checkpoint of another configuration
+├── TrainingError, BudgetMissed   training cannot go on; no search options hold a latency budget
 └── JavaError                 no usable Java runtime, or the virtual machine failed
 Each one also inherits the builtin exception that a caller would expect. Next file to read: ``files``.
 """
@@ -39,6 +39,14 @@ class DamagedError(SparseIRError, RuntimeError):
 
 class LockedError(SparseIRError, RuntimeError):
     """Another process is writing to the same place."""
+
+
+class BudgetMissed(SparseIRError, RuntimeError):
+    """No search options hold the latency that was asked for; ``report`` has all that was measured."""
+
+    def __init__(self, message: str, report: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.report = report or {}
 
 
 class TrainingError(SparseIRError, RuntimeError):

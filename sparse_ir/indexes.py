@@ -45,7 +45,7 @@ SAMPLED_TERMS = 40  # of each sampled document, evenly spaced; the sum over all 
 DEFAULT_BITS = 8
 _EMPTY, _ROUNDED, _PRUNED = "no weights", "all weights rounded to zero", "all impacts pruned"
 _MANIFEST = "manifest.json"
-_TUNED = "tuned.json"
+TUNED = "tuned.json"  # see ``tuning``
 
 # ------------------------------------------------------------------------------------------------ the rule
 
@@ -341,8 +341,8 @@ def verify_index(folder: Path) -> dict[str, Any]:
         _check_doc_ids(folder, reader)
         if has_forward_index(manifest):
             _check_forward(folder, reader, expected)
-    if (folder / _TUNED).exists():
-        approximation.read_tuned(folder / _TUNED, manifest["sha256"])
+    if (folder / TUNED).exists():
+        approximation.read_tuned(folder / TUNED, manifest["sha256"])
     return {"index": str(folder), "ok": True, "kind": manifest["kind"], **counts, "terms": found["terms"],
             "files": len(manifest["files"]), "bytes": sum(file["bytes"] for file in manifest["files"].values()),
             "sampled_documents": num_samples, "seconds": round(time.perf_counter() - started, 2)}
@@ -509,7 +509,7 @@ class Index:
         elif query_encoder is not None or query_model is not None:
             raise IndexMismatch(f"{self.folder} is a BM25 index and takes no query encoder")
         if self._tuned:
-            self.options = approximation.read_tuned(self.folder / _TUNED, self.manifest["sha256"])
+            self.options = approximation.read_tuned(self.folder / TUNED, self.manifest["sha256"])
         if self.query_encoder is not None and has_forward_index(self.manifest):
             other = self.query_encoder.vocabulary if self.manifest["query"] is None else None
             self.forward = forward.ForwardIndex(self.folder / forward.FOLDER, other)
