@@ -5,7 +5,7 @@
     query  ──queries──▶ weights ──impacts──▶ the same rule ──lucene──▶ hits ──data──▶ TREC run ──measures──▶ nDCG@10
 
 The verbs of the command line are functions here: ``encode index build bm25 search evaluate verify export idf compare
-demo``.
+explain demo``.
 Importing this package loads neither torch nor a Java virtual machine. First file to read: ``errors``.
 """
 
@@ -18,8 +18,9 @@ __version__ = "0.1.0"
 
 _HOMES = dict.fromkeys(
     ("encode", "index", "build", "bm25", "search", "evaluate", "verify", "export", "idf"), "sparse_ir.verbs"
-) | {"compare": "sparse_ir.comparison", "tune": "sparse_ir.tuning", "demo": "sparse_ir.showcase",
-     "Index": "sparse_ir.indexes", "SearchOptions": "sparse_ir.approximation", "Encoder": "sparse_ir.encoder"}
+) | {"compare": "sparse_ir.comparison", "explain": "sparse_ir.explanation", "tune": "sparse_ir.tuning",
+     "demo": "sparse_ir.showcase", "Index": "sparse_ir.indexes", "SearchOptions": "sparse_ir.approximation",
+     "Encoder": "sparse_ir.encoder"}
 
 __all__ = ["__version__", *_HOMES]
 

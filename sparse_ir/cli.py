@@ -22,14 +22,19 @@ from typing import Any
 import click
 
 import sparse_ir
-from sparse_ir import beir, comparison, leaderboard, mining, showcase, tuning, verbs
+from sparse_ir import beir, comparison, explanation, explanation_view, leaderboard, mining, showcase, tuning, verbs
 from sparse_ir.errors import SparseIRError
 
 VERBS: tuple[Callable[..., verbs.Report], ...] = (
     verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, tuning.tune, verbs.evaluate, verbs.verify,
-    verbs.export, comparison.compare, verbs.idf, mining.mine, verbs.teach, verbs.train, verbs.doctor, beir.beir,
-    leaderboard.leaderboard, showcase.demo,
+    verbs.export, comparison.compare, explanation.explain, verbs.idf, mining.mine, verbs.teach, verbs.train,
+    verbs.doctor, beir.beir, leaderboard.leaderboard, showcase.demo,
 )
+
+# verbs whose reports have a form of their own for human eyes
+_FORMATS: dict[Callable[..., verbs.Report], Callable[[Mapping[str, Any]], str]] = {
+    explanation.explain: explanation_view.format_terminal,
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -74,7 +79,7 @@ def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
         given = {name: value for name, value in values.items() if value is not None}
         listed = given.pop(several, ()) if several else ()
         report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
-        click.echo(json.dumps(report, indent=2) if json_output else "\n".join(_lines(report)))
+        click.echo(json.dumps(report, indent=2) if json_output else _FORMATS.get(verb, _format)(report))
         if report.get("healthy") is False:
             click.get_current_context().exit(1)
 
@@ -116,6 +121,8 @@ def _make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if default is inspect.Parameter.empty:  # click takes even a default of None for an answer
         return click.Option([flag, name], type=_click_type(hint), required=True, help=text)
+    if typing.get_origin(hint) is tuple:
+        return click.Option([flag, name], type=str, multiple=True, help=text)
     if hint is bool:
         both = [f"{flag}/--no-{flag[2:]}"] if default is None else [flag]
         return click.Option([*both, name], is_flag=True, default=default, help=text)
@@ -127,6 +134,10 @@ def _click_type(hint: Any) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return click.Choice(typing.get_args(hint))
     return click.Path(path_type=Path) if hint is Path else hint
+
+
+def _format(report: Mapping[str, Any]) -> str:
+    return "\n".join(_lines(report))
 
 
 def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -78,7 +78,7 @@ def test_there_is_a_command_for_each_verb_and_none_besides():
     public = {name for name, value in vars(verbs).items()
               if inspect.isfunction(value) and value.__module__ == verbs.__name__ and not name.startswith("_")}
     assert set(cli.main.commands) == set(VERBS) == (public - HELPERS) \
-        | {"demo", "mine", "beir", "leaderboard", "compare", "tune"}
+        | {"demo", "mine", "beir", "leaderboard", "compare", "explain", "tune"}
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -169,7 +169,8 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
         "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
     }
     # the demo, the doctor and the road of training have tests of their own
-    assert {*calls, "demo", "mine", "teach", "train", "doctor", "beir", "leaderboard", "compare", "tune"} == set(VERBS)
+    assert {*calls, "demo", "mine", "teach", "train", "doctor", "beir", "leaderboard", "compare",
+            "explain", "tune"} == set(VERBS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
         shown = CliRunner().invoke(cli.main, [name, *texts, "--json"], catch_exceptions=False)

@@ -17,8 +17,8 @@ ORDER = ("errors", "files", "data", "measures", "significance", "conventions", "
          "networks", "decoders", "heads", "encoder", "lexical", "impacts", "pruning", "doctor", "vectors", "java",
          "lucene", "forward", "approximation", "exact", "indexes", "latency", "losses", "pairs", "batches",
          "score_cache", "towers", "bm25", "teachers", "mining", "recipe", "student", "sparsity", "training", "cards",
-         "runs", "pydocs", "verbs", "showcase", "benchmarks", "rows", "tuning", "beir", "published", "webpage",
-         "leaderboard", "comparison", "cli")
+         "runs", "pydocs", "verbs", "explanation_view", "explanation", "showcase", "benchmarks", "rows", "tuning",
+         "beir", "published", "webpage", "leaderboard", "comparison", "cli")
 # a stored query side may be neural, and whoever loads it need not know: one import, inside of a function
 BACKWARDS = {("queries", "encoder")}
 LOAD_TORCH = {"networks", "decoders", "heads", "encoder", "doctor", "losses", "student", "sparsity", "training", "runs"}
