@@ -12,7 +12,6 @@ import contextlib
 import copy
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -260,12 +259,14 @@ def read_layout(
     )
 
 
-def find_folder(model: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+def find_folder(
+    model: str | Path, revision: str | None = None, *, allow_pickle: bool = False
+) -> tuple[Path, str | None]:
     """Where the network of any model lies, dense ones included, and the hub's commit (None for a local folder).
 
     In the layout of sentence-transformers the network may have a folder of its own.
     """
-    folder, commit = _resolve(model, revision, False)
+    folder, commit = _resolve(model, revision, allow_pickle)
     if not is_sparse_encoder(folder) and (folder / "modules.json").is_file():
         first = _read_json(folder / "modules.json")[0]
         folder = folder / str(first.get("path", ""))
@@ -667,14 +668,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside ``folder`` that takes its place when the block ends without an exception."""
     with files.write_lock(folder):
         files.remove_leftovers(folder)
-        target = files.temporary_sibling(folder)
-        target.mkdir(parents=True)
-        try:
+        with files.building(folder) as target:
             yield target
-            files.swap_folder(target, folder)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
 
 
 def _settings(prompts: Mapping[str, str] | None, top_k: int | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -51,6 +52,24 @@ def remove_leftovers(path: Path) -> None:
     """Delete what killed writers of ``path`` left beside it. Call it only while holding ``write_lock(path)``."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Delete what killed writers of anything in ``folder`` left there. Call it only as the one who writes there."""
+    for leftover in folder.glob(f".*{_TEMPORARY_MARK}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_disk_errors(path: Path) -> Iterator[None]:
+    """What safetensors reports of the disk, in an exception of its own, as the ``OSError`` that it is, for ``path``."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 @contextlib.contextmanager
@@ -128,7 +147,8 @@ def building(target: Path) -> Iterator[Path]:
     folder = temporary_sibling(target)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with naming_disk_errors(target):
+            yield folder
         swap_folder(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

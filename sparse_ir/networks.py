@@ -87,14 +87,14 @@ def _check_complete(folder: Path, missing: list[str], kind: str, suffix: str) ->
         )
 
 
-def load_or_grow_masked_lm(folder: Path) -> tuple[Any, list[str]]:
+def load_or_grow_masked_lm(folder: Path, allow_pickle: bool = False) -> tuple[Any, list[str]]:
     """The masked language model of a folder, and the names of the weights that are new: those of its output layer.
 
     A backbone without one gets the layer of its architecture: tied to the word embeddings, biases 0, and square
     matrices in between the identity, so that what the backbone computes passes. Raises ``ModelError`` when anything
     else is missing.
     """
-    model, missing = _load_with_report(folder, False)
+    model, missing = _load_with_report(folder, allow_pickle)
     inside = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
     if inside:
         raise ModelError(f"{folder} lacks weights of the backbone itself ({', '.join(inside[:4])}); training cannot "

@@ -44,6 +44,7 @@ class ModelSettings:
     top_k: int | None = None  # terms kept of a document by the saved model
     # of the saved model: float16 halves its size; float8 is float16 with a byte per number of the vocabulary's matrices
     saved_dtype: Literal["float32", "float16", "float8"] = "float32"
+    allow_pickle: bool = False  # read a pytorch_model.bin (its weights only) where there is no safetensors file
 
     def check(self) -> None:
         _at_least("model.max_length", self.max_length, 4)
@@ -132,7 +133,7 @@ class LossSettings:
 class TeacherSettings:
     """``[[teacher]]``: whose scores are distilled. ``kind`` "file": the scores that stand in the training file."""
 
-    kind: Literal["dense", "sparse", "cross-encoder", "bm25", "file"]
+    kind: Literal["dense", "sparse", "cross-encoder", "monot5", "bm25", "file"]
     model: str | None = None
     revision: str | None = None
     weight: float = 1.0
@@ -140,6 +141,7 @@ class TeacherSettings:
     max_length: int | None = None
     k1: float = 0.9
     b: float = 0.4
+    allow_pickle: bool = False  # as in [model]
 
     def check(self) -> None:
         _positive("teacher.weight", self.weight)
@@ -149,8 +151,8 @@ class TeacherSettings:
         if self.max_length is not None:
             _at_least("teacher.max_length", self.max_length, 4)
         if (self.model is None) != (self.kind in ("bm25", "file")):
-            raise ConfigError(f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, sparse and "
-                              "cross-encoder teachers need one, bm25 and file take none")
+            raise ConfigError(f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, sparse, cross-encoder "
+                              "and monot5 teachers need one, bm25 and file take none")
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class PenaltySettings:
     """``[documents]`` and ``[queries]``: the sparsity penalty of one side."""
 
     penalty: Penalty = "flops"
-    weight: float | None = None  # lambda; or, instead of it,
+    weight: float | None = None  # lambda (``losses.translate_lambda``: from other code bases); or, instead of it,
     target_terms: float | None = None  # the mean number of active terms towards which lambda is controlled
     ramp_steps: int = 0  # quadratic ramp of lambda; with a target: steps until the target must be reached
     exempt_up_to: int | None = None  # the l0 mask: texts with at most so many terms are not penalised

@@ -76,7 +76,9 @@ def _open_teacher(settings: recipe.TeacherSettings, sources: Sequence[pairs.Sour
     assert settings.model is not None  # checked when the configuration was read
     if settings.kind == "sparse":
         return teachers.SparseTeacher(settings.model, cache=cache, revision=settings.revision,
-                                      precision=settings.dtype, max_length=settings.max_length)
-    kind = teachers.DenseTeacher if settings.kind == "dense" else teachers.CrossEncoderTeacher
+                                      precision=settings.dtype, max_length=settings.max_length,
+                                      allow_pickle=settings.allow_pickle)
+    kind = {"dense": teachers.DenseTeacher, "cross-encoder": teachers.CrossEncoderTeacher,
+            "monot5": teachers.MonoT5Teacher}[settings.kind]
     return kind(settings.model, revision=settings.revision, cache=cache, dtype=settings.dtype,
-                max_length=settings.max_length)
+                max_length=settings.max_length, allow_pickle=settings.allow_pickle)

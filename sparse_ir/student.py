@@ -51,19 +51,20 @@ def start_network(settings: ModelSettings) -> Start:
 
     Raises ``ModelError`` when the network lacks more than its output layer.
     """
-    folder, commit = layouts.find_folder(settings.start, settings.revision)
+    folder, commit = layouts.find_folder(settings.start, settings.revision, allow_pickle=settings.allow_pickle)
     side, query = NeuralSide(folder), None
     if layouts.is_sparse_encoder(folder):
-        found = layouts.read_layout(folder)
+        found = layouts.read_layout(folder, allow_pickle=settings.allow_pickle)
         side, query = found.document, found.query
     owner = networks.load_owner(side.folder)
-    model, grown = networks.load_or_grow_masked_lm(side.folder)
+    model, grown = networks.load_or_grow_masked_lm(side.folder, settings.allow_pickle)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
         if settings.dropout is not None and hasattr(model.config, name):
             setattr(model.config, name, settings.dropout)
     _set_dropout(model, settings.dropout)
     fingerprint = {"start": Path(settings.start).name if commit is None else settings.start, "revision": commit,
-                   "files_sha256": layouts.files_hash(side.folder), "output_layer_is_new": bool(grown)}
+                   "files_sha256": layouts.files_hash(side.folder, allow_pickle=settings.allow_pickle),
+                   "output_layer_is_new": bool(grown)}
     return Start(model, owner, side, grown, query, fingerprint)
 
 
@@ -318,7 +319,7 @@ def choose_query_weights(start: Start, settings: ModelSettings, texts: Callable[
     if isinstance(start.query, StaticSide):
         if start.query.weights_path.suffix == ".json":
             return queries.from_idf_json(start.query.weights_path, tokenizer, "opensearch").weights
-        return layouts.read_static_weights(start.query)
+        return layouts.read_static_weights(start.query, allow_pickle=settings.allow_pickle)
     return queries.compute_idf(texts(), tokenizer)
 
 

@@ -28,12 +28,13 @@ from sparse_ir.score_cache import Cache, Computed, Prepared, Progress, Stored, k
 from sparse_ir.towers import Dtype, Pooling, Role, Similarity
 
 __all__ = [
-    "Bm25Teacher", "CrossEncoderTeacher", "DenseTeacher", "Prepared", "SparseTeacher", "Teacher", "prepare_teachers",
-    "score_matrix",
+    "Bm25Teacher", "CrossEncoderTeacher", "DenseTeacher", "MonoT5Teacher", "Prepared", "SparseTeacher", "Teacher",
+    "prepare_teachers", "score_matrix",
 ]
 
 _VECTORS_PER_PUT = 4096
 _TEXTS_PER_SPARSE_WINDOW = 256
+_PAIRS_AT_ONCE = 100_000
 _SHOWN = 80  # characters of a text in a message
 
 
@@ -88,7 +89,7 @@ def _prepare_teacher(teacher: Teacher, sources: Sequence[Source], progress: bool
     for source in sources:
         with tqdm(desc=f"{teacher.name}: {source.name}", unit=" texts", disable=None if progress else True,
                   dynamic_ncols=True) as bar:
-            if isinstance(teacher, CrossEncoderTeacher):
+            if isinstance(teacher, PairTeacher):
                 done = teacher.prepare_pairs(_pairs_of(source), bar.update)
             else:
                 done = teacher.prepare(source.queries, source.documents, bar.update)
@@ -303,50 +304,19 @@ class SparseTeacher:
         return stack_rows([side.encode(text) for text in texts], self._width)
 
 
-# ------------------------------------------------------------------------------------------------ cross-encoders
+# ------------------------------------------------------------------------------------------------ pairs
 
 
-class CrossEncoderTeacher:
+class PairTeacher:
     """A network that reads query and document together: one score for a pair, and only for pairs asked for."""
 
     in_batch = False
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        name: str | None = None,
-        revision: str | None = None,
-        cache: Path | None = None,
-        device: str | None = None,
-        dtype: Dtype = "float32",
-        max_length: int | None = None,
-        activation: Literal["identity", "sigmoid"] = "identity",
-        tokens_per_batch: int | None = None,
-        allow_pickle: bool = False,
-    ) -> None:
-        """Describe the model and open its cache; the network is loaded when a pair is not in the cache.
-
-        ``activation``: distillation wants the logit as it is, because a sigmoid is flat where a teacher is sure;
-        ``"sigmoid"`` gives values in 0..1. Other options as for ``DenseTeacher``. ``max_length`` is that of the pair;
-        the longer of the two texts is cut first. Raises ``ModelError`` for a model without exactly one label,
-        ``ConfigError`` for an option, ``IndexMismatch`` for the cache of another teacher.
-        """
-        folder, commit = towers.resolve(model, revision, allow_pickle)
-        self.name = name or (folder.name if commit is None else str(model))
-        self._activation = towers.check_option("activation", activation, ("identity", "sigmoid"))
-        towers.check_cross_encoder(folder)
-        self._network = towers.Network(
-            folder=folder, classes="AutoModelForSequenceClassification", dtype=dtype,
-            device=towers.choose_device(device), max_length=max_length,
-            stated_length=towers.stated_length(folder), lowercase=False, tokens_per_batch=tokens_per_batch,
-            allow_pickle=allow_pickle,
-        )
-        self.fingerprint: dict[str, Any] = {
-            "kind": "cross-encoder", "name": self.name, "revision": commit, **self._network.provenance,
-            "activation": activation,
-        }
-        self._stored = Stored(Cache(cache, self.name, "pairs", self.fingerprint, _versions()), self._compute)
+    def __init__(self, name: str, network: towers.Network, cache: Path | None, fingerprint: dict[str, Any]) -> None:
+        """``fingerprint``: the facts that decide the scores, but those of the network."""
+        self.name, self._network = name, network
+        self.fingerprint: dict[str, Any] = {"name": name, **network.provenance, **fingerprint}
+        self._stored = Stored(Cache(cache, name, "pairs", self.fingerprint, _versions()), self._compute)
 
     @property
     def forward_passes(self) -> int:
@@ -384,14 +354,17 @@ class CrossEncoderTeacher:
         return self.prepare_pairs(itertools.product(queries, documents), progress)
 
     def prepare_pairs(self, pairs: Iterable[tuple[str, str]], progress: Progress | None = None) -> Prepared:
-        """Fill the cache for these (query, document) pairs; ``progress(n)``: n more pairs are there."""
-        listed = list(pairs)
-        return self._stored.fill(self.keys(listed), listed, "", progress)
+        """Fill the cache for these (query, document) pairs, many at a time; ``progress(n)``: n more pairs are there."""
+        texts = passes = 0
+        remaining = iter(pairs)
+        while listed := list(itertools.islice(remaining, _PAIRS_AT_ONCE)):
+            done = self._stored.fill(self.keys(listed), listed, "", progress)
+            texts, passes = texts + done.texts, passes + done.forward_passes
+        return Prepared(texts, passes)
 
     def _compute(self, pairs: Sequence[tuple[str, str]], role: str) -> Iterator[Computed]:
-        for positions, logits_B1, _ in self._network.run(pairs):
-            scores = (logits_B1.float() if self._activation == "identity" else logits_B1.float().sigmoid())[:, 0]
-            values = scores.cpu().numpy().astype("<f4")
+        for positions, outputs_B1, _ in self._network.run(pairs):
+            values = self._scores_of(outputs_B1.float())[:, 0].cpu().numpy().astype("<f4")
             for position, value in zip(positions, values, strict=True):
                 if not np.isfinite(value):
                     query, document = pairs[position]
@@ -399,9 +372,81 @@ class CrossEncoderTeacher:
                                      f"document {_show(document)}; allowed: a finite number")
             yield positions, [value.tobytes() for value in values]
 
+    def _scores_of(self, outputs_B1: Any) -> Any:
+        return outputs_B1
+
+
+class CrossEncoderTeacher(PairTeacher):
+    """A sequence classifier with one label."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        cache: Path | None = None,
+        device: str | None = None,
+        dtype: Dtype = "float32",
+        max_length: int | None = None,
+        activation: Literal["identity", "sigmoid"] = "identity",
+        tokens_per_batch: int | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
+        """Describe the model and open its cache; the network is loaded when a pair is not in the cache.
+
+        ``activation``: distillation wants the logit as it is, because a sigmoid is flat where a teacher is sure;
+        ``"sigmoid"`` gives values in 0..1. Other options as for ``DenseTeacher``. ``max_length`` is that of the pair;
+        the longer of the two texts is cut first. Raises ``ModelError`` for a model without exactly one label,
+        ``ConfigError`` for an option, ``IndexMismatch`` for the cache of another teacher.
+        """
+        folder, commit = towers.resolve(model, revision, allow_pickle)
+        self._activation = towers.check_option("activation", activation, ("identity", "sigmoid"))
+        towers.check_cross_encoder(folder)
+        network = towers.Network(
+            folder=folder, classes="AutoModelForSequenceClassification", dtype=dtype,
+            device=towers.choose_device(device), max_length=max_length,
+            stated_length=towers.stated_length(folder), lowercase=False, tokens_per_batch=tokens_per_batch,
+            allow_pickle=allow_pickle,
+        )
+        super().__init__(name or (folder.name if commit is None else str(model)), network, cache,
+                         {"kind": "cross-encoder", "revision": commit, "activation": activation})
+
+    def _scores_of(self, outputs_B1: Any) -> Any:
+        return outputs_B1 if self._activation == "identity" else outputs_B1.sigmoid()
+
+
+class MonoT5Teacher(PairTeacher):
+    """monoT5: a T5 that says "true" or "false"; the score is the logarithm of the probability of "true"."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        cache: Path | None = None,
+        device: str | None = None,
+        dtype: Dtype = "float32",
+        max_length: int | None = None,
+        tokens_per_batch: int | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
+        """As ``CrossEncoderTeacher``; ``max_length`` (default 512) is that of the whole prompt, see ``towers.MonoT5``.
+
+        Raises ``ModelError`` for what is no T5, or has no tokens for the two answers.
+        """
+        folder, commit = towers.resolve(model, revision, allow_pickle)
+        towers.check_monot5(folder)
+        network = towers.MonoT5(
+            folder=folder, dtype=dtype, device=towers.choose_device(device), max_length=max_length,
+            tokens_per_batch=tokens_per_batch, allow_pickle=allow_pickle,
+        )
+        super().__init__(name or (folder.name if commit is None else str(model)), network, cache,
+                         {"kind": "monot5", "revision": commit})
+
 
 # ------------------------------------------------------------------------------------------------ computing once
-
 
 
 def _prepare_both(

@@ -1,8 +1,8 @@
 """Networks that teach: how their folders say they are to be run, and running them on texts or pairs of texts.
 
 A bi-encoder's folder is one of sentence-transformers (Transformer, Pooling, perhaps Normalize) or a plain one of
-transformers; a cross-encoder's is a sequence classifier with one label. What would change a score and is not carried
-out here is refused. Networks are loaded when they are first run. B texts of a batch, L tokens, H hidden width.
+transformers; a cross-encoder's is a sequence classifier with one label, monoT5's a T5. What would change a score and is
+not carried out here is refused. Networks are loaded when first run. B texts of a batch, L tokens, H hidden width.
 Next file to read: ``bm25``.
 """
 
@@ -36,6 +36,7 @@ _LEGACY_POOLING = {
 }  # in the order in which several are put side by side
 _PROMPT_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "xlm-roberta"}
+_T5_LENGTH = 512
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
 
@@ -72,10 +73,8 @@ class Network:
         """
         import torch
 
-        found = self._tokenizer.encode_batch(list(items), add_special_tokens=True)
         padding = self._owner.pad_token_id or 0
-        ids = [np.array(encoding.ids or [padding], dtype=np.int64) for encoding in found]
-        types = [np.array(encoding.type_ids or [0], dtype=np.int64) for encoding in found]
+        ids, types = self._encode(items, padding)
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         for positions in _batches(lengths, self._tokens_per_batch):
             batch = lengths[positions]
@@ -84,8 +83,17 @@ class Network:
             if "token_type_ids" in self._owner.model_input_names:
                 inputs["token_type_ids"] = _pad([types[p] for p in positions], 0)
             with torch.inference_mode():
-                output = self.model(**{key: torch.from_numpy(value).to(self._device) for key, value in inputs.items()})
-            yield positions, output[0], batch
+                output = self._call({key: torch.from_numpy(value).to(self._device) for key, value in inputs.items()})
+            yield positions, output, batch
+
+    def _encode(self, items: Sequence[Any], padding: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Token ids and token types of each item."""
+        found = self._tokenizer.encode_batch(list(items), add_special_tokens=True)
+        return ([np.array(encoding.ids or [padding], dtype=np.int64) for encoding in found],
+                [np.array(encoding.type_ids or [0], dtype=np.int64) for encoding in found])
+
+    def _call(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.model(**inputs)[0]
 
     @functools.cached_property
     def model(self) -> Any:
@@ -110,6 +118,38 @@ class Network:
             raise ModelError(f"{self._folder} lacks weights ({', '.join(missing[:4])}); random ones would take their "
                              "place")
         return model.eval().requires_grad_(False).to(self._device)
+
+
+class MonoT5(Network):
+    """A T5 that answers "true" or "false" to ``Query: q Document: d Relevant:`` (Nogueira et al. 2020, 2003.06713).
+
+    Its first output is ``[B, 1]``: the logarithm of the probability of "true" against "false" as the first word. Where
+    a pair is too long, its document is cut, never the question at its end.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        from sparse_ir import networks
+
+        super().__init__(classes="AutoModelForSeq2SeqLM", stated_length=_T5_LENGTH, lowercase=False, **options)
+        self._end = np.array(self._tokenizer.encode("Relevant:").ids, dtype=np.int64)
+        limit = self.provenance["max_length"]
+        if limit <= len(self._end):
+            raise ConfigError(f"max_length is {limit}; allowed: more than {len(self._end)}")
+        self._begin = networks.cut_at(self._tokenizer, limit - len(self._end))
+        self._answers = [self._tokenizer.token_to_id(word) for word in ("\u2581true", "\u2581false")]
+        if None in self._answers:
+            raise ModelError(f"{self._folder}: its vocabulary has no tokens for 'true' and 'false', monoT5's answers")
+
+    def _encode(self, items: Sequence[Any], padding: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        texts = [f"Query: {query.strip()} Document: {document.strip()}" for query, document in items]
+        found = self._begin.encode_batch(texts, add_special_tokens=False)
+        ids = [np.concatenate([np.array(encoding.ids, dtype=np.int64), self._end]) for encoding in found]
+        return ids, [np.zeros_like(row) for row in ids]
+
+    def _call(self, inputs: dict[str, Tensor]) -> Tensor:
+        start = inputs["input_ids"].new_full((len(inputs["input_ids"]), 1), self.model.config.decoder_start_token_id)
+        logits_BLV = self.model(**inputs, decoder_input_ids=start).logits
+        return logits_BLV[:, 0, self._answers].float().log_softmax(dim=1)[:, :1]
 
 
 def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[list[int]]:
@@ -288,13 +328,22 @@ def check_cross_encoder(folder: Path) -> None:
     labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
     architecture = (config.get("architectures") or ["nothing"])[0]
     if not architecture.endswith("ForSequenceClassification") or labels != 1:
+        hint = "; a T5 that answers true or false is of the kind monot5" if architecture.startswith("T5") else ""
         raise ModelError(f"{folder} is {architecture} with {labels} labels; a cross-encoder teacher needs "
-                         "...ForSequenceClassification with 1 label")
+                         f"...ForSequenceClassification with 1 label{hint}")
     if (folder / "modules.json").is_file() and [name for name, _ in _read_modules(folder)] != ["Transformer"]:
         raise ModelError(f"{folder / 'modules.json'} has modules after the Transformer, which is not supported")
     settings = _read_object(folder / "config_sentence_transformers.json")
     if any((settings.get("prompts") or {}).values()):
         raise ModelError(f"{folder} puts prompts before its pairs, which is not supported")
+
+
+def check_monot5(folder: Path) -> None:
+    """Refuse what is no T5."""
+    config = _read_object(folder / "config.json")
+    architecture = (config.get("architectures") or ["nothing"])[0]
+    if config.get("model_type") != "t5" or architecture != "T5ForConditionalGeneration":
+        raise ModelError(f"{folder} is {architecture}; a monot5 teacher needs T5ForConditionalGeneration")
 
 
 def stated_length(folder: Path) -> int | None:

@@ -66,6 +66,7 @@ class Progress:
     """What a checkpoint knows besides tensors."""
 
     step: int = 0
+    dev: float | None = None  # the last measure
     best: float | None = None
     best_step: int | None = None
 
@@ -81,6 +82,9 @@ class Trainer:
         self._teachers = [teacher for teacher, _ in teachers]
         self._teacher_weights = [weight for _, weight in teachers]
         precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.run.precision]
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise ConfigError("run.precision is 'float16', which needs a GPU; allowed here: 'float32' and 'bfloat16'")
+        accelerate.state.AcceleratorState._reset_state()  # else the precision of an earlier run would hold for this one
         self.accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(config.run.seed)  # a new output layer may be drawn at random
         self._sample = _sample(sources)
@@ -147,7 +151,10 @@ class Trainer:
         config = config_to_json(self.config)
         for key in ("stop_after", "save_every", "keep", "evaluate_every", "log_every", "tensorboard"):
             config["run"].pop(key, None)
-        config["model"].pop("saved_dtype")
+        for key in ("saved_dtype", "allow_pickle"):
+            config["model"].pop(key)
+        for teacher in config["teacher"]:
+            teacher.pop("allow_pickle")
         for key in ("card", "dev", "blend"):
             config.pop(key, None)
         return {"config": config, "start": start.fingerprint, "data": self.batches.fingerprint,
@@ -172,9 +179,9 @@ class Trainer:
                     facts = self._step(step)
                     self.progress.step = step + 1
                     self._evaluate_and_save(facts)
-                    if self._is_due(self.config.run.log_every):
+                    if self._is_due(self.config.run.log_every) or "dev" in facts:
                         log.write(self.progress.step, facts)
-                        bar.set_postfix_str(_postfix(facts, self.progress))
+                        bar.set_postfix_str(_postfix(facts, self.progress, self.dev))
                     bar.update()
             return self._finish()
 
@@ -227,7 +234,8 @@ class Trainer:
 
         if self.accelerator.is_main_process:
             path = self.folder / _START
-            save_model(self.student, str(path.with_suffix(".part")))
+            with files.naming_disk_errors(path):
+                save_model(self.student, str(path.with_suffix(".part")))
             path.with_suffix(".part").replace(path)
         self.accelerator.wait_for_everyone()
 
@@ -408,7 +416,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         facts = {f"dev/{dev.name}": evaluate(self.student, self.query_side, dev) for dev in self.dev}
-        mean = sum(facts.values()) / len(facts)
+        self.progress.dev = mean = sum(facts.values()) / len(facts)
         if self.progress.best is None or mean > self.progress.best:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.accelerator.is_main_process:
@@ -434,7 +442,7 @@ class Trainer:
                 files.write_json(folder / "state.json", {
                     "format": FORMAT, "progress": self.progress.__dict__, "fingerprint": self.fingerprint,
                     "governors": {name: governor.state() for name, governor in self.governors.items()},
-                    "guard": self.guard.state(), "world": self.accelerator.num_processes,
+                    "guard": self.guard.state(), "world": self.accelerator.num_processes, "dev": self._dev_settings(),
                     "sha256": {name: files.sha256_of_file(folder / name)
                                for name in ("model.safetensors", "state.safetensors")},
                 })
@@ -442,9 +450,15 @@ class Trainer:
                 files.remove_folder(old)
         self.accelerator.wait_for_everyone()
 
+    def _dev_settings(self) -> Any:
+        """What the best step so far was best at."""
+        return config_to_json(self.config)["dev"]
+
     def _resume(self) -> None:
         from safetensors.torch import load_file, load_model
 
+        if self.accelerator.is_main_process:
+            files.remove_leftovers_in(self.folder)
         config = self.folder / "config.toml"
         found = list_checkpoints(self.folder)
         if not found:
@@ -464,6 +478,8 @@ class Trainer:
                 self.query_side.weights_V.copy_(tensors.pop("query_weights"))
         _restore_moments(self.optimizer, tensors)
         self.progress = Progress(**state["progress"])
+        if state.get("dev", self._dev_settings()) != self._dev_settings():  # best at something else
+            self.progress.dev = self.progress.best = self.progress.best_step = None
         for name, governor in self.governors.items():
             governor.restore(state["governors"][name])
         self.guard.restore(state["guard"])
@@ -472,19 +488,25 @@ class Trainer:
         """``model`` is the best step by the dev sets, or the last without any."""
         if self.accelerator.is_main_process:
             target, best = self.folder / "model", self.folder / "best"
-            if best.is_dir():
+            if self.progress.best_step is not None:
                 with files.building(target) as folder:
                     shutil.copytree(best, folder, dirs_exist_ok=True)
             else:
                 self._blend()
                 self._save_model(target)
         self.accelerator.wait_for_everyone()
-        last = json.loads((self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        reached = {key: last[key] for key in ("documents_terms", "queries_terms") if key in last}
+        reached = self._facts_of(self.progress.best_step or self.progress.step)
         if self.config.blend.start:  # the saved network is another one
             reached["documents_terms"] = self.config.blend.terms
         return {"model": str(self.folder / "model"), "steps": self.progress.step, "best_step": self.progress.best_step,
                 "best_dev": self.progress.best, **reached}
+
+    def _facts_of(self, step: int) -> dict[str, float | None]:
+        """The active terms that the log has of this step, or of the last one before it."""
+        text = (self.folder / "log.jsonl").read_text(encoding="utf-8")
+        lines: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
+        found = max((line for line in lines if line["step"] <= step), key=lambda line: line["step"], default={})
+        return {key: found[key] for key in ("documents_terms", "queries_terms") if key in found}
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -631,13 +653,15 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _postfix(facts: dict[str, float], progress: Progress) -> str:
-    shown = {"loss": facts.get("loss", facts.get("bag_of_words_loss", 0.0))}
+def _postfix(facts: dict[str, float], progress: Progress, dev: Sequence[DevSet]) -> str:
+    """What stands beside the progress bar: loss, sparsity of both sides, and the dev sets' measure."""
+    shown = [f"loss {facts.get('loss', facts.get('bag_of_words_loss', 0.0)):.4g}"]
     if "documents_terms" in facts:
-        shown["terms"] = facts["documents_terms"]
-    if progress.best is not None:
-        shown["best dev"] = progress.best
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        shown.append(f"terms {facts['queries_terms']:.0f} / {facts['documents_terms']:.0f}")
+    if progress.dev is not None:
+        measure = ", ".join(dict.fromkeys(each.measure for each in dev))
+        shown.append(f"{measure} {progress.dev:.4f} (best {progress.best:.4f})")
+    return ", ".join(shown)
 
 
 def read_dev_set(path: str, *, name: str | None = None, split: str = "dev", measure: str = "nDCG@10",

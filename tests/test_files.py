@@ -68,6 +68,23 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path):
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a", "old")]
 
 
+def test_what_safetensors_says_of_the_disk_is_an_error_of_the_system(tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, files.building(tmp_path / "a") as folder:
+            save_file({"zeros": np.zeros(1000)}, folder / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "a"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="os error 28"), files.naming_disk_errors(tmp_path):
+        raise ValueError("(os error 28)")  # of somebody else
+
+
 def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_found(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
@@ -84,6 +101,16 @@ def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_found(tmp_pa
     assert len(list(tmp_path.iterdir())) == 2
     files.remove_leftovers(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_all_leftovers_of_a_folder_are_removed_and_nothing_else(tmp_path):
+    for name in ("a", "b"):
+        files.temporary_sibling(tmp_path / name).mkdir()
+    files.temporary_sibling(tmp_path / "c").write_text("half")
+    (tmp_path / "d").mkdir()
+    (tmp_path / ".e").write_text("hidden")
+    files.remove_leftovers_in(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".e", "d"]
 
 
 def test_leftovers_of_others_stay(tmp_path):

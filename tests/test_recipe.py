@@ -37,12 +37,13 @@ SMALLEST = '[model]\nstart = "org/base"\n[[data]]\npath = "data/x"\n[run]\nsteps
 # every field of every section differs from its default
 EVERYTHING = TrainConfig(
     model=ModelSettings("org/base", "abc", "learned", "idf.json", "log1p_relu", 200, 32, 512, "passage: ", "query: ",
-                        0.05, 256, "float8"),
+                        0.05, 256, "float8", True),
     data=(DataSettings("data/a", "a", "all", "a.jsonl", 2.5, 100, True), DataSettings("data/ü \"b\".jsonl")),
     run=RunSettings(5_000, 3, "bfloat16", True, 50, 5, 25, 7, False, 4_000),
     loss=(LossSettings("kl", 0.7, 2.0), LossSettings("info_nce", 0.3, 0.5), LossSettings("margin_mse", 0.05)),
     teacher=(TeacherSettings("dense", "org/dense", "def", 0.5, "bfloat16", 128),
-             TeacherSettings("bm25", k1=1.2, b=0.75), TeacherSettings("file")),
+             TeacherSettings("monot5", "org/t5", allow_pickle=True), TeacherSettings("bm25", k1=1.2, b=0.75),
+             TeacherSettings("file")),
     dev=(DevSettings("data/dev", "dev", "test", "RR@10", 50, 500),),
     batch=BatchSettings(24, 7, 3, 6, False, 8),
     ensemble=EnsembleSettings(10.0, "none"),
@@ -199,6 +200,7 @@ def test_wrong_sections(written, text, message):
     ("loss", 'name = "info_nce"\nweight = 0', "loss.weight is 0.0; allowed: more than 0"),
     ("loss", 'name = "info_nce"\ntemperature = inf', "loss.temperature is inf; allowed: more than 0"),
     ("teacher", 'kind = "dense"', "teacher of kind 'dense': model is None"),
+    ("teacher", 'kind = "monot5"', "sparse, cross-encoder and monot5 teachers need one"),
     ("teacher", 'kind = "bm25"\nmodel = "x"', "teacher of kind 'bm25': model is 'x'"),
     ("teacher", 'kind = "file"\nweight = -1', "teacher.weight is -1.0; allowed: more than 0"),
     ("teacher", 'kind = "bm25"\nk1 = -1', "teacher.k1 is -1.0; allowed: 0 or more"),

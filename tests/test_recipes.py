@@ -1,11 +1,17 @@
-"""The recipes in ``scripts/recipes``: each is read, written back to the same, and has the published values."""
+"""The recipes in ``scripts/recipes``: each is read, written back to the same, has the published values, and trains."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_models
+from made_pairs import mined, write_folder, write_lines
 
+from sparse_ir import runs
+from sparse_ir.encoder import Encoder
 from sparse_ir.losses import translate_lambda
 from sparse_ir.recipe import LossSettings, TrainConfig, config_to_json, format_config, parse_config, read_config
 
@@ -78,8 +84,8 @@ def test_geng_finetuning():
     assert config.model.start == "runs/geng-pretrain/model" and config.model.query == "idf"
     assert (config.model.max_length, config.model.saved_max_length) == (256, 512)
     assert (config.batch.queries, config.batch.negatives, config.batch.in_batch) == (40, 10, False)
-    assert teachers(config) == [DENSE, SPARSE, ("cross-encoder", "cross-encoder/ms-marco-MiniLM-L-12-v2")]
-    assert "castorini/monot5-3b-msmarco-10k" in (FOLDER / "geng-finetune.toml").read_text(encoding="utf-8")
+    assert teachers(config) == [DENSE, SPARSE, ("monot5", "castorini/monot5-3b-msmarco-10k"),
+                                ("cross-encoder", "cross-encoder/ms-marco-MiniLM-L-12-v2")]
     assert (config.ensemble.scale, config.ensemble.normalization) == (30.0, "minmax")
     assert config.loss == (LossSettings("kl", 1.0, 1.0),)
     assert (config.run.steps, config.optimizer.learning_rate, config.run.precision) == (50_000, 2e-5, "float16")
@@ -119,3 +125,88 @@ def test_cpu_small():
     assert teachers(config) == [("dense", "sentence-transformers/all-MiniLM-L6-v2"), ("bm25", None)]
     assert (config.ensemble.scale, config.ensemble.normalization) == (30.0, "minmax")
     assert (config.documents.penalty, config.documents.target_terms) == ("flops", 180.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Each recipe at toy size: other texts, networks and numbers, the same objective
+
+
+@pytest.fixture(scope="module")
+def toys(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny network in the place of each that the recipes name, and a data set."""
+    root = tmp_path_factory.mktemp("toys")
+    folders = {"sparse": tiny_folder, "dense": tiny_models.build_backbone(tiny_folder, root / "dense"),
+               "cross-encoder": tiny_models.build_cross_encoder(tiny_folder, root / "cross"),
+               "monot5": tiny_models.build_monot5(root / "t5"), "data": root / "pairs"}
+    types = [{"path": path, "type": f"sentence_transformers.models.{path[2:] or 'Transformer'}"}
+             for path in ("", "1_Pooling")]
+    (folders["dense"] / "modules.json").write_text(json.dumps(types))
+    write_lines(folders["dense"] / "1_Pooling" / "config.json", [{"pooling_mode": "mean"}])
+    texts = [*tiny_models.SENTENCES, *(text.replace(" the ", " a ") + " Often." for text in tiny_models.SENTENCES)]
+    documents = {f"d{number}": text for number, text in enumerate(texts)}
+    questions = {f"q{number}": " ".join(text.split()[1:4]) for number, text in enumerate(texts)}
+    for split in ("train", "dev"):
+        write_folder(folders["data"], documents=documents, queries=questions, split=split,
+                     judgements=[(f"q{number}", f"d{number}", 1) for number in range(len(texts))])
+    write_lines(root / "negatives.jsonl", [
+        mined(f"q{number}", [f"d{number}"], [f"d{(number + step) % len(texts)}" for step in range(1, 12)])
+        for number in range(len(texts))])
+    return folders
+
+
+def shrink(config: TrainConfig, toys: dict[str, Path], start: Path) -> dict[str, Any]:
+    """The recipe with toys in the place of networks and data, and sizes to match; all else as it stands."""
+    table = config_to_json(config)
+    table["model"] |= {"start": str(start), "max_length": 24, "query_max_length": 12, "saved_max_length": 48}
+    negatives = str(toys["data"].parent / "negatives.jsonl")
+    table["data"] = [entry | {"path": str(toys["data"]), "name": f"toy-{number}", "negatives": negatives}
+                     for number, entry in enumerate(table["data"][:2])]
+    table["batch"] |= {"queries": 6, "neighbourhood": min(table["batch"]["neighbourhood"], 2)}
+    for teacher in table["teacher"]:
+        teacher |= {"model": str(toys[teacher["kind"]])} if "model" in teacher else {}
+    for side in ("documents", "queries"):
+        table[side] |= {"ramp_steps": 2} | ({"target_terms": 40.0} if "target_terms" in table[side] else {})
+    table["optimizer"]["warmup_steps"] = 1
+    table["warm_start"] |= {"steps": min(table["warm_start"]["steps"], 2), "active_terms": 40}
+    table["blend"] |= {"terms": 40} if "terms" in table["blend"] else {}
+    for dev in table["dev"]:
+        dev |= {"path": str(toys["data"]), "queries": 8, "documents": 20}
+    table["run"] |= {"steps": 5, "save_every": 2, "evaluate_every": 2, "log_every": 1}
+    if table["run"]["precision"] == "float16":  # for which no CPU will do
+        table["run"]["precision"] = "float32"
+    del table["card"]
+    return table
+
+
+def train_small(name: str, toys: dict[str, Path], start: Path, folder: Path) -> list[dict[str, float]]:
+    """Train and open the model; the lines of the log."""
+    path = folder / f"{name}.toml"
+    path.write_text(format_config(parse_config(shrink(read(name), toys, start))), encoding="utf-8")
+    report = runs.train(path, folder / name)
+    assert Encoder.load(report["model"], device="cpu").encode(["a river"]).shape[0] == 1
+    assert (Path(report["model"]) / "README.md").is_file()
+    return [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+
+
+def test_geng_trains_in_two_stages(toys, tmp_path):
+    first = train_small("geng-pretrain", toys, toys["sparse"], tmp_path)
+    second = train_small("geng-finetune", toys, tmp_path / "geng-pretrain" / "model", tmp_path)
+    for lines in (first, second):
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5] and all(line["kl"] > 0 for line in lines)
+    assert [line["documents_lambda"] for line in second] == pytest.approx([0, 0.055, 0.22, 0.22, 0.22])
+    assert "dev" in second[-1]
+    idf = [json.loads((tmp_path / name / "model" / "idf.json").read_text()) for name in
+           ("geng-pretrain", "geng-finetune")]
+    assert idf[0] == idf[1]  # that of the first stage is kept
+
+
+@pytest.mark.parametrize(("name", "start", "losses"), [
+    ("cpu-small", "dense", {"kl", "info_nce"}), ("default", "dense", {"kl", "info_nce"}),
+    ("ablation", "dense", {"kl", "info_nce"}), ("siamese-splade", "sparse", {"margin_mse"}),
+])
+def test_every_other_recipe_trains(name, start, losses, toys, tmp_path):
+    lines = train_small(name, toys, toys[start], tmp_path)
+    assert losses <= set(lines[-1]) and lines[-1]["documents_terms"] > 0
+    assert ("bag_of_words_loss" in lines[0]) == (name == "cpu-small")
+    assert ("queries_penalty" in lines[-1]) == (name == "siamese-splade")
+    assert (tmp_path / name / "start.safetensors").is_file() == (name == "default")

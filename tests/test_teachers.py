@@ -19,7 +19,7 @@ from sparse_ir import lucene, teachers
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch, ModelError
 from sparse_ir.lexical import LexicalEncoder
-from sparse_ir.teachers import Bm25Teacher, CrossEncoderTeacher, DenseTeacher, SparseTeacher
+from sparse_ir.teachers import Bm25Teacher, CrossEncoderTeacher, DenseTeacher, MonoT5Teacher, SparseTeacher
 
 QUERIES = ["which river floods?", "bees and flowers", "", "  a bridge in summer  "]
 TEXTS = list(tiny_models.TEXTS)
@@ -57,15 +57,7 @@ def dense_folder(backbone: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cross_folder(tiny_folder: Path, tmp_path_factory) -> Path:
-    """A pair scorer with one label, its head drawn at random once."""
-    folder = tmp_path_factory.mktemp("cross") / "scorer"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_folder, num_labels=1)
-        model.classifier.weight.data.normal_()
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
-    return folder
+    return tiny_models.build_cross_encoder(tiny_folder, tmp_path_factory.mktemp("cross") / "scorer")
 
 
 def edit_json(path: Path, **changes) -> None:
@@ -463,6 +455,65 @@ def test_what_is_no_pair_scorer_with_one_label_is_refused(tiny_folder, cross_fol
                                          '{"path": "1", "type": "sentence_transformers.x.Dense"}]')
     with pytest.raises(ModelError, match="has modules after the Transformer"):
         CrossEncoderTeacher(folder)
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory) -> Path:
+    return tiny_models.build_monot5(tmp_path_factory.mktemp("t5") / "monot5")
+
+
+def answer_of(folder: Path, prompt: str) -> float:
+    """The logarithm of the probability of "true" against "false", told by transformers alone."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt"), decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
+    return float(logits[tokenizer.convert_tokens_to_ids(["\u2581true", "\u2581false"])].log_softmax(0)[0])
+
+
+def test_monot5_answers_as_transformers_does(t5_folder, tmp_path):
+    texts = [text for text in TEXTS[:6] if text]
+    teacher = MonoT5Teacher(t5_folder, tokens_per_batch=200, cache=tmp_path)
+    found = teacher.scores(QUERIES[:2], texts)
+    expected = [[answer_of(t5_folder, f"Query: {query} Document: {text} Relevant:") for text in texts]
+                for query in QUERIES[:2]]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.std() > 0.01 and (found < 0).all()
+    assert not teacher.in_batch and teacher.forward_passes == found.size
+    again = MonoT5Teacher(t5_folder, cache=tmp_path)
+    np.testing.assert_array_equal(again.scores(QUERIES[:2], texts), found)
+    assert again.forward_passes == 0 and not is_loaded(again)
+
+
+def test_monot5_cuts_the_document_and_keeps_its_question(t5_folder):
+    long = " ".join(tiny_models.SENTENCES)
+    teacher = MonoT5Teacher(t5_folder, max_length=40)
+    (ids,), _ = teacher._network._encode([(QUERIES[0], long)], 0)
+    owner = transformers.AutoTokenizer.from_pretrained(t5_folder)
+    begin, end = owner(f"Query: {QUERIES[0]} Document: {long}")["input_ids"], owner("Relevant:")["input_ids"]
+    assert ids.tolist() == begin[: 40 - len(end)] + end
+    with pytest.raises(ConfigError, match="max_length is 2; allowed: more than"):
+        MonoT5Teacher(t5_folder, max_length=2)
+
+
+def test_what_is_no_monot5_is_refused(t5_folder, cross_folder, tiny_folder, tmp_path):
+    with pytest.raises(ModelError, match="is BertForSequenceClassification; a monot5 teacher needs T5ForConditional"):
+        MonoT5Teacher(cross_folder)
+    with pytest.raises(ModelError, match=r"T5ForConditionalGeneration with 2 labels; .* of the kind monot5"):
+        CrossEncoderTeacher(t5_folder)
+    folder = Path(shutil.copytree(t5_folder, tmp_path / "m"))
+    transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
+    with pytest.raises(ModelError, match="its vocabulary has no tokens for 'true' and 'false'"):
+        MonoT5Teacher(folder)
+
+
+def test_pairs_are_prepared_many_at_a_time(cross_folder, monkeypatch):
+    monkeypatch.setattr(teachers, "_PAIRS_AT_ONCE", 4)
+    teacher, steps = CrossEncoderTeacher(cross_folder), []
+    assert teacher.prepare_pairs(((query, text) for query in QUERIES[:2] for text in TEXTS[:5]), steps.append) \
+        == (10, 10)
+    assert sum(steps) == 10
+    assert teacher.prepare(QUERIES[:2], TEXTS[:5]) == (10, 0)
 
 
 # ------------------------------------------------------------------------------------------------ BM25

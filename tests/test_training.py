@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -181,24 +183,47 @@ def test_a_damaged_checkpoint_is_refused(model, pairs_file, tmp_path):
 
 
 def test_a_full_disk_in_the_middle_of_a_save_leaves_the_checkpoint_before(model, pairs_file, tmp_path, monkeypatch):
-    import safetensors.torch
+    config, before = make_config(model, pairs_file), resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = training.Trainer._step
 
-    config = make_config(model, pairs_file)
-    original, calls = safetensors.torch.save_file, []
+    def fill(self, number):
+        if number == 3:  # the network fits, the optimizer's moments, twice as large, do not
+            size = (tmp_path / "cut" / "checkpoint-0000002" / "model.safetensors").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size * 3 // 2, before[1]))
+        return original(self, number)
 
-    def fill(tensors, path, *rest, **options):
-        calls.append(path)
-        if len(calls) == 4:  # the second file of the second checkpoint
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return original(tensors, path, *rest, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save_file", fill)
-        with pytest.raises(OSError, match="No space left"):
-            make_trainer(config, tmp_path / "cut").run()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Trainer, "_step", fill)
+            with pytest.raises(OSError, match="File too large") as caught:
+                make_trainer(config, tmp_path / "cut").run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "cut" / "checkpoint-0000004")
     assert [path.name for path in (tmp_path / "cut").glob("*checkpoint*")] == ["checkpoint-0000002"]
     assert_close(trained(config, tmp_path / "cut"), trained(config, tmp_path / "whole"), 0.0)
+
+
+def test_kill_9_in_the_middle_of_a_save_costs_nothing_and_leaves_nothing(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, data=[{"path": str(pairs_file), "name": "toy", "weight": 1.0}])
+    (tmp_path / "config.toml").write_text(recipe.format_config(config))
+    code = ("import os, pathlib, signal, sys\nimport safetensors.torch\nfrom sparse_ir import runs\n"
+            "save, calls = safetensors.torch.save_file, []\n"
+            "def kill(tensors, path, *rest, **options):\n"
+            "    calls.append(path)\n"
+            "    if len(calls) == 4:\n"
+            "        pathlib.Path(path).write_bytes(b'half')\n"
+            "        os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    save(tensors, path, *rest, **options)\n"
+            "safetensors.torch.save_file = kill\n"
+            "runs.train(*map(pathlib.Path, sys.argv[1:]))\n")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "config.toml", tmp_path / "cut"], timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name.split("-")[0] for path in (tmp_path / "cut").glob("*checkpoint*")}
+    assert left == {"checkpoint", ".checkpoint"}  # the one before, and the half of one under another name
+    assert_close(trained(config, tmp_path / "cut"), trained(config, tmp_path / "whole"), 0.0)
+    assert not list((tmp_path / "cut").glob(".checkpoint*"))
 
 
 # ------------------------------------------------------------------------------------------------ equal losses
@@ -391,6 +416,18 @@ def test_a_penalty_that_kills_all_terms_stops_the_run_with_a_reason(model, pairs
 # ------------------------------------------------------------------------------------------------ warm start
 
 
+def test_a_start_that_is_a_pickle_needs_permission(model, pairs_file, tmp_path):
+    folder = Path(shutil.copytree(model, tmp_path / "old"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="a pickle; with allow_pickle=True it is read"):
+        student.start_network(make_config(folder, pairs_file).model)
+    allowed = student.start_network(make_config(folder, pairs_file, model={"allow_pickle": True}).model)
+    expected = student.start_network(make_config(model, pairs_file).model).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in allowed.model.state_dict().items())
+    assert not allowed.grown
+
+
 def test_a_backbone_without_an_output_layer_gets_a_tied_one(backbone, model, pairs_file):
     with pytest.raises(ModelError, match="lacks weights"):
         Encoder.load(backbone)
@@ -527,6 +564,40 @@ def test_the_best_step_by_the_dev_set_becomes_the_model(model, pairs_file, dev_f
     assert (tmp_path / "best" / "modules.json").is_file()
 
 
+def test_what_a_run_with_a_dev_set_shows_and_reports(model, pairs_file, dev_folder, tmp_path, monkeypatch):
+    """Dev measures are logged whenever they are taken; the terms reported are those of the step that is saved."""
+    shown = []
+    monkeypatch.setattr(training.tqdm, "set_postfix_str", lambda self, text: shown.append(text))
+    config = make_config(model, pairs_file, run={"evaluate_every": 2, "log_every": 8})
+    dev = training.read_dev_set(str(dev_folder))
+    report = make_trainer(config, tmp_path, dev=[dev]).run()
+    lines = {line["step"]: line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())}
+    assert sorted(lines) == [2, 4, 6, 8]
+    best = lines[report["best_step"]]
+    assert len({line["documents_terms"] for line in lines.values()}) > 1
+    assert (report["documents_terms"], report["best_dev"]) == (best["documents_terms"], best["dev"])
+    last = lines[8]
+    assert shown[-1] == (f"loss {last['loss']:.4g}, terms {last['queries_terms']:.0f} / {last['documents_terms']:.0f}, "
+                         f"nDCG@10 {last['dev']:.4f} (best {report['best_dev']:.4f})")
+
+
+@pytest.mark.parametrize("others", [[], [{"path": "elsewhere", "measure": "R@10"}]])
+def test_a_best_step_is_forgotten_with_its_dev_sets(model, pairs_file, dev_folder, tmp_path, others):
+    def run(dev, **settings):
+        config = make_config(model, pairs_file, run={"evaluate_every": 2, **settings}, dev=dev)
+        sets = [training.read_dev_set(str(dev_folder), measure=each["measure"]) for each in dev]
+        return make_trainer(config, tmp_path, dev=sets).run()
+
+    first = run([{"path": str(dev_folder), "measure": "nDCG@10"}], stop_after=4)
+    assert first["best_step"] in (2, 4)
+    last = run(others)
+    assert last["best_step"] in ((6, 8) if others else (None,))
+    weights = [load_file(next(path.glob("document*/model.safetensors"))) for path in
+               (tmp_path / "model", tmp_path / "best")]
+    same = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert same == bool(others)
+
+
 def test_the_dev_measure_is_that_of_the_saved_model(model, pairs_file, dev_folder, tmp_path):
     from sparse_ir import measures
 
@@ -587,6 +658,12 @@ def test_the_configuration_is_written_complete_beside_the_checkpoints(model, pai
     config = make_config(model, pairs_file, run={"steps": 2})
     trained(config, tmp_path)
     assert recipe.read_config(tmp_path / "config.toml") == config
+
+
+def test_float16_needs_a_gpu(model, pairs_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"run\.precision is 'float16', which needs a GPU"):
+        make_trainer(make_config(model, pairs_file, run={"precision": "float16"}), tmp_path)
 
 
 def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):

@@ -59,6 +59,37 @@ def build(family: str, folder: Path, *, seed: int = 0, extra_outputs: int = 0) -
     return folder
 
 
+def build_backbone(source: Path, folder: Path) -> Path:
+    """The network of ``source`` without its output layer."""
+    transformers.AutoModel.from_pretrained(source).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def build_cross_encoder(source: Path, folder: Path) -> Path:
+    """A pair scorer with one label, its head drawn at random once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+        model.classifier.weight.data.normal_()
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def build_monot5(folder: Path) -> Path:
+    """A random T5 with T5's kind of tokenizer, in which "true" and "false" are tokens."""
+    tokenizer = _t5_tokenizer()
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=3.0,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _random_model(family: str, vocabulary_size: int, tokenizer: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,6 +143,22 @@ def _unigram() -> Any:
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return _roberta_style(tokenizer)
+
+
+def _t5_tokenizer() -> Any:
+    """Unigram pieces behind a mark for each space, as T5 has them, with "true" and "false" among them."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    answers = ["Query: is it true or false? Document: true, false, true. Relevant: false"] * 20
+    tokenizer.train_from_iterator([*SENTENCES, *answers], trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"])
 
 
 def _roberta_style(tokenizer: Tokenizer) -> Any:
