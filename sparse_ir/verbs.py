@@ -25,7 +25,7 @@ from sparse_ir import measures as measures_module
 from sparse_ir import queries as query_sides
 from sparse_ir import vectors as vector_folders
 from sparse_ir.approximation import SearchOptions
-from sparse_ir.errors import ConfigError
+from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.pruning import Pruning
 
 DEFAULT_MODEL = "default"
@@ -265,7 +265,10 @@ def evaluate(run: Path, qrels: str, *, measures: str = "nDCG@10 R@100", split: s
         written = measures_module.remove_identical(written)
     hits = {query_id: data.rank_hits(found) for query_id, found in written.items()}
     judged, names = data.read_qrels(qrels, split), measures.replace(",", " ")
-    result = measures_module.evaluate_run(hits, judged, names)
+    try:
+        result = measures_module.evaluate_run(hits, judged, names)
+    except DataError as error:
+        raise DataError(f"{run} with {qrels}: {error}") from error
     report: Report = {**result.mean, "queries": result.num_queries, "queries_without_hits": result.num_missing,
                       "queries_not_judged": result.num_unjudged}
     if ties:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,15 @@ def test_selecting_systems_and_data_sets():
     assert published.select("all", ["made-up"]) == []
     with pytest.raises(ConfigError, match="published system 'SPLADE-v9' is unknown, allowed: default, all, none"):
         published.select("SPLADE-v3;SPLADE-v9")
+
+
+@pytest.mark.parametrize("dataset", ["scifact", "arguana"])
+@pytest.mark.parametrize("measure", ["nDCG@10", "R@100", "R@1000"])
+def test_our_kept_bm25_is_the_published_one_to_the_last_digit(dataset, measure):
+    kept = Path(__file__).parent.parent / "scripts" / "results" / "leaderboard.json"
+    board = json.loads(kept.read_text(encoding="utf-8"))
+    (bm25,) = [entry for entry in board["systems"] if entry["name"] == "bm25"]
+    assert round(bm25["datasets"][dataset][measure], 4) == values_of("BM25 flat (Pyserini)", measure)[dataset]
 
 
 def test_records_are_json_able():

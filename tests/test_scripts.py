@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import write_collection
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL = {
@@ -30,3 +31,24 @@ def test_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout  # the Markdown table
     assert json.loads(figures.read_text())
+
+
+@pytest.mark.parametrize("planted", [0, 2])
+def test_printed_figures_are_checked_to_the_last_digit(planted: int, tmp_path: Path) -> None:
+    write_collection(tmp_path / "data" / "made", 30)
+    checks = tmp_path / "checks"
+    (checks / "made-runs").mkdir(parents=True)
+    run = {"q0": {"d0": 2.0, "d1": 1.0}, "q1": {"d1": 1.0}, "q2": {"d0": 1.0}}  # two of eight queries at the first rank
+    (checks / "made-runs" / "x_results.json").write_text(json.dumps(run))
+    recall = 0.25001 if planted else 0.25
+    printed = json.dumps([{"NDCG@10": 0.25}, {"Recall@100": recall}, {"MAP@10": 0.25}, {"P@1": 0.25}], indent=4)
+    (checks / "made-runs" / "eval_result_x.txt").write_text(f"Evaluation Scores:\n{printed}\n")
+    lines = ["dataset\tmodel\tmetric\tvalue", f"made\tflat\tR@1000\t{'0.9999' if planted else '1.0000'}",
+             "made\tsplade\tR@1000\t0.5000", "absent\tflat\tR@100\t0.5000"]
+    (checks / "anserini-beir-expected.tsv").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, str(SCRIPTS / "check_figures.py"), "--checks", str(checks), "--data",
+               str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == int(planted > 0), done.stderr
+    assert done.stdout.count("| same |") == 5 - planted
+    assert done.stdout.count("| DIFFERENT |") == planted

@@ -293,6 +293,17 @@ def test_runs_are_measured_from_trec_and_json_alike(root, collection, tmp_path):
     assert wanted["nDCG@10"] == pytest.approx(sum(values.values()) / 8)
 
 
+@pytest.mark.parametrize(("text", "match"), [
+    ("", r"run with .*: run: none of its 0 queries has both hits and judgements"),
+    ("x Q0 d1 1 1.0 t\n", r"run with .*: none of its 1 queries .* \(first query of the run: 'x', of the qrels: 'q0'\)"),
+    ("q0 Q0 d1 1 NaN t\n", r"run:1: score is nan, allowed: a finite number"),
+])
+def test_runs_that_say_nothing_are_named(text, match, collection, tmp_path):
+    (tmp_path / "run").write_text(text)
+    with pytest.raises(DataError, match=match):
+        verbs.evaluate(tmp_path / "run", str(collection))
+
+
 def test_queries_without_hits_are_counted(root, collection, tmp_path):
     queries = [{"_id": "q0", "text": "river"}, {"_id": "none", "text": ""}, {"_id": "q1", "text": "日本"}]
     source = write_lines(tmp_path / "queries.jsonl", queries)
