@@ -1,7 +1,7 @@
 """The verb ``compare``: runs of anybody, measured alike, and what of their difference is more than chance.
 
 It reads runs and judgements, and leaves measuring to ``measures`` and the statistics to ``significance``.
-Next file to read: ``explanation``.
+Next file to read: ``cli``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ Next file to read: ``queries``.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -135,12 +134,13 @@ def measure_ties(run: Run, qrels: Qrels, measures: Sequence[str] | str) -> dict[
     as ``measures.evaluate_run``.
     """
     measures_module.evaluate_run(run, qrels, measures)  # refuses what cannot be measured
+    rankings = [_read_ranking(run.get(query_id, []), judgements) for query_id, judgements in qrels.items()]
     ranges = {}
     for name, parsed in measures_module.parse_measures(measures).items():
         shape = find_shape(parsed)
         if shape is None:
             raise ConfigError(f"measure {name!r} has no range over ties here, allowed: {', '.join(_SHAPES)}")
-        values = np.array([_range(shape, run.get(query_id, []), judgements) for query_id, judgements in qrels.items()])
+        values = np.array([_range(shape, ranking) for ranking in rankings])
         least, expected, rule, most = values.mean(axis=0).tolist()
         ranges[name] = Range(least, expected, rule, most, int((values[:, 3] - values[:, 0] > 1e-12).sum()))
     return ranges
@@ -148,28 +148,41 @@ def measure_ties(run: Run, qrels: Qrels, measures: Sequence[str] | str) -> dict[
 
 def count_tied_queries(run: Run) -> int:
     """Queries in which at least two hits have the same score as float32."""
-    return sum(any(len(group) > 1 for group in _tied_groups(rank_hits(hits))) for hits in run.values())
+    return sum(_read_ranking(hits, {}).has_ties for hits in run.values())
 
 
-def _range(shape: Shape, hits: Sequence[tuple[str, float]], judgements: Mapping[str, int]) -> tuple[float, ...]:
-    """Minimum, expected value, value by the rule, and maximum, of one query."""
-    groups = [_grades(group, judgements) for group in _tied_groups(rank_hits(hits))]
-    judged = np.array(list(judgements.values()))
-    if all(len(group) == 1 for group in groups):
-        return (_value(shape, _join(groups), judged),) * 4
-    worst, best = (_join(np.sort(group)[::step] for group in groups) for step in (1, -1))
-    return (_value(shape, worst, judged), _expect(shape, groups, judged), _value(shape, _join(groups), judged),
-            _value(shape, best, judged))
+class _Ranking(NamedTuple):
+    """The hits of a query by the rule, in groups of equal scores."""
+
+    grades: np.ndarray  # float64 (N,), of the hits
+    starts: np.ndarray  # int64 (G,), of the groups: the first is 0
+    judged: np.ndarray  # int64 (M,), grades of all judged documents
+
+    @property
+    def has_ties(self) -> bool:
+        return len(self.starts) < len(self.grades)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Hits of each group."""
+        return np.diff(self.starts, append=len(self.grades))
 
 
-def _tied_groups(ranked: Sequence[tuple[str, float]]) -> list[Sequence[tuple[str, float]]]:
+def _read_ranking(hits: Sequence[tuple[str, float]], judgements: Mapping[str, int]) -> _Ranking:
+    ranked = rank_hits(hits)
     scores = np.array([score for _, score in ranked], dtype=np.float32)
-    bounds = [0, *(np.flatnonzero(np.diff(scores)) + 1).tolist(), len(ranked)]
-    return [ranked[start:end] for start, end in itertools.pairwise(bounds) if start < end]
+    differs = np.concatenate([np.ones(min(len(scores), 1), dtype=bool), scores[1:] != scores[:-1]])
+    return _Ranking(_grades(ranked, judgements), np.flatnonzero(differs), np.array(list(judgements.values())))
 
 
-def _join(groups: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0), *groups])
+def _range(shape: Shape, ranking: _Ranking) -> tuple[float, ...]:
+    """Minimum, expected value, value by the rule, and maximum, of one query."""
+    rule = _value(shape, ranking.grades, ranking.judged)
+    if not ranking.has_ties:
+        return (rule,) * 4
+    groups = np.repeat(np.arange(len(ranking.starts)), ranking.sizes)
+    worst, best = (ranking.grades[np.lexsort((sign * ranking.grades, groups))] for sign in (1, -1))
+    return _value(shape, worst, ranking.judged), _expect(shape, ranking), rule, _value(shape, best, ranking.judged)
 
 
 # ------------------------------------------------------------------------------------------------ measures
@@ -203,14 +216,19 @@ def _value(shape: Shape, grades: np.ndarray, judged: np.ndarray) -> float:
     return 1.0 if shape.name == "Success" else float(1 / ranks[0])
 
 
-def _expect(shape: Shape, groups: Sequence[np.ndarray], judged: np.ndarray) -> float:
+def _expect(shape: Shape, ranking: _Ranking) -> float:
     """The mean of the measure over all orders within the groups of tied hits."""
+    sizes = ranking.sizes
     if shape.name in _LINEAR:  # so the mean of each place will do
-        gains = [_gains(shape, group) for group in groups]
-        return _linear_value(shape, _join(np.full(len(group), group.mean()) for group in gains), judged)
-    counts = [(len(group), int((group >= shape.level).sum())) for group in groups]
-    expect = _expect_average_precision if shape.name == "AP" else _expect_first
-    return expect(shape, counts, int((judged >= shape.level).sum()))
+        means = np.add.reduceat(_gains(shape, ranking.grades), ranking.starts) / sizes
+        return _linear_value(shape, np.repeat(means, sizes), ranking.judged)
+    relevant = np.add.reduceat((ranking.grades >= shape.level).astype(np.int64), ranking.starts)
+    if not relevant.any():
+        return 0.0
+    if shape.name == "AP":
+        return _expect_average_precision(shape, ranking, relevant)
+    first = int(np.flatnonzero(relevant)[0])
+    return _expect_first(shape, int(ranking.starts[first]), int(sizes[first]), int(relevant[first]))
 
 
 _LINEAR: dict[str, Callable[[int], np.ndarray]] = {  # name -> weights of the first places
@@ -236,36 +254,30 @@ def _linear_value(shape: Shape, gains: np.ndarray, judged: np.ndarray) -> float:
     return float(weigh(len(top)) @ top / norm)
 
 
-def _expect_first(shape: Shape, counts: Sequence[tuple[int, int]], total: int) -> float:
+def _expect_first(shape: Shape, before: int, size: int, relevant: int) -> float:
     """Reciprocal rank and success: the first relevant hit is one of the first group with a relevant hit.
 
     Among ``n`` tied hits with ``r`` relevant ones it stands at place ``i`` with the probability
     ``C(n - i, r - 1) / C(n, r)``: ``r / n`` for the first place, and from place to place times
     ``(n - i - r + 1) / (n - i)``.
     """
-    before = 0
-    for size, relevant in counts:
-        if relevant:
-            places = np.arange(1, size - relevant + 2)
-            steps = (size - places[:-1] - relevant + 1) / (size - places[:-1])
-            chances = relevant / size * np.cumprod([1.0, *steps])
-            ranks = before + places
-            inside = ranks <= (shape.cutoff or ranks[-1])
-            return float((chances / (1 if shape.name == "Success" else ranks))[inside].sum())
-        before += size
-    return 0.0
+    places = np.arange(1, size - relevant + 2)
+    steps = (size - places[:-1] - relevant + 1) / (size - places[:-1])
+    chances = relevant / size * np.cumprod([1.0, *steps])
+    ranks = before + places
+    inside = ranks <= (shape.cutoff or ranks[-1])
+    return float((chances / (1 if shape.name == "Success" else ranks))[inside].sum())
 
 
-def _expect_average_precision(shape: Shape, counts: Sequence[tuple[int, int]], total: int) -> float:
+def _expect_average_precision(shape: Shape, ranking: _Ranking, relevant: np.ndarray) -> float:
     """Each place of a group is relevant with the chance ``r / n``; if it is, so are, before it in the group,
     ``(i - 1)(r - 1) / (n - 1)`` on average.
     """
-    before, found, value = 0, 0, 0.0
-    for size, relevant in counts:
-        last = min(size, max((shape.cutoff or before + size) - before, 0))
-        if relevant and last:
-            places = np.arange(1, last + 1)
-            within = 1 + (places - 1) * ((relevant - 1) / max(size - 1, 1))
-            value += float((relevant / size * (found + within) / (before + places)).sum())
-        before, found = before + size, found + relevant
-    return value / total if total else 0.0
+    found, sizes, value = np.cumsum(relevant) - relevant, ranking.sizes, 0.0
+    for group in np.flatnonzero(relevant):
+        before, size, count = int(ranking.starts[group]), int(sizes[group]), int(relevant[group])
+        last = min(size, (shape.cutoff or before + size) - before)
+        places = np.arange(1, last + 1)
+        within = 1 + (places - 1) * ((count - 1) / max(size - 1, 1))
+        value += float((count / size * (found[group] + within) / (before + places)).sum())
+    return value / int((ranking.judged >= shape.level).sum())

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import PDF, needs_chromium, run_chromium
 from commands import error_of, report_of, run_command, write_collection, write_lines
 from made_rows import HOSTILE
 from scipy import sparse
 from small_indexes import make_vectors, random_matrix, shuffled_ids, static_queries
-from test_webpage import needs_chromium, run_chromium
 
 from sparse_ir import data, explanation, explanation_view, indexes, lucene, queries, verbs
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch
@@ -295,5 +295,5 @@ def test_the_page_in_a_browser(hostile, tmp_path):
     assert dumped.count("<section>") == 4 + 3
     assert len(re.findall(r"<mark ", dumped)) == len(re.findall(r"<mark ", page)) >= 4
     assert not re.search(r"<script|<img", dumped)
-    run_chromium(path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF-")
+    run_chromium(path, f"--print-to-pdf={tmp_path / PDF}")
+    assert (tmp_path / PDF).read_bytes().startswith(b"%PDF-")

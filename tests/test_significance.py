@@ -46,6 +46,17 @@ def test_five_percent_of_nulls_are_false_alarms():
     assert 0.035 < alarms < 0.065
 
 
+def test_holm_keeps_the_chance_of_any_false_alarm_among_several_systems():
+    generator = np.random.default_rng(17)
+    alarms = []
+    for number in range(400):
+        p_values = [randomization_test(row, samples=400, seed=number) for row in generator.normal(size=(4, 25))]
+        alarms.append((min(p_values) < 0.05, min(holm(p_values)) < 0.05))
+    without, corrected = np.mean(alarms, axis=0)
+    assert without > 0.14  # 1 - .95^4 = .185
+    assert 0.02 < corrected < 0.075
+
+
 def test_holm_by_hand_and_against_its_definition():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.5]) == [1.0, 1.0]

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import PDF, needs_chromium, run_chromium
 from made_rows import HOSTILE, write_dataset, write_results, write_row
 
 from sparse_ir import leaderboard, rows, webpage
 from sparse_ir.errors import DataError
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# CI installs Chromium, so there these tests fail without it
-needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"),
-                                    reason="no Chromium on PATH (chromium, chromium-browser, google-chrome)")
 RANKS = {
     "made": {"bm25": [1, 2, 3, 0, 1, 4], "model": [2, 1, 1, 1, 1, 4], "weak": [2, 3, 0, 0, 0, 4]},
     "scifact": {"bm25": [1] * 10 + [2] * 10, "model": [1] * 20, "weak": [3] * 20},
@@ -204,27 +198,11 @@ seen.ground = getComputedStyle(document.body).backgroundColor;
 seen.labels = all("select, input").every(one => one.labels.length === 1);
 document.documentElement.dataset.seen = JSON.stringify(seen);
 }</script>"""
-PDF = "page.pdf"
 FIRST = """<script>
 const errors = [];
 addEventListener("error", event => errors.push(event.message));
 addEventListener("securitypolicyviolation", event => errors.push(event.violatedDirective));
 </script>"""
-
-
-def run_chromium(page: Path, *options: str) -> str:
-    """What Chromium prints about a page, from a profile of its own."""
-    assert CHROMIUM, "CI installs Chromium: apt-get install chromium"
-    # on a busy machine it now and then ends without having begun: nothing printed, no file, and yet no error
-    for attempt in range(3):
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-                   "--disable-background-networking", "--disable-component-update", "--disable-extensions",
-                   "--window-size=1400,1000", f"--user-data-dir={page.parent / f'profile{attempt}'}", *options,
-                   page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, encoding="utf-8")
-        if done.stdout or (page.parent / PDF).exists():
-            break
-    return done.stdout
 
 
 def look(page: str, folder: Path, *options: str) -> dict[str, Any]:
