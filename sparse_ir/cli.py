@@ -79,7 +79,8 @@ def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
         given = {name: value for name, value in values.items() if value is not None}
         listed = given.pop(several, ()) if several else ()
         report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
-        click.echo(json.dumps(report, indent=2) if json_output else _FORMATS.get(verb, _format)(report))
+        if verb is not verbs.train or os.environ.get("RANK", "0") == "0":  # of several that train, one speaks
+            click.echo(json.dumps(report, indent=2) if json_output else _FORMATS.get(verb, _format)(report))
         if report.get("healthy") is False:
             click.get_current_context().exit(1)
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from sparse_ir import mining, pairs
+from sparse_ir import indexes, mining, pairs, verbs
 from sparse_ir.errors import ConfigError
 from sparse_ir.mining import Rules, judge
 
@@ -111,6 +111,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(collection, tmp_path,
     mining.mine(str(collection), tmp_path / "cut.jsonl")
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
+
+
+def test_an_index_mines_what_it_finds(collection, tmp_path):
+    verbs.build("lexical", str(collection), tmp_path / "index")
+    report = mining.mine(str(collection), tmp_path / "negatives.jsonl", miner="index", index=tmp_path / "index",
+                         depth=6, negatives=2)
+    with indexes.Index(tmp_path / "index") as index:
+        hits = index.search(QUERIES["q1"], 6).doc_ids
+    assert read(tmp_path / "negatives.jsonl")["q1"]["negatives"] == [doc_id for doc_id in hits if doc_id != "p1"][:2]
+    assert report["kept"] >= 3
+    assert json.loads((tmp_path / "negatives.jsonl.json").read_text())["miner"]["encoder"]["kind"] == "lexical"
 
 
 def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):

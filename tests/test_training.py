@@ -272,15 +272,14 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
     whole = trained(config, tmp_path / "one")
     path = tmp_path / "config.toml"
     path.write_text(recipe.format_config(config))
-    code = (
-        "import sys, pathlib\nfrom sparse_ir import runs\n"
-        "runs.train(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
-    )
-    script = tmp_path / "both.py"
-    script.write_text(code)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", script,
-                    path, tmp_path / "two"], check=True, capture_output=True, timeout=300,
-                   env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
+                           "sparse_ir", "train", "--config", path, "--output", tmp_path / "two", "--json"],
+                          capture_output=True, timeout=300, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 3  # one report, not two
+    state = files.read_json(tmp_path / "two" / "checkpoint-0000003" / "state.json")
+    assert state["world"] == 2
     found = load_file(tmp_path / "two" / "checkpoint-0000003" / "model.safetensors")
     # Adam's first steps divide a gradient by itself, so the rounding of a sum over processes shows where it is small:
     # a few parts in a hundred of one step of learning rate, where a wrong gradient makes a whole one
