@@ -68,48 +68,61 @@ def measure_conventions(run: Run, qrels: Qrels, measures: Sequence[str] | str,
     answered = [query_id for query_id in qrels if run.get(query_id)]
     table: dict[str, dict[str, float | None]] = {
         "trec_eval -c": dict(found.mean),
-        "trec_eval": {name: _mean([values[query_id] for query_id in answered])
+        "trec_eval": {name: sum(values[query_id] for query_id in answered) / len(answered)
                       for name, values in found.per_query.items()},
     }
+    shapes = {name: find_shape(measure) for name, measure in parsed.items()}
     for convention, measure in (("BEIR", _beir), ("sentence-transformers", _sentence_transformers),
                                 ("MS MARCO", _ms_marco)):
-        shapes = {name: find_shape(parsed_measure) for name, parsed_measure in parsed.items()}
-        table[convention] = {name: shape and measure(shape, written, qrels) for name, shape in shapes.items()}
+        known = measure({name: shape for name, shape in shapes.items() if shape and shape.cutoff}, written, qrels)
+        table[convention] = {name: known.get(name) for name in shapes}
     return {**table, "ir_measures": _ir_measures(parsed, run, qrels)}
 
 
-def _beir(shape: Shape, written: Run, qrels: Qrels) -> float | None:
+Graded = tuple[np.ndarray, np.ndarray]  # grades of a query's hits in some order, and of its judged documents
+Shapes = Mapping[str, Shape]  # with a cut-off: none of these tools prints a measure without
+
+
+def _beir(shapes: Shapes, written: Run, qrels: Qrels) -> dict[str, float | None]:
     """``EvaluateRetrieval.evaluate``, and its ``mrr`` and ``top_k_accuracy``, which divide by all judged queries."""
-    if shape.cutoff is None:
-        return None
     judged = {query_id: hits for query_id, hits in measures_module.remove_identical(written).items()
               if query_id in qrels}
-    if shape.name in ("RR", "Success"):
-        ordered = {query_id: sorted(hits, key=lambda hit: -hit[1]) for query_id, hits in judged.items()}
-        return sum(_score(shape, hits, qrels[query_id]) for query_id, hits in ordered.items()) / len(qrels)
-    return _mean([_score(shape, rank_hits(hits), qrels[query_id]) for query_id, hits in judged.items()])
+    ranked = [_grade(rank_hits(hits), qrels[query_id]) for query_id, hits in judged.items()]
+    listed = [_grade(sorted(hits, key=lambda hit: -hit[1]), qrels[query_id]) for query_id, hits in judged.items()]
+    return {name: _average(shape, listed, len(qrels)) if shape.name in ("RR", "Success") else _average(shape, ranked)
+            for name, shape in shapes.items()}
 
 
-def _sentence_transformers(shape: Shape, written: Run, qrels: Qrels) -> float | None:
+def _sentence_transformers(shapes: Shapes, written: Run, qrels: Qrels) -> dict[str, float | None]:
     """``InformationRetrievalEvaluator``: nothing but a set of relevant documents for each query."""
-    if shape.cutoff is None:
-        return None
-    values = []
-    for query_id, judgements in qrels.items():
-        relevant = {doc_id: 1 for doc_id, grade in judgements.items() if grade >= shape.level}
-        if relevant:
-            hits = sorted(written.get(query_id, []), key=lambda hit: (-np.float32(hit[1]), hit[0]))
-            value = _score(shape._replace(level=1), hits, relevant)
-            values.append(value * len(relevant) / min(len(relevant), shape.cutoff) if shape.name == "AP" else value)
-    return _mean(values)
+    ordered = {query_id: sorted(written.get(query_id, []), key=lambda hit: (-np.float32(hit[1]), hit[0]))
+               for query_id in qrels}
+    by_level: dict[int, list[Graded]] = {}
+    for level in {shape.level for shape in shapes.values()}:
+        relevant = {query_id: {doc_id: 1 for doc_id, grade in of.items() if grade >= level}
+                    for query_id, of in qrels.items()}
+        by_level[level] = [_grade(ordered[query_id], of) for query_id, of in relevant.items() if of]
+    return {name: _average(shape._replace(level=1), by_level[shape.level], capped=True)
+            for name, shape in shapes.items()}
 
 
-def _ms_marco(shape: Shape, written: Run, qrels: Qrels) -> float | None:
+def _ms_marco(shapes: Shapes, written: Run, qrels: Qrels) -> dict[str, float | None]:
     """The official script of the passage ranking task, for any cut-off; its own is 10."""
-    if shape.name != "RR" or shape.cutoff is None:
-        return None
-    return sum(_score(shape._replace(level=1), written.get(query_id, []), dict.fromkeys(judgements, 1))
-               for query_id, judgements in qrels.items()) / len(qrels)
+    listed = [_grade(written.get(query_id, []), dict.fromkeys(judgements, 1)) for query_id, judgements in qrels.items()]
+    return {name: _average(shape._replace(level=1), listed) for name, shape in shapes.items() if shape.name == "RR"}
+
+
+def _grade(ordered: Sequence[tuple[str, float]], judgements: Mapping[str, int]) -> Graded:
+    return _grades(ordered, judgements), np.array(list(judgements.values()))
+
+
+def _average(shape: Shape, queries: Sequence[Graded], count: int | None = None, capped: bool = False) -> float | None:
+    """The sum over the queries divided by ``count``; ``capped``: AP@k is divided by at most k."""
+    values = [_value(shape, grades, judged) for grades, judged in queries]
+    if capped and shape.name == "AP" and shape.cutoff:
+        values = [value * len(judged) / min(len(judged), shape.cutoff)
+                  for value, (_, judged) in zip(values, queries, strict=True)]
+    return sum(values) / (count or len(values)) if values else None
 
 
 def _ir_measures(parsed: Mapping[str, Any], run: Run, qrels: Qrels) -> dict[str, float | None]:
@@ -118,10 +131,6 @@ def _ir_measures(parsed: Mapping[str, Any], run: Run, qrels: Qrels) -> dict[str,
     scores = {query_id: dict(hits) for query_id, hits in run.items() if hits}
     found = ir_measures.calc_aggregate(list(parsed.values()), qrels, scores)
     return {name: float(found[measure]) for name, measure in parsed.items()}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 # ------------------------------------------------------------------------------------------------ ties
@@ -194,10 +203,6 @@ def find_shape(measure: Any) -> Shape | None:
     cutoff, level = parameters.pop("cutoff", None), parameters.pop("rel", 1)
     known = measure.NAME in _SHAPES and not parameters
     return Shape(measure.NAME, cutoff, level) if known else None
-
-
-def _score(shape: Shape, ordered: Sequence[tuple[str, float]], judgements: Mapping[str, int]) -> float:
-    return _value(shape, _grades(ordered, judgements), np.array(list(judgements.values())))
 
 
 def _grades(hits: Iterable[tuple[str, float]], judgements: Mapping[str, int]) -> np.ndarray:

@@ -19,7 +19,7 @@ from made_rows import HOSTILE
 from scipy import sparse
 from small_indexes import make_vectors, random_matrix, shuffled_ids, static_queries
 
-from sparse_ir import data, explanation, explanation_view, indexes, lucene, queries, verbs
+from sparse_ir import data, explanation, explanation_view, indexes, lucene, queries, vectors, verbs
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.explanation import explain
 from sparse_ir.impacts import Rule, quantize
@@ -146,6 +146,24 @@ def test_expansions_of_a_neural_model_are_told_from_terms_of_the_texts(tiny_fold
     assert "+q +d" in signs
     assert {facts["in_document"] for of in explain(tmp_path / "index", text, hits=2)["documents"]
             for facts in of["terms"].values()} == {None}
+
+
+def test_an_index_without_a_query_side_asks_for_its_model(tiny_folder, tmp_path):
+    collection = write_collection(tmp_path / "set", 12)
+    made = verbs.encode(str(tiny_folder), str(collection), tmp_path / "vectors")
+    opened = vectors.Vectors(Path(made["vectors"]))
+    doc_ids, weights = opened.read_shard(0)
+    impacts = quantize(weights, Rule(20.0)).impacts
+    kept = [row for row in range(len(doc_ids)) if impacts[row].nnz]
+    batch = [doc_ids[row] for row in kept], impacts[kept]
+    lucene.write_impacts(tmp_path / "bare", [lambda: batch], opened.vocabulary)
+    with pytest.raises(ConfigError, match="bare is a bare Lucene index: name the query model and the scale"):
+        explain(tmp_path / "bare", "the red fox")
+    report = explain(tmp_path / "bare", "the red fox", query_model=str(tiny_folder), scale=20.0, vectors=opened.folder)
+    assert len(report["documents"]) == 3
+    for of in report["documents"]:
+        assert sum(parts_of(of).values()) == of["score"] > 0
+        assert of["score_before_rounding"] == pytest.approx(of["score"], rel=0.2)
 
 
 def test_terms_in_a_text_have_their_places(tiny_tokenizer, tmp_path):
