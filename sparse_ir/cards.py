@@ -64,7 +64,8 @@ sparse_ir.build(model="my_model", input="my_corpus", output="indexes/my_index")
 with sparse_ir.Index("indexes/my_index") as index:
     hits = index.search("how do I wait for several threads", k=10)
     print(hits.doc_ids, hits.scores)
-```
+```"""
+_USE_ELSEWHERE = """
 
 With sentence-transformers (5.4 or newer):
 
@@ -100,7 +101,7 @@ def write_card(
         DataError: a row lacks its name or a count, or a number is NaN or infinite.
     """
     folder = Path(folder)
-    if not checkpoint.is_sparse_encoder(folder):
+    if not checkpoint.is_sparse_encoder(folder) and checkpoint.read_decoder_settings(folder) is None:
         raise ModelError(f"{folder} holds no saved SparseEncoder (modules.json); a card belongs to one")
     text = format_card(config, sources=sources, report=report, measured=measured, command=command, versions=versions)
     with files.atomic_writer(folder / "README.md") as stream:
@@ -134,7 +135,7 @@ def format_card(
     """The text that ``write_card`` writes."""
     sections = {
         "": _describe_model(config),
-        "Use": _USE,
+        "Use": _USE + ("" if config.decoder is not None else _USE_ELSEWHERE),
         "Training data": _describe_data(config, sources),
         "Training": _describe_training(config, report),
         "Sparsity": _describe_sparsity(config, report),
@@ -166,11 +167,18 @@ def _front_matter(config: TrainConfig) -> str:
     return f"---\n{facts.to_yaml().rstrip()}\n---"
 
 
+def _network(config: TrainConfig) -> str:
+    if config.decoder is None:
+        return "a masked language model"
+    lora = "" if config.lora is None else f" with LoRA adapters of rank {config.lora.r} on {config.lora.targets}"
+    return f"a decoder read in mode {config.decoder.mode}{lora}"
+
+
 def _describe_model(config: TrainConfig) -> str:
     model = config.model
     formula = "log(1 + relu(x))" if model.activation == "relu" else "log(1 + log(1 + relu(x)))"
     facts = [
-        f"Documents pass a masked language model with SPLADE max pooling: a token weighs {formula} of its top logit.",
+        f"Documents pass {_network(config)} with SPLADE max pooling: a token weighs {formula} of its top logit.",
         _QUERY_SIDES[model.query],
         f"Training started from {_code(_shown(model.start))}"
         + (f", revision {_code(model.revision)}." if model.revision else "."),
@@ -236,6 +244,10 @@ def _warm_start(config: TrainConfig) -> list[str]:
               f"{warm.active_terms} active terms a document.")] if warm.head == "token_vectors" else []
     if not warm.steps:
         return begun
+    if warm.objective != "bag_of_words":
+        kind = {"clm": "next-token prediction (clm)", "mntp": "masked next-token prediction (mntp)"}[warm.objective]
+        return [(f"Adaptation: {warm.steps:,} of these steps of {kind}, and with weight {_number(warm.relu_weight)} "
+                 f"the same loss on log(1 + relu(logits)), learning rate {_number(warm.learning_rate)}.")]
     return [*begun, (f"Warm start: {warm.steps:,} of these steps with a bag-of-words objective (DupMAE), learning rate "
              f"{_number(warm.learning_rate)}; ranking began with {warm.active_terms} active terms a document.")]
 

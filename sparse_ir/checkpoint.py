@@ -367,8 +367,13 @@ def write_masked_lm(folder: Path, network: Any, tokenizer: Any, *, max_length: i
         _save_tokenizer(tokenizer, target, max_length)
 
 
-def write_causal_lm(folder: Path, network: Any, tokenizer: Any, settings: DecoderSettings) -> None:
-    """Write a decoder, its tokenizer and ``sparse_ir.json``. ``folder`` appears whole, or stays as it was."""
+def write_causal_lm(folder: Path, network: Any, tokenizer: Any, settings: DecoderSettings, dtype: Any = None) -> None:
+    """Write a decoder, its tokenizer and ``sparse_ir.json``. ``folder`` appears whole, or stays as it was.
+
+    ``dtype``: a torch type in which the weights are stored.
+    """
+    if dtype is not None and dtype != network.dtype:
+        network = _rounded(network, dtype)
     with _new_folder(folder) as target:
         network.save_pretrained(target)
         _save_tokenizer(tokenizer, target, None)

@@ -195,7 +195,7 @@ class _MaxPool(torch.autograd.Function):
         return scores_VB.t()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden_BLH, weight_VH, tokens_VB = ctx.saved_tensors
         gradient_VB = gradients[0].t()
         texts, length, _ = hidden_BLH.shape
@@ -204,10 +204,12 @@ class _MaxPool(torch.autograd.Function):
         values = gradient_VB[terms, rows].float()
         shape = (len(weight_VH), texts * length)
         chosen_VT = torch.sparse_coo_tensor(torch.stack([terms, positions]), values, shape, check_invariants=False)
-        hidden_TH = hidden_BLH.reshape(texts * length, -1).float()
-        for_weight_VH = torch.sparse.mm(chosen_VT, hidden_TH)
+        for_weight_VH = None
+        if ctx.needs_input_grad[1]:  # under an adapter the output layer is frozen, and may be gigabytes
+            hidden_TH = hidden_BLH.reshape(texts * length, -1).float()
+            for_weight_VH = torch.sparse.mm(chosen_VT, hidden_TH).to(weight_VH.dtype)
         for_hidden_TH = torch.sparse.mm(chosen_VT.t(), weight_VH.float())
-        return for_hidden_TH.view_as(hidden_BLH).to(hidden_BLH.dtype), for_weight_VH.to(weight_VH.dtype)
+        return for_hidden_TH.view_as(hidden_BLH).to(hidden_BLH.dtype), for_weight_VH
 
 
 def group_sizes(lengths: np.ndarray, token_block: int) -> Iterator[int]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sparse_ir.checkpoint import DecoderSettings
 from sparse_ir.errors import ConfigError
 
 VERSION = 1
@@ -67,11 +68,67 @@ class WarmStartSettings:
     learning_rate: float = 5e-4
     active_terms: int = 400  # afterwards the output bias is shifted so that a document has so many terms on average
     head: Literal["tied", "token_vectors"] = "tied"  # word embeddings, or the backbone's own vector of each token
+    # decoders adapt to their new life by a language-model loss: clm predicts the next token under the causal mask,
+    # mntp a masked token from the state before it, without that mask (LLM2Vec, arXiv 2404.05961)
+    objective: Literal["bag_of_words", "clm", "mntp"] = "bag_of_words"
+    relu_weight: float = 1.0  # of the same loss on log(1 + relu(logits)), against dying ReLU (arXiv 2504.10816)
+    mask_share: float = 0.2  # of the tokens under mntp
+    mask_token: str | None = None  # under mntp; default: the tokenizer's own, else "_"
 
     def check(self) -> None:
+        _at_least("warm_start.relu_weight", self.relu_weight, 0)
+        if not 0 < self.mask_share < 1:
+            raise ConfigError(f"warm_start.mask_share is {self.mask_share}; allowed: more than 0 and less than 1")
         _at_least("warm_start.steps", self.steps, 0)
         _positive("warm_start.learning_rate", self.learning_rate)
         _at_least("warm_start.active_terms", self.active_terms, 1)
+
+
+@dataclass(frozen=True)
+class DecoderSection:
+    """``[decoder]``: the network is a decoder, and so it reads a text (``checkpoint.DecoderSettings`` tells more).
+
+    Prompts, activation and ``top_k`` are those of ``[model]``, whose lengths count everything, under echo both copies.
+    """
+
+    mode: Literal["causal", "echo", "bidirectional"]
+    document_template: str | None = None
+    query_template: str | None = None
+    pooled: Literal["text", "all"] = "text"
+    bos: bool = False
+    logit_scale: float | Literal["hidden^-1/4"] = 1.0
+    logit_shift: float = 0.0  # where a ReLU begins; with target_terms it moves as output biases do
+    initial_terms: int | None = None  # logit_shift is set when ranking begins, so that a document has so many terms
+
+    def check(self) -> None:
+        if self.initial_terms is not None:
+            _at_least("decoder.initial_terms", self.initial_terms, 1)
+        self.settings(ModelSettings(""))
+
+    def settings(self, model: ModelSettings, **changes: Any) -> DecoderSettings:
+        """How the saved model reads; raises ``ConfigError``."""
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "initial_terms"}
+        return DecoderSettings(**{
+            **own, "document_prompt": model.document_prompt, "query_prompt": model.query_prompt,
+            "activation": model.activation, "top_k": model.top_k, **changes})
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """``[lora]``: low-rank adapters train, and the decoder itself stays as it is (arXiv 2106.09685, through peft)."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = "all-linear"  # but the output layer; or the names of layers, with commas between them
+    base: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"  # how the decoder itself is held
+    merge: bool = False  # the saved model is the decoder with its adapter merged, and not the adapter alone
+
+    def check(self) -> None:
+        _at_least("lora.r", self.r, 1)
+        _positive("lora.alpha", self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout}; allowed: 0 or more and less than 1")
 
 
 @dataclass(frozen=True)
@@ -304,6 +361,8 @@ class TrainConfig:
     optimizer: OptimizerSettings = OptimizerSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
     blend: BlendSettings = BlendSettings()
+    decoder: DecoderSection | None = None
+    lora: LoraSettings | None = None
     card: CardSettings = field(default_factory=CardSettings)
     version: int = VERSION
 
@@ -324,6 +383,27 @@ class TrainConfig:
                               "is left for ranking")
         if self.dev and self.blend != BlendSettings():
             raise ConfigError("[blend] is made of the last step, and [[dev]] would choose another; drop one of both")
+        self._check_decoder()
+
+    def _check_decoder(self) -> None:
+        objective = self.warm_start.objective
+        if self.decoder is None:
+            if self.lora is not None or objective != "bag_of_words":
+                raise ConfigError("[lora] and the objectives clm and mntp are for decoders; add a [decoder] section")
+            return
+        if self.model.query != "neural":
+            raise ConfigError(f"model.query is {self.model.query!r}; a decoder reads queries itself, so it must be "
+                              "'neural'")
+        if self.model.saved_dtype == "float8" or self.warm_start.head != "tied":
+            raise ConfigError("saved_dtype float8 and head token_vectors are for masked language models")
+        if (objective == "mntp") and self.decoder.mode != "bidirectional":
+            raise ConfigError(f"warm_start.objective is 'mntp' and decoder.mode {self.decoder.mode!r}; what stays "
+                              "causal learns by 'clm'")
+        if self.lora is not None and self.blend != BlendSettings():
+            raise ConfigError("[blend] is a mean of whole networks, and [lora] trains adapters; drop one of both")
+        if self.lora is not None and self.lora.merge and self.lora.base in ("8bit", "4bit"):
+            raise ConfigError(f"lora.base {self.lora.base!r} cannot be merged; set merge to false, or base to "
+                              "'bfloat16'")
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -397,7 +477,10 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return tuple(_build(arguments[0], part, f"{place}.{number}") for number, part in enumerate(value))
     if origin is Literal:
         return _check(value in arguments, value, place, "one of " + ", ".join(map(repr, arguments)))
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
+        words = [word for part in arguments for word in typing.get_args(part) if typing.get_origin(part) is Literal]
+        if value in words:
+            return value
         return _convert(next(part for part in arguments if part is not type(None)), value, place)
     if origin is not None:
         return dict(_check(isinstance(value, Mapping), value, place, "a table"))

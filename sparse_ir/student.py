@@ -4,12 +4,12 @@ Texts go in as token ids, groups of like length through the network at a time, a
 ``heads.pool_with_gradient`` sees to it that ``[B, L, V]`` never exists. A backbone without an output layer gets a tied
 one here (``start_network``), which the bag-of-words objective then teaches its job.
 
-N texts, B texts of a group, L tokens, H hidden width, V vocabulary. Next file to read: ``training``.
+N texts, B texts of a group, L tokens, H hidden width, V vocabulary. Next file to read: ``adaptation``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,7 @@ def start_network(settings: ModelSettings) -> Start:
         side, query = found.document, found.query
     owner = networks.load_owner(side.folder)
     model, grown = networks.load_or_grow_masked_lm(side.folder, settings.allow_pickle)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-        if settings.dropout is not None and hasattr(model.config, name):
-            setattr(model.config, name, settings.dropout)
-    _set_dropout(model, settings.dropout)
+    set_dropout(model, settings.dropout)
     fingerprint = {"start": Path(settings.start).name if commit is None else settings.start, "revision": commit,
                    "files_sha256": layouts.files_hash(side.folder, allow_pickle=settings.allow_pickle),
                    "output_layer_is_new": bool(grown)}
@@ -73,7 +70,7 @@ class Student(torch.nn.Module):
 
     def __init__(self, start: Start, settings: ModelSettings) -> None:
         super().__init__()
-        self.model = start.model.requires_grad_(True)
+        self.model = start.model
         self.owner = start.owner
         self.settings = settings
         self.side = start.side
@@ -87,6 +84,12 @@ class Student(torch.nn.Module):
         self._whole_tokenizer = networks.cut_at(rules, self.saved_max_length)
         self._query_tokenizer = networks.cut_at(rules, settings.query_max_length)
         self.slot, self.output_layer = networks.detach_output_layer(self.model, rules, self.side.folder)
+        self._prepare_weights()
+
+    def _prepare_weights(self) -> None:
+        """What trains."""
+        self.model.requires_grad_(True)
+        self.output_layer.requires_grad_(True)
         if self.output_layer.bias is None:
             self.output_layer.bias = torch.nn.Parameter(torch.zeros(self.output_layer.out_features))
 
@@ -98,12 +101,9 @@ class Student(torch.nn.Module):
     def forward(self, ids: Sequence[np.ndarray], scores: bool = False) -> Tensor:
         """Weights ``[N, V]`` float32 of token ids; with ``scores`` the largest logits before the activation."""
         device = self.output_layer.weight.device
-        order = np.argsort([-len(text) for text in ids], kind="stable")
-        parts, start = [], 0
-        while start < len(order):
-            size = max(_TOKENS_PER_GROUP[device.type] // len(ids[order[start]]), 1)
-            parts.append(self._pool([ids[row] for row in order[start : start + size]], device))
-            start += size
+        lengths = [self.length_of(text) for text in ids]
+        order = np.argsort([-length for length in lengths], kind="stable")
+        parts = [self._pool([ids[row] for row in group]) for group in groups_of(order, lengths, device)]
         pooled_NV = torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
         return pooled_NV if scores else self.activate(pooled_NV)
 
@@ -112,7 +112,18 @@ class Student(torch.nn.Module):
         weights_NV = torch.log1p(torch.relu(pooled_NV))
         return torch.log1p(weights_NV) if self.settings.activation == "log1p_relu" else weights_NV
 
-    def _pool(self, ids: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    def length_of(self, text: Any) -> int:
+        """Tokens of one tokenized text."""
+        return len(text)
+
+    def _pool(self, ids: Sequence[np.ndarray]) -> Tensor:
+        """Largest logits ``[B, V]`` of texts that pass the network together."""
+        hidden_BLH, lengths = self._states(ids)
+        return pool_with_gradient(hidden_BLH, self.output_layer.weight, self.output_layer.bias, lengths)
+
+    def _states(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
+        """The states before the output layer ``[B, L, H]`` of token ids, and how many of each text are real."""
+        device = self.output_layer.weight.device
         lengths = np.array([len(text) for text in ids])
         padded = np.full((len(ids), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64)
         for row, text in zip(padded, ids, strict=True):
@@ -120,7 +131,7 @@ class Student(torch.nn.Module):
         mask = (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int64)
         hidden_BLH = self.model(input_ids=torch.from_numpy(padded).to(device),
                                 attention_mask=torch.from_numpy(mask).to(device)).logits
-        return pool_with_gradient(hidden_BLH, self.output_layer.weight, self.output_layer.bias, lengths)
+        return hidden_BLH, lengths
 
     def tokenize_documents(self, texts: Sequence[str], *, whole: bool = False) -> list[np.ndarray]:
         """Token ids with special tokens, cut for training, or with ``whole`` as the saved model reads them."""
@@ -139,7 +150,7 @@ class Student(torch.nn.Module):
                 progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
         """CSR float32 ``(N, V)`` without gradients, as the saved model would encode ``texts``."""
         ids = self.tokenize_queries(texts) if neural_queries else self.tokenize_documents(texts, whole=True)
-        order = np.argsort([-len(text) for text in ids], kind="stable")
+        order = np.argsort([-self.length_of(text) for text in ids], kind="stable")
         rows: list[Any] = [None] * len(ids)
         was_training = self.training
         self.eval()
@@ -167,15 +178,33 @@ class Student(torch.nn.Module):
         values = pooled_NV.detach().float().flatten()
         rank = max(values.numel() - active_terms * len(pooled_NV), 1)
         shift = float(values.kthvalue(rank).values)
-        with torch.no_grad():
-            self.output_layer.bias -= shift
+        self._lower(shift)
         return shift
+
+    @torch.no_grad()
+    def _lower(self, logits: float) -> None:
+        self.output_layer.bias -= logits
 
     def lift(self, logits: float) -> None:
         """Add to all output biases, those of special tokens excepted, which stay off."""
         if logits:
             with torch.no_grad():
                 self.output_layer.bias += logits * (self.output_layer.bias > _OFF / 2)
+
+    def set_phase(self, adapting: bool) -> None:
+        """Called before each step; a decoder's attention may differ while it adapts."""
+
+    def write_weights(self, path: Path) -> None:
+        """A safetensors file of all that training changes, for ``read_weights``."""
+        from safetensors.torch import save_model
+
+        save_model(self, str(path))
+
+    def read_weights(self, path: Path, device: torch.device) -> None:
+        """Take back what ``write_weights`` wrote."""
+        from safetensors.torch import load_model
+
+        load_model(self, path, device=str(device))
 
     def save(self, folder: Path, query_weights: np.ndarray | None, dtype: torch.dtype = torch.float32) -> None:
         """Write the SparseEncoder layout; with static ``query_weights`` (float32 ``[V]``) a router carries them."""
@@ -199,6 +228,15 @@ class Student(torch.nn.Module):
     def rules(self) -> Tokenizer:
         """The tokenizer without truncation."""
         return networks.cut_at(self._whole_tokenizer, None)
+
+
+def groups_of(order: np.ndarray, lengths: Sequence[int], device: torch.device) -> Iterator[np.ndarray]:
+    """Texts, longest first, in groups that pass the network together."""
+    start = 0
+    while start < len(order):
+        size = max(_TOKENS_PER_GROUP[device.type] // max(lengths[order[start]], 1), 1)
+        yield order[start : start + size]
+        start += size
 
 
 class TokenWeights(torch.nn.Module):
@@ -331,9 +369,13 @@ def _tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return found
 
 
-def _set_dropout(model: Any, probability: float | None) -> None:
+def set_dropout(model: Any, probability: float | None) -> None:
+    """Set every dropout of a network; None leaves them as they are."""
     if probability is None:
         return
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, probability)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = probability

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_ir import data, files, losses, measures, queries, student
+from sparse_ir import data, decoder_student, files, losses, measures, queries, student
 from sparse_ir.batches import Batch, Batches
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
 from sparse_ir.pairs import Source
@@ -88,8 +88,7 @@ class Trainer:
         self.accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         torch.manual_seed(config.run.seed)  # a new output layer may be drawn at random
         self._sample = _sample(sources)
-        start = student.start_network(config.model)
-        self.student = student.Student(start, config.model)
+        start, self.student = decoder_student.open_student(config)
         if start.grown:
             if config.warm_start.head == "token_vectors":
                 student.give_token_vectors(self.student, start.grown, self._sample)
@@ -132,11 +131,11 @@ class Trainer:
     def _prepare_optimizer(self) -> None:
         settings = self.config.optimizer
         if self.config.run.gradient_checkpointing:
-            self.student.model.gradient_checkpointing_enable()
+            self.student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.student.to(self.accelerator.device)
         decayed: list[Tensor] = []
         rest: list[Tensor] = []
-        for parameter in self.student.parameters():
+        for parameter in filter(lambda each: each.requires_grad, self.student.parameters()):
             (decayed if parameter.ndim > 1 else rest).append(parameter)
         groups = [{"params": decayed, "weight_decay": settings.weight_decay, "base": settings.learning_rate},
                   {"params": rest, "weight_decay": 0.0, "base": settings.learning_rate}]
@@ -199,6 +198,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if step < warm else rate * group["base"] / self.config.optimizer.learning_rate
         batch = self.batches.at(step)
+        self.student.set_phase(adapting=step < warm)
         if step == warm:
             self._begin_ranking(batch)
         self.wrapped.train()
@@ -211,6 +211,8 @@ class Trainer:
         return {**facts, "learning_rate": rate}
 
     def _warm_step(self, step: int, batch: Batch) -> dict[str, float]:
+        if self.config.warm_start.objective != "bag_of_words":
+            return self._adapt_step(step, batch)
         assert self.idf_V is not None
         ids = self.student.tokenize_documents(batch.documents)
         pooled_NV, back = self._represent(step, ids, scores=True)
@@ -222,20 +224,49 @@ class Trainer:
             raise TrainingError(f"step {step}: the bag-of-words loss is {value}; lower warm_start.learning_rate")
         return {"bag_of_words_loss": value}
 
+    def _adapt_step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One step of a decoder's language-model loss, on the batch's documents and the same on its saturated logits.
+
+        The loss is a sum over predicted tokens, so each device and micro-batch adds its part and needs no other.
+        """
+        assert isinstance(self.student, decoder_student.DecoderStudent)
+        settings, rank = self.config.warm_start, self.accelerator.process_index
+        examples = self.student.make_examples(batch.documents, settings, _seed_of(self.config.run.seed, step))
+        total = sum(example.predicted for example in examples)
+        own = [examples[row] for row in np.array_split(np.arange(len(examples)), self.accelerator.num_processes)[rank]]
+        size = self.config.batch.micro_batch or max(len(own), 1)
+        chunks = [own[start : start + size] for start in range(0, len(own), size)]
+        sums_2 = torch.zeros(2, device=self.accelerator.device)
+        for number, chunk in enumerate(chunks):
+            torch.manual_seed(_seed_of(self.config.run.seed, step, rank, number))
+            last = number == len(chunks) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                parts_2 = self.wrapped(chunk)
+                loss = (parts_2[0] + settings.relu_weight * parts_2[1]) / max(total, 1)
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            sums_2 += parts_2.detach()
+        plain, saturated = (self.accelerator.reduce(sums_2, "sum") / max(total, 1)).tolist()
+        if not math.isfinite(plain + saturated):
+            raise TrainingError(f"step {step}: the language-model loss is {plain}; lower warm_start.learning_rate")
+        return {f"{settings.objective}_loss": plain, f"{settings.objective}_relu_loss": saturated}
+
     def _begin_ranking(self, batch: Batch) -> None:
-        """Where zero lies for the ReLU of a new output layer is decided by a batch's own logits."""
-        if self.config.warm_start.steps or self._new_head:
-            self.student.set_terms(batch.documents, self.config.warm_start.active_terms)
+        """Where zero lies for the ReLU of a new output layer, or of a decoder, is decided by a batch's own logits."""
+        terms: int | None = self.config.warm_start.active_terms
+        if self.config.decoder is not None:
+            terms = self.config.decoder.initial_terms
+        elif not (self.config.warm_start.steps or self._new_head):
+            terms = None
+        if terms is not None:
+            self.student.set_terms(batch.documents, terms)
         if self.config.blend.start:
             self._keep_start()
 
     def _keep_start(self) -> None:
-        from safetensors.torch import save_model
-
         if self.accelerator.is_main_process:
             path = self.folder / _START
             with files.naming_disk_errors(path):
-                save_model(self.student, str(path.with_suffix(".part")))
+                self.student.write_weights(path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
         self.accelerator.wait_for_everyone()
 
@@ -428,13 +459,13 @@ class Trainer:
                           dtype=_SAVED[self.config.model.saved_dtype])
 
     def _save_checkpoint(self) -> None:
-        from safetensors.torch import save_file, save_model
+        from safetensors.torch import save_file
 
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             target = self.folder / f"checkpoint-{self.progress.step:07d}"
             with files.building(target) as folder:
-                save_model(self.student, str(folder / "model.safetensors"))
+                self.student.write_weights(folder / "model.safetensors")
                 tensors = {"frequency": self.frequency_V, **_moments(self.optimizer)}
                 if self.query_side is not None:
                     tensors["query_weights"] = self.query_side.weights_V.detach()
@@ -455,7 +486,7 @@ class Trainer:
         return config_to_json(self.config)["dev"]
 
     def _resume(self) -> None:
-        from safetensors.torch import load_file, load_model
+        from safetensors.torch import load_file
 
         if self.accelerator.is_main_process:
             files.remove_leftovers_in(self.folder)
@@ -470,7 +501,7 @@ class Trainer:
         folder = found[-1]
         state = files.read_json(folder / "state.json")
         _check_resumable(folder, state, self.fingerprint)
-        load_model(self.student, folder / "model.safetensors", device=str(self.accelerator.device))
+        self.student.read_weights(folder / "model.safetensors", self.accelerator.device)
         tensors = load_file(folder / "state.safetensors", device=str(self.accelerator.device))
         self.frequency_V.copy_(tensors.pop("frequency"))
         if self.query_side is not None:
@@ -655,7 +686,8 @@ def _step_of(line: str) -> float:
 
 def _postfix(facts: dict[str, float], progress: Progress, dev: Sequence[DevSet]) -> str:
     """What stands beside the progress bar: loss, sparsity of both sides, and the dev sets' measure."""
-    shown = [f"loss {facts.get('loss', facts.get('bag_of_words_loss', 0.0)):.4g}"]
+    warm = (facts[name] for name in ("bag_of_words_loss", "clm_loss", "mntp_loss") if name in facts)
+    shown = [f"loss {facts.get('loss', next(warm, 0.0)):.4g}"]
     if "documents_terms" in facts:
         shown.append(f"terms {facts['queries_terms']:.0f} / {facts['documents_terms']:.0f}")
     if progress.dev is not None:

@@ -1,0 +1,83 @@
+"""The language-model losses by which a decoder adapts before ranking: next tokens, masked tokens, saturated logits.
+
+A ReLU behind logits that were never meant to pass one dies: all of them sink below zero, and nothing brings them back.
+So the same cross-entropy is asked of ``log(1 + relu(logits))`` (CSPLADE, arXiv 2504.10816). ``[T, V]`` is made in
+blocks and made again for the gradient, so that memory does not grow with tokens times vocabulary.
+
+T tokens that predict, H hidden width, V vocabulary. Next file to read: ``decoder_student``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}
+_NOTHING = -100  # a position that predicts nothing
+
+
+class Example(NamedTuple):
+    """What a network reads, and at each position the token that its state must predict (-100: none)."""
+
+    ids: np.ndarray  # int64 [L]
+    targets: np.ndarray  # int64 [L]
+
+    @property
+    def predicted(self) -> int:
+        """How many tokens are predicted."""
+        return int((self.targets != _NOTHING).sum())
+
+
+def next_tokens(texts: Sequence[np.ndarray]) -> list[Example]:
+    """Causal language modelling: each state predicts the token that follows. Texts of one token are left out."""
+    return [Example(ids, np.append(ids[1:], _NOTHING)) for ids in texts if len(ids) > 1]
+
+
+def masked_next_tokens(texts: Sequence[np.ndarray], mask_id: int, share: float, seed: int) -> list[Example]:
+    """MNTP (LLM2Vec, arXiv 2404.05961): a masked token is predicted by the state of the position before it.
+
+    ``share`` of all tokens but a text's first are masked, at least one in each text.
+    """
+    dice, found = np.random.default_rng(seed), []
+    for ids in texts:
+        if len(ids) < 2:
+            continue
+        masked = dice.random(len(ids) - 1) < share
+        masked[dice.integers(len(masked))] |= not masked.any()
+        targets = np.full(len(ids), _NOTHING, dtype=np.int64)
+        targets[:-1][masked] = ids[1:][masked]
+        read = ids.copy()
+        read[1:][masked] = mask_id
+        found.append(Example(read, targets))
+    return found
+
+
+def cross_entropies(hidden_TH: Tensor, targets_T: Tensor, score: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """``[2]``: summed over tokens, the cross-entropy of the logits, and that of ``log(1 + relu(scores))``.
+
+    ``score`` gives for states ``[t, H]`` the language model's logits ``[t, V]`` and the scores that are pooled when
+    it encodes.
+    """
+    total_2 = torch.zeros(2, device=hidden_TH.device)
+    size = max(_LOGITS_PER_BLOCK[hidden_TH.device.type] // score_width(score, hidden_TH), 1)
+
+    def block_loss(states_tH: Tensor, wanted_t: Tensor) -> Tensor:
+        logits_tV, scores_tV = score(states_tH)
+        saturated_tV = torch.log1p(torch.relu(scores_tV.float()))
+        return torch.stack([torch.nn.functional.cross_entropy(found_tV, wanted_t, reduction="sum")
+                            for found_tV in (logits_tV.float(), saturated_tV)])
+
+    for states_tH, wanted_t in zip(hidden_TH.split(size), targets_T.split(size), strict=True):
+        total_2 = total_2 + checkpoint(block_loss, states_tH, wanted_t, use_reentrant=False)
+    return total_2
+
+
+def score_width(score: Callable[[Tensor], tuple[Tensor, Tensor]], hidden_TH: Tensor) -> int:
+    """V, asked of one state."""
+    with torch.no_grad():
+        return score(hidden_TH[:1])[0].shape[1]

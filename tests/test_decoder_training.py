@@ -1,0 +1,387 @@
+"""Decoders in training: the student against the encoder, adapters, language-model losses, exact resume, the road."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import test_training
+import tiny_decoders
+import torch
+import transformers
+from safetensors.torch import load_file
+from test_training import Killed, kill_at, make_trainer
+from tiny_decoders import TEXTS
+
+from sparse_ir import adaptation, cards, decoder_student, recipe, runs, training
+from sparse_ir import checkpoint as layouts
+from sparse_ir.encoder import Encoder
+from sparse_ir.errors import ConfigError, ModelError
+from sparse_ir.recipe import WarmStartSettings
+
+MODES = ("causal", "echo", "bidirectional")
+pairs_file = test_training.pairs_file
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Family -> folder of a random decoder. Read only."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("decoders")
+    return {family: tiny_decoders.build(family, root / family)
+            for family in ("llama", "qwen3", "gemma2", "gpt2", "phi", "granite")}
+
+
+def make_config(start, path, mode="causal", **sections):
+    model = {"query": "neural", "max_length": 60, "query_max_length": 40, "saved_max_length": 80, "dropout": 0.0,
+             **sections.pop("model", {})}
+    decoder = {"mode": mode, "logit_shift": 2.0, **sections.pop("decoder", {})}
+    return test_training.make_config(start, path, **{
+        "model": model, "decoder": decoder, "run": {"steps": 4}, "batch": {"queries": 4}, **sections})
+
+
+def open_student(folder, mode="causal", **sections):
+    config = make_config(folder, "nothing", mode, **sections)
+    return config, decoder_student.open_student(config)[1]
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------ vectors
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi", "granite"])
+def test_what_trains_is_what_encodes(family, mode, folders):
+    config, student = open_student(folders[family], mode, model={"query_prompt": "q: ", "document_prompt": "d: ",
+                                                                 "query_max_length": 80},
+                                   decoder={"logit_scale": "hidden^-1/4", "logit_shift": 0.5})
+    texts = [*TEXTS, ""]
+    encoder = Encoder.load(folders[family], decoder=config.decoder.settings(config.model, max_length=80))
+    found = student.vectors(texts)
+    np.testing.assert_allclose(found.toarray(), encoder.encode(texts).toarray(), **CLOSE)
+    np.testing.assert_allclose(student.vectors(texts[:3], neural_queries=True).toarray(),
+                               encoder.query_encoder().encode_batch(texts[:3]).toarray(), **CLOSE)
+    assert found[-1].nnz == 0 and found[0].nnz > 0
+
+
+def test_the_gradient_is_that_of_the_full_logits(folders):
+    _, student = open_student(folders["llama"], "echo")
+    _, other = open_student(folders["llama"], "echo")
+    tokens = student.tokenize_documents(TEXTS[:4])
+    student(tokens).square().sum().backward()
+    rows = []
+    for text in tokens:
+        ids = torch.from_numpy(text.ids.astype(np.int64))[None]
+        logits = other.model(input_ids=ids).logits[0, text.pooled] @ other.output_layer.weight.t()
+        rows.append(torch.log1p(torch.relu(logits - 2.0)).amax(0))
+    torch.stack(rows).square().sum().backward()
+    mine, theirs = dict(student.named_parameters()), dict(other.named_parameters())
+    assert mine.keys() == theirs.keys()
+    for name, parameter in mine.items():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_shift_instead_of_a_bias(folders):
+    _, student = open_student(folders["llama"], decoder={"logit_shift": 0.0})
+    assert student.output_layer.bias is None
+    student.set_terms(TEXTS[:6], 30)
+    assert student.vectors(TEXTS[:6]).getnnz() == pytest.approx(6 * 30, abs=6)
+    before = float(student.shift)
+    student.lift(0.5)
+    assert float(student.shift) == pytest.approx(before - 0.5)
+
+
+# ------------------------------------------------------------------------------------------------ the road
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_train_save_and_encode(mode, folders, pairs_file, tmp_path):
+    objective = "mntp" if mode == "bidirectional" else "clm"
+    config = make_config(folders["llama"], pairs_file, mode, model={"query_prompt": "find: "},
+                         warm_start={"steps": 2, "objective": objective, "learning_rate": 1e-3},
+                         decoder={"initial_terms": 60}, run={"steps": 5},
+                         documents={"penalty": "flops", "weight": None, "target_terms": 30.0})
+    path = tmp_path / "config.toml"
+    path.write_text(recipe.format_config(config))
+    assert recipe.read_config(path) == config
+    report = runs.train(path, tmp_path / "run")
+    encoder = Encoder.load(report["model"])
+    trainer = training.Trainer(config, runs.read_sources(config), tmp_path / "run")
+    trainer._resume()
+    np.testing.assert_allclose(encoder.encode(TEXTS).toarray(), trainer.student.vectors(TEXTS).toarray(), **CLOSE)
+    settings = layouts.read_decoder_settings(tmp_path / "run" / "model")
+    assert (settings.mode, settings.query_prompt, settings.max_length) == (mode, "find: ", 80)
+    assert settings.logit_shift == float(trainer.student.shift) != 2.0
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"a decoder read in mode {mode}" in card and "SparseEncoder(" not in card and f"({objective})" in card
+    lines = log_of(tmp_path / "run")
+    assert [f"{objective}_loss" in line for line in lines] == [True, True, False, False, False]
+
+
+def test_distillation_and_gradient_checkpointing(folders, pairs_file, tmp_path):
+    def weights(folder, **changes):
+        config = make_config(folders["llama"], pairs_file, loss=[{"name": "kl", "temperature": 10.0}],
+                             teacher=[{"kind": "bm25"}], run={"steps": 2, **changes})
+        trainer = make_trainer(config, folder, teachers=[(test_training.Constant(), 1.0)])
+        trainer.run()
+        return trainer.student.state_dict()
+
+    plain, saving = weights(tmp_path / "a"), weights(tmp_path / "b", gradient_checkpointing=True)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(saving[name], tensor, rtol=1e-5, atol=1e-6)
+    assert layouts.read_decoder_settings(tmp_path / "a" / "model").temperature == 10.0
+
+
+@pytest.mark.parametrize("stage", ["adaptation", "ranking"])
+def test_micro_batches_give_the_same_weights(stage, folders, pairs_file, tmp_path):
+    sections = {"run": {"steps": 3, "stop_after": 2}, "lora": {"r": 4}}
+    if stage == "adaptation":
+        sections["warm_start"] = {"steps": 2, "objective": "clm"}
+    trained = []
+    for size in (None, 2):
+        sections["batch"] = {"queries": 4, **({"micro_batch": size} if size else {})}
+        config = make_config(folders["llama"], pairs_file, **sections)
+        trainer = make_trainer(config, tmp_path / str(size))
+        trainer.run()
+        trained.append(trainer.student._trained())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "dropout": 0.1}], ids=["whole", "lora"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_interrupted_equals_uninterrupted_bit_for_bit(step, lora, folders, pairs_file, tmp_path, monkeypatch):
+    config = make_config(folders["llama"], pairs_file, "bidirectional", run={"steps": 5, "save_every": 1},
+                         warm_start={"steps": 2, "objective": "clm", "learning_rate": 1e-3},
+                         documents={"penalty": "flops", "weight": None, "target_terms": 30.0},
+                         **({"lora": lora} if lora else {}))
+    make_trainer(config, tmp_path / "whole").run()
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            make_trainer(config, tmp_path / "cut").run()
+    make_trainer(config, tmp_path / "cut").run()
+    for name in ("model.safetensors", "state.safetensors"):
+        one, other = (load_file(tmp_path / run / "checkpoint-0000005" / name) for run in ("whole", "cut"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+
+
+# ------------------------------------------------------------------------------------------------ adapters
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_an_adapter_is_saved_with_its_base_named_and_can_be_merged(family, folders, pairs_file, tmp_path):
+    vectors = {}
+    for merge in (False, True):
+        config = make_config(folders[family], pairs_file, "bidirectional", lora={"r": 4, "alpha": 8, "merge": merge},
+                             optimizer={"learning_rate": 1e-2})
+        trainer = make_trainer(config, tmp_path / str(merge))
+        trainer.run()
+        model = tmp_path / str(merge) / "model"
+        assert (model / "adapter_config.json").is_file() != merge and (model / "model.safetensors").is_file() == merge
+        vectors[merge] = Encoder.load(model).encode(TEXTS).toarray()
+        np.testing.assert_allclose(vectors[merge], trainer.student.vectors(TEXTS).toarray(), rtol=1e-4, atol=1e-4)
+        kept = load_file(training.list_checkpoints(tmp_path / str(merge))[-1] / "model.safetensors")
+        assert all("lora_" in name or name == "shift" for name in kept) and len(kept) > 1
+    np.testing.assert_allclose(vectors[True], vectors[False], rtol=1e-4, atol=1e-4)
+    untrained = Encoder.load(folders[family], decoder=config.decoder.settings(config.model)).encode(TEXTS).toarray()
+    assert np.abs(untrained - vectors[False]).max() > 1e-2
+    settings = json.loads((tmp_path / "False" / "model" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(folders[family]) and settings["r"] == 4
+    record = json.loads((tmp_path / "False" / "model" / "sparse_ir.json").read_text())
+    assert record["base_sha256"] == layouts.weights_hash(folders[family])
+
+
+def test_adapters_are_on_all_linear_layers_and_the_output_layer_stays_frozen(folders):
+    _, student = open_student(folders["llama"], lora={"r": 2})
+    names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name in student._trained() if "lora_A" in name}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    student(student.tokenize_documents(TEXTS[:3])).sum().backward()
+    assert student.output_layer.weight.grad is None
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in student.parameters())
+    _, student = open_student(folders["llama"], lora={"r": 2, "targets": "q_proj, v_proj"})
+    assert len(student._trained()) == 2 * 2 * 2 + 1
+
+
+def test_a_base_in_bfloat16_trains_adapters_in_float32(folders, pairs_file, tmp_path):
+    config = make_config(folders["llama"], pairs_file, lora={"r": 2, "base": "bfloat16"})
+    trainer = make_trainer(config, tmp_path)
+    trainer.run()
+    assert trainer.student.output_layer.weight.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in trainer.student._trained().values()} == {torch.float32}
+    assert Encoder.load(tmp_path / "model", precision="bfloat16").encode(TEXTS).nnz > 0
+
+
+# ------------------------------------------------------------------------------------------------ adaptation
+
+
+def plain_losses(folder, examples):
+    """By transformers' own logits: the two sums of cross-entropies."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = saturated = 0.0
+    for example in examples:
+        logits = model(input_ids=torch.from_numpy(example.ids)[None]).logits[0]
+        wanted = torch.from_numpy(example.targets)
+        plain += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", ignore_index=-100)
+        saturated += torch.nn.functional.cross_entropy(torch.log1p(torch.relu(logits)), wanted, reduction="sum",
+                                                       ignore_index=-100)
+    return torch.stack([plain, saturated])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "phi"])
+def test_language_model_losses(family, folders, monkeypatch):
+    _, student = open_student(folders[family], decoder={"logit_shift": 0.0})
+    examples = student.make_examples(TEXTS, WarmStartSettings(objective="clm"), 0)
+    expected = plain_losses(folders[family], examples)
+    found = student(examples)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    monkeypatch.setitem(adaptation._LOGITS_PER_BLOCK, "cpu", 5 * student.size)
+    torch.testing.assert_close(student(examples), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_gradient_through_blocks_is_that_of_the_whole(folders, monkeypatch):
+    gradients = []
+    for size in (2**24, 3 * 420):
+        monkeypatch.setitem(adaptation._LOGITS_PER_BLOCK, "cpu", size)
+        _, student = open_student(folders["llama"])
+        student(student.make_examples(TEXTS[:4], WarmStartSettings(objective="clm"), 0)).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in student.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_next_tokens_and_masked_tokens_by_hand():
+    (example,) = adaptation.next_tokens([np.array([5, 6, 7]), np.array([5])])
+    assert example.ids.tolist() == [5, 6, 7] and example.targets.tolist() == [6, 7, -100] and example.predicted == 2
+    ids = np.arange(100, 1100)
+    (example,) = adaptation.masked_next_tokens([ids], 3, 0.2, seed=1)
+    masked = np.flatnonzero(example.ids == 3)
+    assert 150 < len(masked) == example.predicted < 250 and masked[0] > 0
+    assert example.targets[masked - 1].tolist() == ids[masked].tolist()
+    assert (example.targets >= 0).sum() == len(masked) and ids[5] == 105  # the caller's array stays
+    (short,) = adaptation.masked_next_tokens([np.array([8, 9])], 3, 0.01, seed=0)
+    assert short.ids.tolist() == [8, 3] and short.targets.tolist() == [9, -100]
+
+
+def test_the_loss_on_saturated_logits_keeps_a_relu_alive(folders, pairs_file, tmp_path):
+    """With and without it, from the same start: with it the ReLU lets through what predicts the next token."""
+    last = {}
+    for weight in (0.0, 1.0):
+        config = make_config(folders["qwen3"], pairs_file, decoder={"logit_shift": 3.0},
+                             run={"steps": 41, "stop_after": 40},
+                             warm_start={"steps": 40, "objective": "clm", "learning_rate": 3e-3, "relu_weight": weight})
+        make_trainer(config, tmp_path / str(weight)).run()
+        lines = log_of(tmp_path / str(weight))
+        assert lines[-1]["clm_loss"] < lines[0]["clm_loss"]
+        last[weight] = lines[-1]["clm_relu_loss"]
+    assert last[1.0] < last[0.0] - 0.05
+
+
+def test_a_bidirectional_decoder_that_adapts_by_clm_is_causal_until_it_ranks(folders, pairs_file, tmp_path):
+    config = make_config(folders["llama"], pairs_file, "bidirectional",
+                         warm_start={"steps": 2, "objective": "clm"})
+    trainer = make_trainer(config, tmp_path)
+    seen = []
+    original = trainer.student._states
+    trainer.student._states = lambda ids: (seen.append(first_state_sees_more(original)), original(ids))[1]
+    trainer.run()
+    assert seen[:2] == [False, False] and all(seen[2:]) and len(seen) > 3
+
+
+def first_state_sees_more(states):
+    """Whether the first token's state depends on the second."""
+    with torch.no_grad():
+        found = [states([np.array([10, other])])[0][0, 0] for other in (20, 30)]
+    return not torch.allclose(*found, atol=1e-5)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from tiny_models import SENTENCES
+from sparse_ir import decoder_student, recipe
+
+def mib(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+config = recipe.parse_config({{"model": {{"start": {folder!r}, "query": "neural", "max_length": 512}},
+    "data": [{{"path": "x"}}], "run": {{"steps": 2}}, "decoder": {{"mode": "causal", "logit_shift": 40.0}},
+    "lora": {{"r": 4}}}})
+student = decoder_student.open_student(config)[1]
+texts = [" ".join(SENTENCES[:8])] * 4
+student(student.tokenize_documents(texts[:1])).sum().backward()
+tokens = sum(len(text.ids) for text in student.tokenize_documents(texts))
+before = mib("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+student(student.tokenize_documents(texts)).sum().backward()
+student(student.make_examples(texts, recipe.WarmStartSettings(objective="clm"), 0)).sum().backward()
+print(mib("VmHWM") - before, tokens * 64_000 * 4 / 2**20)
+"""
+
+
+def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
+    folder = tiny_decoders.build("llama", tmp_path / "m", extra_outputs=64_000, max_position_embeddings=1024)
+    code = MEMORY.format(tests=str(tiny_decoders.__file__).rsplit("/", 1)[0], folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    used, logits = map(float, done.stdout.split())
+    assert used < 0.6 * logits and logits > 240
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(("sections", "message"), [
+    ({"model": {"query": "idf"}}, "model.query is 'idf'; a decoder reads queries itself"),
+    ({"warm_start": {"steps": 1, "objective": "mntp"}}, "objective is 'mntp' and decoder.mode 'causal'"),
+    ({"warm_start": {"mask_share": 1.0}}, "mask_share is 1.0; allowed"),
+    ({"model": {"saved_dtype": "float8"}}, "float8 and head token_vectors are for masked language models"),
+    ({"decoder": {"logit_scale": "hidden"}}, "decoder.logit_scale is 'hidden'; allowed"),
+    ({"decoder": {"document_template": "no place"}}, "document_template is 'no place'"),
+    ({"decoder": {"initial_terms": 0}}, "initial_terms is 0; allowed: 1 or more"),
+    ({"lora": {"r": 0}}, "lora.r is 0; allowed: 1 or more"),
+    ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
+    ({"lora": {"base": "4bit", "merge": True}}, "lora.base '4bit' cannot be merged"),
+    ({"lora": {}, "blend": {"start": 0.5}}, "trains adapters; drop one of both"),
+])
+def test_configurations_that_do_not_fit_are_refused(sections, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config("start", "pairs", **sections)
+
+
+def test_sections_for_decoders_need_a_decoder():
+    for section in ({"lora": {}}, {"warm_start": {"objective": "clm"}}):
+        with pytest.raises(ConfigError, match=r"are for decoders; add a \[decoder\] section"):
+            test_training.make_config("start", "pairs", **section)
+
+
+def test_starts_that_cannot_be_trained_are_refused(folders, pairs_file, tmp_path, tiny_folder):
+    with pytest.raises(ModelError, match="is not causal"):
+        open_student(tiny_folder)
+    with pytest.raises(ConfigError, match="max_length is 500; this network reads at most 256"):
+        open_student(folders["llama"], model={"max_length": 500})
+    with pytest.raises(ConfigError, match=r"mask_token '\[MASK\]' is no token of this vocabulary"):
+        _, student = open_student(folders["llama"], "bidirectional")
+        student.make_examples(TEXTS, WarmStartSettings(objective="mntp", mask_token="[MASK]"), 0)
+    make_trainer(make_config(folders["llama"], pairs_file, lora={"r": 2}, run={"steps": 1}), tmp_path).run()
+    with pytest.raises(ConfigError, match="an adapter to it could not name its base; merge it first"):
+        open_student(tmp_path / "model", lora={"r": 2})
+    _, student = open_student(tmp_path / "model")  # without [lora] the merged network trains
+    assert student.vectors(TEXTS).nnz > 0
+
+
+def test_the_card_of_an_adapter(folders, pairs_file, tmp_path):
+    config = make_config(folders["llama"], pairs_file, lora={"r": 2})
+    text = cards.format_card(config, sources=[], report={"steps": 4})
+    assert "a decoder read in mode causal with LoRA adapters of rank 2 on all-linear" in text
