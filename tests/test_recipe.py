@@ -17,8 +17,10 @@ from sparse_ir.recipe import (
     BlendSettings,
     CardSettings,
     DataSettings,
+    DecoderSection,
     DevSettings,
     EnsembleSettings,
+    LoraSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
@@ -52,6 +54,12 @@ EVERYTHING = TrainConfig(
     optimizer=OptimizerSettings(3e-5, 0.02, 60, "cosine", 1.5, 1e-3),
     warm_start=WarmStartSettings(100, 4e-4, 350, "token_vectors"),
     card=CardSettings("A name", "apache-2.0", {"a": "from there\nby them", "b c": "unknown"}),
+)
+DECODER = TrainConfig(
+    model=ModelSettings("org/decoder", query="neural"), data=(DataSettings("data/a"),), run=RunSettings(200),
+    decoder=DecoderSection("bidirectional", "read {text}", "find {text}", "all", True, "hidden^-1/4", 0.5, 400),
+    lora=LoraSettings(64, 16, 0.1, "q_proj,v_proj", "bfloat16", True),
+    warm_start=WarmStartSettings(100, 1e-4, objective="mntp", relu_weight=0.5, mask_share=0.3, mask_token="_"),
 )
 
 
@@ -90,14 +98,21 @@ def test_everything_differs_from_its_default():
         for field in dataclasses.fields(entries[0]) if dataclasses.is_dataclass(entries[0]) else ():
             if all(getattr(entry, field.name) == field.default for entry in entries):
                 same.add((type(entries[0]).__name__, field.name))
-    # there is one version; [documents] has a target, which excludes lambda; and [[dev]] excludes [blend]
+    # there is one version; [documents] has a target, which excludes lambda; [[dev]] excludes [blend]; and what is
+    # particular to decoders has a configuration of its own
+    particular = {("WarmStartSettings", name) for name in ("objective", "relu_weight", "mask_share", "mask_token")}
     assert same == {("TrainConfig", "version"), ("PenaltySettings", "weight"), ("TrainConfig", "blend"),
-                    ("BlendSettings", "start"), ("BlendSettings", "terms")}
+                    ("BlendSettings", "start"), ("BlendSettings", "terms"), ("TrainConfig", "decoder"),
+                    ("TrainConfig", "lora"), *particular}
+    for section in (DECODER.decoder, DECODER.lora, DECODER.warm_start):
+        fields = {field.name for field in dataclasses.fields(section) if getattr(section, field.name) == field.default}
+        assert fields == ({"head", "active_terms"} if section is DECODER.warm_start else set())
 
 
 def test_round_trip_of_every_section(written):
     blended = dataclasses.replace(EVERYTHING, dev=(), blend=BlendSettings(0.4, 160))
-    assert [read_config(written(format_config(config))) for config in (EVERYTHING, blended)] == [EVERYTHING, blended]
+    for config in (EVERYTHING, blended, DECODER):
+        assert read_config(written(format_config(config))) == config
 
 
 def test_round_trip_of_the_smallest_file(written):
