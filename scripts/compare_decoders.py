@@ -32,7 +32,9 @@ def main() -> None:
     start = arguments.output / "start"
     if not (start / "config.json").is_file():
         make_decoder(start, arguments)
-    language_model = train(arguments.output / "language-model", make_config(start, "causal", arguments, "language"))
+    language_model = start
+    if arguments.language_steps:
+        language_model = train(arguments.output / "language-model", make_config(start, "causal", arguments, "language"))
     found: dict[str, Any] = {}
     for mode in MODES:
         folder = arguments.output / mode

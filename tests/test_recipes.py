@@ -16,7 +16,9 @@ from sparse_ir.losses import translate_lambda
 from sparse_ir.recipe import LossSettings, TrainConfig, config_to_json, format_config, parse_config, read_config
 
 FOLDER = Path(__file__).parent.parent / "scripts" / "recipes"
-NAMES = ("ablation", "cpu-small", "default", "geng-finetune", "geng-pretrain", "siamese-splade")
+DECODERS = ("csplade", "csplade-adapt", "laconic", "lion-sp", "lion-sp-adapt", "mistral-splade")
+NAMES = tuple(sorted((*DECODERS, "ablation", "cpu-small", "default", "geng-finetune", "geng-pretrain",
+                      "siamese-splade")))
 DENSE = ("dense", "Alibaba-NLP/gte-large-en-v1.5")
 SPARSE = ("sparse", "opensearch-project/opensearch-neural-sparse-encoding-v1")
 
@@ -180,8 +182,12 @@ def shrink(config: TrainConfig, toys: dict[str, Path], start: Path) -> dict[str,
 
 def train_small(name: str, toys: dict[str, Path], start: Path, folder: Path) -> list[dict[str, float]]:
     """Train and open the model; the lines of the log."""
+    return train_table(name, shrink(read(name), toys, start), folder)
+
+
+def train_table(name: str, table: dict[str, Any], folder: Path) -> list[dict[str, float]]:
     path = folder / f"{name}.toml"
-    path.write_text(format_config(parse_config(shrink(read(name), toys, start))), encoding="utf-8")
+    path.write_text(format_config(parse_config(table)), encoding="utf-8")
     report = runs.train(path, folder / name)
     assert Encoder.load(report["model"], device="cpu").encode(["a river"]).shape[0] == 1
     assert (Path(report["model"]) / "README.md").is_file()
@@ -210,3 +216,87 @@ def test_every_other_recipe_trains(name, start, losses, toys, tmp_path):
     assert ("bag_of_words_loss" in lines[0]) == (name == "cpu-small")
     assert ("queries_penalty" in lines[-1]) == (name == "siamese-splade")
     assert (tmp_path / name / "start.safetensors").is_file() == (name == "default")
+
+
+# ------------------------------------------------------------------------------------------------ decoders
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_recipe_marks_what_it_could_not_verify(name):
+    assert "UNVERIFIED" in (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    assert (read(name).lora is None) == (name == "csplade-adapt")  # the only one that trains the whole network
+    assert read(name).run.precision == "bfloat16" and read(name).run.gradient_checkpointing
+
+
+def test_mistral_splade():
+    config = read("mistral-splade")
+    assert config.model.start == "mistralai/Mistral-7B-v0.1" and config.decoder.mode == "echo"
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (16, 8, 0.1)
+    assert config.loss == (LossSettings("info_nce"),) and config.teacher == () and config.batch.negatives == 0
+    assert config.documents.penalty == config.queries.penalty == "flops" and not config.decoder.bos
+
+
+def test_csplade():
+    first, second = read("csplade-adapt"), read("csplade")
+    assert (first.warm_start.objective, first.warm_start.relu_weight, first.warm_start.steps) == ("clm", 1.0, 10_000)
+    assert first.run.stop_after == first.warm_start.steps and first.batch.queries == 32
+    assert second.model.start == "runs/csplade-adapt/model" and second.decoder.mode == "bidirectional"
+    assert (second.batch.queries, second.batch.negatives, second.batch.in_batch) == (32, 15, True)
+    assert (second.lora.r, second.optimizer.learning_rate, second.optimizer.schedule) == (64, 5e-5, "cosine")
+    assert second.documents.weight == second.queries.weight == 0.003
+    assert second.optimizer.warmup_steps == second.run.steps // 20 and second.run.steps == 3 * 15_717
+
+
+def test_lion_sp():
+    first, second = read("lion-sp-adapt"), read("lion-sp")
+    assert (first.warm_start.objective, first.warm_start.mask_share, first.warm_start.steps) == ("mntp", 0.2, 10_000)
+    assert first.lora.merge and (first.lora.r, first.model.max_length, first.batch.queries) == (16, 512, 32)
+    assert second.model.start == "runs/lion-sp-adapt/model"
+    assert second.decoder.logit_scale == "hidden^-1/4" and second.decoder.mode == "bidirectional"
+    assert (second.lora.r, second.lora.alpha, second.lora.dropout) == (16, 32, 0.1)
+    assert (second.queries.weight, second.documents.weight, second.run.steps) == (0.05, 0.04, 4_200)
+    assert second.documents.ramp_steps == second.queries.ramp_steps == second.run.steps // 3
+    assert (second.model.query_max_length, second.model.max_length, second.batch.negatives) == (64, 128, 16)
+
+
+def test_laconic():
+    config = read("laconic")
+    assert config.decoder.mode == "bidirectional" and not config.decoder.bos
+    assert (config.model.query_prompt, config.model.document_prompt) == ("query: ", "passage: ")
+    assert (config.model.top_k, config.model.max_length, config.batch.negatives) == (512, 192, 15)
+    assert config.documents.weight == config.queries.weight == 1e-3 and config.documents.ramp_steps == 100
+    assert config.lora.targets == "all-linear" and config.optimizer.learning_rate == 1e-4
+    assert config.optimizer.warmup_steps == config.run.steps // 20
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny_decoders
+
+    return tiny_decoders.build("llama", tmp_path_factory.mktemp("recipes") / "llama")
+
+
+@pytest.mark.parametrize("name", ["mistral-splade", "laconic"])
+def test_a_decoder_recipe_trains(name, decoder, toys, tmp_path):
+    lines = train_decoder(name, toys, decoder, tmp_path)
+    assert lines[-1]["info_nce"] > 0 and lines[-1]["queries_penalty"] > 0
+    assert (tmp_path / name / "model" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(("name", "objective"), [("csplade", "clm"), ("lion-sp", "mntp")])
+def test_a_decoder_recipe_trains_in_two_stages(name, objective, decoder, toys, tmp_path):
+    first = train_decoder(f"{name}-adapt", toys, decoder, tmp_path)
+    assert [f"{objective}_loss" in line for line in first] == [True, True]
+    second = train_decoder(name, toys, tmp_path / f"{name}-adapt" / "model", tmp_path)
+    assert len(second) == 5 and second[-1]["documents_terms"] > 0
+
+
+def train_decoder(name: str, toys: dict[str, Path], start: Path, folder: Path) -> list[dict[str, float]]:
+    table = shrink(read(name), toys, start)
+    echo = read(name).decoder.mode == "echo"
+    table["model"] |= {"max_length": 80, "query_max_length": 100, "saved_max_length": 120} if echo else {}
+    table["warm_start"].pop("mask_token", None)  # no such token in the toy's vocabulary
+    table["warm_start"] |= {"mask_token": "</s>"} if table["warm_start"]["objective"] == "mntp" else {}
+    if table["run"].get("stop_after"):
+        table["run"] |= {"steps": 3, "stop_after": 2}
+    return train_table(name, table, folder)

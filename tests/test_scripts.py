@@ -15,6 +15,8 @@ SMALL = {
     "bench_encode.py": ["--texts", "8", "--max-length", "32", "--rounds", "1", "--threads", "1",
                         "--systems", "float32", "int8"],
     "bench_train.py": ["--batch", "4", "--max-length", "32", "--steps", "4", "--rounds", "1", "--threads", "1"],
+    "bench_decoder.py": ["--size", "tiny", "--tokens", "32", "--texts", "4", "--batch", "2", "--rounds", "1",
+                         "--threads", "1", "--device", "cpu", "--precision", "float32"],
     "bench_index.py": ["--documents", "300", "--terms", "20", "--rounds", "1", "--threads", "1"],
 }
 
