@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -35,10 +35,12 @@ from sparse_ir import approximation, data, files, forward, lucene
 from sparse_ir.approximation import EXACT, SearchOptions
 from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch, SparseIRError
 from sparse_ir.impacts import LARGEST_IMPACT, Rule, quantize, quantize_query, rule_from_range
+from sparse_ir.ordering import Reordered
 from sparse_ir.pruning import Pruning, prune
 from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
 from sparse_ir.vectors import Vectors, row_as_dict
 
+Order = Literal["corpus", "bisection"]
 FORMAT = 1
 NUM_SAMPLES = 64
 SAMPLED_TERMS = 40  # of each sampled document, evenly spaced; the sum over all impacts is checked besides
@@ -98,9 +100,11 @@ def _largest_weight(vectors: Vectors, query_encoder: QueryEncoder | None, folded
 
 def build_impact_index(
     vectors: Vectors, output: Path, rule: Rule, query_encoder: QueryEncoder | None, *, threads: int = 1,
-    pruning: Pruning | None = None, forward_index: bool | None = None, progress: bool = False,
+    pruning: Pruning | None = None, forward_index: bool | None = None, order: Order = "corpus", progress: bool = False,
 ) -> dict[str, Any]:
     """Build, verify and swap in an impact index; the manifest.
+
+    ``order``: of the documents inside, that of the corpus or by ``ordering``; it changes no score and no ranking.
 
     ``forward_index``: also keep the impacts document by document, for two-phase search; by default wherever queries
     are boosted, that is, the rule is not folded.
@@ -112,6 +116,9 @@ def build_impact_index(
         check_vocabulary(vectors.vocabulary, query_encoder, str(vectors.folder))
     pruning = pruning or Pruning()
     with _building(output) as folder:
+        if order == "bisection":
+            with _bar("ordering", len(vectors), progress) as bar:
+                vectors = Reordered(vectors, bar.update)
         keeps_forward = not rule.folded if forward_index is None else forward_index
         writer = forward.ForwardWriter(folder / forward.FOLDER) if keeps_forward else None
         source = _ImpactSource(vectors, rule, folded_weights(query_encoder, rule), pruning, writer)
@@ -131,6 +138,7 @@ def build_impact_index(
             "vocabulary_sha256": files.sha256_of_json(vectors.vocabulary),
             "rule": rule.to_json(),
             **({"pruning": pruning.to_json()} if pruning else {}),
+            **({"order": order} if order != "corpus" else {}),
             "counts": source.counts(),
         })
 

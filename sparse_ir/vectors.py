@@ -4,7 +4,7 @@
 ``manifest.json`` is written last and says that all is there. Any number of processes, on one machine or on several
 that share the folder, may run the same call at once: each takes shards that nobody else is working on. The result is
 byte for byte the same, whoever made which shard and however often someone was killed.
-It knows no impacts' rule and no Lucene. Next file to read: ``java``.
+It knows no impacts' rule and no Lucene. Next file to read: ``ordering``.
 """
 
 from __future__ import annotations

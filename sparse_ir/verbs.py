@@ -115,7 +115,7 @@ def encode(model: str, input: str, output: Path, *, progress: bool = False, **op
 def index(
     vectors: Path, output: Path, *, scale: float | None = None, bits: int | None = None, fold: bool | None = None,
     prune_terms: int | None = None, prune_impact: int | None = None, prune_mass: float | None = None,
-    forward: bool | None = None, threads: int = 1, progress: bool = False,
+    forward: bool | None = None, order: indexes.Order = "corpus", threads: int = 1, progress: bool = False,
 ) -> Report:
     """Build a verified Lucene impact index from vectors.
 
@@ -129,6 +129,7 @@ def index(
         prune_impact: Keep only impacts of at least this.
         prune_mass: Keep a document's largest impacts that together hold this share of its sum, such as 0.9.
         forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where queries are boosted.
+        order: Of the documents inside: corpus, or bisection (similar ones side by side; slower to build, same ranking).
         threads: Threads that write.
         progress: Show a progress bar.
     """
@@ -140,15 +141,16 @@ def index(
         query_encoder = opened.query_encoder()
         rule = indexes.choose_rule(opened, query_encoder, scale=scale, bits=bits, fold=fold)
         manifest = indexes.build_impact_index(opened, Path(output), rule, query_encoder, threads=threads,
-                                              pruning=pruning, forward_index=forward, progress=progress)
+                                              pruning=pruning, forward_index=forward, order=order,
+                                              progress=progress)
     return _index_report(Path(output), manifest, started)
 
 
 def build(
     model: str, input: str, output: Path, *, vectors: Path | None = None, scale: float | None = None,
     bits: int | None = None, fold: bool | None = None, prune_terms: int | None = None,
-    prune_impact: int | None = None, prune_mass: float | None = None, forward: bool | None = None, threads: int = 1,
-    progress: bool = False, **options: Unpack[EncodeOptions],
+    prune_impact: int | None = None, prune_mass: float | None = None, forward: bool | None = None,
+    order: indexes.Order = "corpus", threads: int = 1, progress: bool = False, **options: Unpack[EncodeOptions],
 ) -> Report:
     """Encode a corpus and index it: encode, then index, in one command; a killed run goes on where it stopped.
 
@@ -164,6 +166,7 @@ def build(
         prune_impact: Keep only impacts of at least this.
         prune_mass: Keep a document's largest impacts that together hold this share of its sum, such as 0.9.
         forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where queries are boosted.
+        order: Of the documents inside: corpus, or bisection (similar ones side by side; slower to build, same ranking).
         threads: Threads that write the index.
         progress: Show a progress bar.
     """
@@ -173,8 +176,8 @@ def build(
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
     encoded = encode(model, input, folder, progress=progress, **options)
     report = index(folder, output, scale=scale, bits=bits, fold=fold, prune_terms=prune_terms,
-                   prune_impact=prune_impact, prune_mass=prune_mass, forward=forward, threads=threads,
-                   progress=progress)
+                   prune_impact=prune_impact, prune_mass=prune_mass, forward=forward, order=order,
+                   threads=threads, progress=progress)
     return {**report, "vectors": str(folder), "encode_seconds": encoded["seconds"]}
 
 

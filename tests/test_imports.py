@@ -14,8 +14,8 @@ import sparse_ir
 
 PACKAGE = Path(sparse_ir.__file__).parent
 ORDER = ("errors", "files", "data", "measures", "significance", "conventions", "price", "queries", "checkpoint",
-         "networks", "decoders", "heads", "encoder", "lexical", "impacts", "pruning", "doctor", "vectors", "java",
-         "lucene", "forward", "approximation", "exact", "indexes", "latency", "losses", "pairs", "batches",
+         "networks", "decoders", "heads", "encoder", "lexical", "impacts", "pruning", "doctor", "vectors", "ordering",
+         "java", "lucene", "forward", "approximation", "exact", "indexes", "latency", "losses", "pairs", "batches",
          "score_cache", "towers", "bm25", "teachers", "mining", "recipe", "student", "adaptation", "decoder_student",
          "sparsity", "training", "cards", "runs", "pydocs", "verbs", "explanation_view", "explanation", "showcase",
          "benchmarks", "rows", "tuning", "beir", "published", "webpage", "leaderboard", "comparison", "cli")

@@ -1,0 +1,121 @@
+"""Many callers on one open index for minutes: no error, no growth of memory, every answer that of a single thread.
+
+    python scripts/soak_search.py --index I --queries Q --callers 16 --minutes 5 --replace
+
+With ``--replace`` a copy of the index is swapped in at its place again and again meanwhile, and each version is opened
+and searched by one more caller: searches on versions that were opened before lose nothing. The exit code is 1 when an
+answer differed or memory grew by more than ``--allowed-mb``; memory is read after half of the time, when caches
+are full and code is compiled, and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sparse_ir import data, files, indexes, java, lucene
+
+Answer = tuple[list[str], list[float]]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    texts = [query.text for folder in arguments.queries for query in data.read_queries(folder)]
+    texts = random.Random(0).sample(texts, min(len(texts), arguments.texts))
+    with tempfile.TemporaryDirectory(dir=arguments.index.parent) as scratch:
+        place = Path(scratch) / "index"
+        shutil.copytree(arguments.index, place)
+        found = soak(place, texts, callers=arguments.callers, seconds=60 * arguments.minutes, k=arguments.hits,
+                     replace=arguments.replace)
+    print(json.dumps(found, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    if found["wrong"] or found["growth_mb"] > arguments.allowed_mb:
+        sys.exit(1)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--index", type=Path, required=True)
+    parser.add_argument("--queries", type=Path, nargs="+", required=True, help="BEIR folders")
+    parser.add_argument("--texts", type=int, default=500, help="different questions")
+    parser.add_argument("--hits", type=int, default=100)
+    parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--replace", action="store_true", help="swap new versions in meanwhile")
+    parser.add_argument("--allowed-mb", type=float, default=50.0, help="growth of resident memory")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool) -> dict[str, Any]:
+    """Search until the time is over; counts of searches, wrong answers and replaced versions, and resident memory."""
+    with indexes.Index(place) as index:
+        expected = {text: answer(index, text, k) for text in texts}
+        counts, wrong, versions, lock = [0] * callers, list[str](), [0], threading.Lock()
+        end = time.monotonic() + seconds
+
+        def note(text: str, searched: indexes.Index) -> None:
+            if answer(searched, text, k) != expected[text]:
+                with lock:
+                    wrong.append(text)
+
+        def call(caller: int) -> None:
+            own = random.Random(caller)
+            while time.monotonic() < end:
+                note(own.choice(texts), index)
+                counts[caller] += 1
+
+        def exchange() -> None:
+            while time.monotonic() < end:
+                swap_in_a_copy(place)
+                with indexes.Index(place) as newer:
+                    for text in texts[:20]:
+                        note(text, newer)
+                versions[0] += 1
+
+        memory: list[float] = []
+        watch = functools.partial(read_memory, memory, (end - 0.5 * seconds, end - 0.02 * seconds))
+        lucene.run_threads([*(functools.partial(call, caller) for caller in range(callers)), watch,
+                            *([exchange] if replace else [])])
+        after = {text: answer(index, text, k) for text in texts}  # the version that was opened first is still whole
+    return {"searches": sum(counts), "callers": callers, "seconds": seconds, "k": k, "versions": versions[0],
+            "wrong": len(wrong) + sum(after[text] != expected[text] for text in texts),
+            "fewest_searches_of_a_caller": min(counts), "memory_mb": memory,
+            "growth_mb": round(memory[1] - memory[0], 1)}
+
+
+def answer(index: indexes.Index, text: str, k: int) -> Answer:
+    hits = index.search(text, k)
+    return hits.doc_ids, hits.scores.tolist()
+
+
+def swap_in_a_copy(place: Path) -> None:
+    """What a build does at its end, with the same content under other files."""
+    copy = files.temporary_sibling(place)
+    shutil.copytree(place, copy)
+    files.swap_folder(copy, place)
+
+
+def read_memory(memory: list[float], moments: tuple[float, ...]) -> None:
+    """Resident megabytes of this process at each of the moments, Java's garbage collected and given back before."""
+    system = java.java_class("java.lang.System")
+    for moment in moments:
+        time.sleep(max(0.0, moment - time.monotonic()))
+        system.gc()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        memory.append(round(int(resident.split()[1]) / 1024, 1))
+
+
+if __name__ == "__main__":
+    main()
