@@ -12,6 +12,7 @@ not about a real collection. Without ``--corpus`` the demo's collection and ques
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -65,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="BEIR folder; default: the documentation of Python's library")
     parser.add_argument("--vectors", type=Path, help="the same documents encoded; default: by the lexical encoder")
+    parser.add_argument("--documents", type=int, help="only so many documents of that default")
     parser.add_argument("--queries", type=Path, nargs="+", default=[], help="BEIR folders")
     parser.add_argument("--per-set", type=int, default=100, help="questions of each set, drawn at random")
     parser.add_argument("--hits", type=int, nargs="+", default=[10, 100, 1000])
@@ -111,7 +113,7 @@ def prepare(work: Path, arguments: argparse.Namespace) -> None:
     """The two indexes, unless an earlier run has left them in the folder."""
     corpus = arguments.corpus or work / "corpus"
     if not corpus.exists():
-        write_demo(corpus)
+        write_demo(corpus, arguments.documents)
     if not arguments.vectors and not (work / "vectors").exists():
         verbs.encode("lexical", str(corpus), work / "vectors")
     if not (work / "bm25").exists():
@@ -129,9 +131,9 @@ def vectors_folder(work: Path, arguments: argparse.Namespace) -> Path:
     return arguments.vectors or work / "vectors"
 
 
-def write_demo(folder: Path) -> None:
+def write_demo(folder: Path, documents: int | None) -> None:
     with files.atomic_writer(folder / "corpus.jsonl") as stream:
-        for document in pydocs.read_pydocs():
+        for document in itertools.islice(pydocs.read_pydocs(), documents):
             stream.write(json.dumps({"_id": document.doc_id, "title": document.title, "text": document.text}) + "\n")
 
 

@@ -17,8 +17,8 @@ SMALL = {
     "bench_train.py": ["--batch", "4", "--max-length", "32", "--steps", "4", "--rounds", "1", "--threads", "1"],
     "bench_decoder.py": ["--size", "tiny", "--tokens", "32", "--texts", "4", "--batch", "2", "--rounds", "1",
                          "--threads", "1", "--device", "cpu", "--precision", "float32"],
-    "bench_search.py": ["--per-set", "6", "--rounds", "1", "--hits", "5", "50", "--threads", "1", "--growth", "300",
-                        "--options", "mass=0.8 candidates=4", "--no-processes"],
+    "bench_search.py": ["--documents", "400", "--per-set", "6", "--rounds", "1", "--hits", "5", "50", "--threads", "1",
+                        "--growth", "300", "--options", "mass=0.8 candidates=4", "--no-processes"],
     "bench_index.py": ["--documents", "300", "--terms", "20", "--rounds", "1", "--threads", "1"],
 }
 
