@@ -141,11 +141,11 @@ def measure(model: Path, folder: Path, arguments: argparse.Namespace) -> dict[st
 
 def as_markdown(found: dict[str, Any], collections: list[str]) -> str:
     names = [Path(collection).name for collection in collections]
-    lines = [f"| mode | {' | '.join(names)} | mean | terms | documents/s |", "|---|" + "---:|" * (len(names) + 3)]
+    lines = [f"| mode | {' | '.join(names)} | mean | terms |", "|---|" + "---:|" * (len(names) + 2)]
     for mode, row in found.items():
         values = [row[name] for name in names]
         lines.append(f"| {mode} | {' | '.join(f'{value:.3f}' for value in values)} | {sum(values) / len(values):.3f} | "
-                     f"{row['terms']:.0f} | {row['documents_per_second']:.0f} |")
+                     f"{row['terms']:.0f} |")
     return "\n".join(lines)
 
 

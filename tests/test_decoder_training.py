@@ -175,6 +175,27 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(step, lora, folders, pairs
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
 
 
+def test_two_processes_give_the_weights_of_one(folders, pairs_file, tmp_path):
+    """Adaptation by masked tokens, then ranking, with adapters."""
+    config = make_config(folders["llama"], pairs_file, "bidirectional", lora={"r": 4}, batch={"queries": 5},
+                         warm_start={"steps": 2, "objective": "mntp", "mask_token": "</s>"},
+                         run={"steps": 4, "save_every": 4})
+    path, script = tmp_path / "config.toml", tmp_path / "both.py"
+    path.write_text(recipe.format_config(config))
+    script.write_text("import sys, pathlib\nfrom sparse_ir import runs\n"
+                      "runs.train(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n")
+    runs.train(path, tmp_path / "one")
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617", script,
+                    path, tmp_path / "two"], check=True, capture_output=True, timeout=300,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    one, two = (load_file(tmp_path / name / "checkpoint-0000004" / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():  # Adam's first steps divide a gradient by itself; see the test of masked networks
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=0.05 * 1e-3 * 4, msg=name)
+    for first, second in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+        assert first == pytest.approx(second, rel=1e-3, abs=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------ adapters
 
 
