@@ -223,7 +223,8 @@ def search(
     """
     if hits < 1:
         raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
-    chosen = SearchOptions(**options) if options else None  # type: ignore[arg-type]
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = SearchOptions(**given) if given else None  # type: ignore[arg-type]
     if chosen and tuned:
         raise ConfigError(f"tuned options and others ({chosen}) are not allowed together; drop one of the two")
     data.check_run_target(Path(output), tag)

@@ -12,6 +12,7 @@ from commands import write_collection
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SMALL = {
+    "bench_approximations.py": ["--documents", "150", "--max-queries", "5", "--rounds", "1", "--threads", "1"],
     "bench_encode.py": ["--texts", "8", "--max-length", "32", "--rounds", "1", "--threads", "1",
                         "--systems", "float32", "int8"],
     "bench_train.py": ["--batch", "4", "--max-length", "32", "--steps", "4", "--rounds", "1", "--threads", "1"],

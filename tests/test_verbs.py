@@ -254,7 +254,7 @@ def test_pruning_and_the_forward_index_are_options_of_build_and_index(root, coll
 
 
 def test_a_search_says_what_it_left_out(root, collection, tmp_path):
-    exact = verbs.search(root / "neural", str(collection), tmp_path / "exact")
+    exact = verbs.search(root / "neural", str(collection), tmp_path / "exact", mass=None)
     few = verbs.search(root / "neural", str(collection), tmp_path / "few", top_terms=1, stop_share=0.9)
     rescored = verbs.search(root / "neural", str(collection), tmp_path / "two", top_terms=1, candidates=60.0)
     assert (exact["options"], few["options"]) == ("exact", "stop_share=0.9 top_terms=1")
