@@ -12,7 +12,7 @@ corpus; ``pyserini`` is Pyserini's LuceneSearcher on that index.
 
 ``--expand N``: expanded queries of at most N terms. No query encoder with a network is shipped, so the document network
 of the model in this package reads the question as well: the terms of the question with the model's own weights, and
-0.3 times what the network makes of it (times the same weights). Without it: the queries of the vectors' own model.
+0.1 times what the network makes of it (times the same weights). Without it: the queries of the vectors' own model.
 Without a collection, one is drawn by Zipf's law and encoded by the lexical model.
 """
 
@@ -35,12 +35,12 @@ from sparse_ir.pruning import Pruning
 from sparse_ir.queries import StaticQueryEncoder
 
 DEPTHS = (10, 1000)
-EXPANSION = 0.3  # weight of an expansion beside a term of the question
+EXPANSION = 0.1  # weight of an expansion beside a term of the question
 PRUNINGS = (Pruning(mass=0.9), Pruning(mass=0.7), Pruning(terms=64))
 OPTIONS = (
     EXACT,
-    *(SearchOptions(mass=mass, candidates=20) for mass in (0.8, 0.6, 0.5, 0.4, 0.3, 0.2)),
-    *(SearchOptions(mass=mass, candidates=5) for mass in (0.5, 0.4, 0.3, 0.2)),
+    *(SearchOptions(mass=mass, candidates=20) for mass in (0.8, 0.6, 0.5, 0.4, 0.3)),
+    *(SearchOptions(mass=mass, candidates=5) for mass in (0.7, 0.6, 0.5, 0.4, 0.3)),
     SearchOptions(top_terms=8, candidates=10), SearchOptions(stop_share=0.1, candidates=5),
     SearchOptions(mass=0.8), SearchOptions(mass=0.5), SearchOptions(stop_share=0.1),
 )  # fmt: skip

@@ -85,23 +85,22 @@ EXACT = SearchOptions()
 def choose_terms(
     options: SearchOptions, weights: np.ndarray, frequencies: np.ndarray, num_documents: int,
 ) -> np.ndarray:
-    """Positions of the query terms of the first phase, ascending; at least one of a query that has terms.
+    """Positions of the query terms of the first phase, ascending; at least one, if any document holds any term.
 
-    ``weights`` float ``(T,)``, all > 0; ``frequencies`` int ``(T,)``: documents that hold each term.
+    ``weights`` float ``(T,)``, all > 0; ``frequencies`` int ``(T,)``: documents that hold each term. Terms that no
+    document holds are none of the query's.
     """
-    if not len(weights):
-        return np.empty(0, np.int64)
-    common = frequencies > options.stop_share * num_documents
-    if common.all():
-        return np.array([np.argmin(frequencies)])
-    order = np.lexsort((frequencies, -weights))
-    order = order[~common[order]]
-    heaviest_first, costs = weights[order].astype(np.float64), frequencies[order]
+    held = np.flatnonzero(frequencies)
+    rare = held[frequencies[held] <= options.stop_share * num_documents]
+    if not len(rare):
+        return held[np.argsort(frequencies[held], kind="stable")[:1]]
+    order = rare[np.lexsort((frequencies[rare], -weights[rare]))]
+    heaviest_first = weights[order].astype(np.float64)
     before = np.cumsum(heaviest_first) - heaviest_first
     kept = heaviest_first >= options.min_ratio * heaviest_first[0]
-    kept &= before < options.mass * float(weights.sum(dtype=np.float64))
+    kept &= before < options.mass * float(weights[held].sum(dtype=np.float64))
     if options.postings is not None:
-        kept &= np.cumsum(costs) <= options.postings * num_documents
+        kept &= np.cumsum(frequencies[order]) <= options.postings * num_documents
     if options.top_terms is not None:
         kept[options.top_terms :] = False
     kept[0] = True

@@ -571,10 +571,10 @@ class Index:
 
         Lucene's scores, too, are sums as float32.
         """
-        chosen = approximation.choose_terms(options, query.weights, self._document_frequencies(query.terms),
-                                            self.reader.num_documents)
+        frequencies = self._document_frequencies(query.terms)
+        chosen = approximation.choose_terms(options, query.weights, frequencies, self.reader.num_documents)
         terms, impacts = [query.terms[position] for position in chosen], query.impacts[chosen].tolist()
-        if self.forward is None or not options.candidates or len(chosen) == len(query.terms):
+        if self.forward is None or not options.candidates or len(chosen) == np.count_nonzero(frequencies):
             return self.reader.search_terms(terms, impacts, k)
         numbers = self.reader.find_candidates(terms, impacts, math.ceil(options.candidates * k))
         scores = self.forward.scores(numbers, query.token_ids, query.impacts).astype(np.float32)

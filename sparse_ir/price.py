@@ -59,7 +59,14 @@ def loss(exact: Run, run: Run, qrels: Qrels) -> Loss:
     judged = {query_id: hits for query_id, hits in qrels.items() if query_id in exact}
     if not judged:
         raise DataError(f"none of the {len(exact)} queries of the run is judged; allowed: qrels of the same queries")
-    both = [evaluate_run(found, judged, MEASURE).per_query[MEASURE] for found in (exact, run)]
-    before, after = (np.array([values[query_id] for query_id in judged]) for values in both)
+    before, after = _values(exact, judged), _values(run, judged)
     low, high = bootstrap_interval(after - before)
     return Loss(len(judged), float(before.mean()), float(after.mean()), float((after - before).mean()), low, high)
+
+
+def _values(run: Run, judged: Qrels) -> np.ndarray:
+    """The measure of each judged query, float64; 0 for all where the run has no hit at all."""
+    if not any(run.get(query_id) for query_id in judged):
+        return np.zeros(len(judged))
+    values = evaluate_run(run, judged, MEASURE).per_query[MEASURE]
+    return np.array([values[query_id] for query_id in judged])

@@ -97,8 +97,8 @@ def tune(
         times = bench.time(list(losses))
         trials = [Trial(options, *lost, times[str(options)], bench.share_used(options, times))
                   for options, lost in losses.items()]
-        found, times = _confirm(bench, trials, times)
-    report = _report(bench, trials, found, times)
+        found, again = _confirm(bench, trials)
+    report = _report(bench, trials, times, found, again)
     if found is None:
         raise BudgetMissed(_nearest(budget, trials), {"index": str(index), "budget": budget, **report})
     approximation.write_tuned(Path(index) / indexes.TUNED, opened.manifest["sha256"], found.options,
@@ -188,12 +188,10 @@ def _find_losses(
     return losses
 
 
-def _confirm(
-    bench: _Bench, trials: Sequence[Trial], times: dict[str, latency.Latency],
-) -> tuple[Trial | None, dict[str, latency.Latency]]:
+def _confirm(bench: _Bench, trials: Sequence[Trial]) -> tuple[Trial | None, dict[str, latency.Latency]]:
     """The trial that keeps most hits of those that hold the budget a second time too, alone with the baselines.
 
-    Of equal ones the first of the grid, whose expected loss is smaller.
+    Of equal ones the first of the grid, whose expected loss is smaller. With it the times of that second measurement.
     """
     for trial in sorted(trials, key=lambda trial: -trial.overlap):
         if trial.share_used <= 1:
@@ -201,7 +199,7 @@ def _confirm(
             used = bench.share_used(trial.options, again)
             if used <= 1:
                 return trial._replace(latency=again[str(trial.options)], share_used=used), again
-    return None, times
+    return None, {}
 
 
 def searcher(opened: indexes.Index, hits: int, options: SearchOptions | None = None) -> latency.Search:
@@ -217,14 +215,16 @@ def searcher(opened: indexes.Index, hits: int, options: SearchOptions | None = N
 
 
 def _report(
-    bench: _Bench, trials: Sequence[Trial], found: Trial | None, times: Mapping[str, latency.Latency],
+    bench: _Bench, trials: Sequence[Trial], times: Mapping[str, latency.Latency], found: Trial | None,
+    again: Mapping[str, latency.Latency],
 ) -> verbs.Report:
+    """Trials beside the baselines of their own measurement, the setting beside those of its second one."""
     bases = sorted({limit.unit for limit in bench.limits} - {"ms"}) or [_EXACT]
     return {
         "queries": len(bench.asked), "hits": bench.hits, "setting": str(found.options) if found else None,
-        **({"measured": _row(found, times, bases)} if found else {}),
+        **({"measured": _row(found, again, bases)} if found else {}),
         "baselines": {name: {f"{key}_ms": round(value, 3) for key, value in time._asdict().items()}
-                      for name, time in times.items() if name in (_BM25, _EXACT)},
+                      for name, time in (again or times).items() if name in (_BM25, _EXACT)},
         "machine": rows.describe_machine(),
         "trials": {str(trial.options): _row(trial, times, bases) for trial in trials},
     }

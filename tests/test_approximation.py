@@ -30,6 +30,8 @@ from sparse_ir.impacts import Rule
 TERMS, ROWS = 60, 400
 VOCABULARY = vocabulary_of_size(TERMS)
 MATRIX = random_matrix(21, ROWS, TERMS, 0.2)  # impacts of 1 to 4: scores tie everywhere
+MATRIX.data[MATRIX.indices == 0] = 0  # no document holds the unknown token
+MATRIX.eliminate_zeros()
 DOC_IDS = shuffled_ids(22, ROWS)
 WEIGHTS = np.array([3, 9, 1, 9, 2], dtype=np.float32)
 FREQUENCIES = np.array([10, 40, 5, 30, 80])
@@ -99,6 +101,14 @@ def test_a_query_with_terms_keeps_at_least_one_and_an_empty_one_none():
         options = SearchOptions(**dict(zip(settings, values, strict=True)))
         assert 1 <= len(choose_terms(options, WEIGHTS, FREQUENCIES, 100)) <= 5
         assert not len(choose_terms(options, WEIGHTS[:0], FREQUENCIES[:0], 100))
+
+
+def test_terms_that_no_document_holds_are_none_of_the_query():
+    weights, frequencies = np.array([9, 1, 8, 2], dtype=np.float32), np.array([0, 5, 0, 90])
+    for options, expected in (({"top_terms": 1}, [3]), ({"mass": 0.66}, [3]), ({"mass": 0.67}, [1, 3]),
+                              ({"min_ratio": 0.5}, [1, 3]), ({"stop_share": 0.01}, [1]), ({"stop_share": 0.5}, [1])):
+        assert choose_terms(SearchOptions(**options), weights, frequencies, 100).tolist() == expected, options
+    assert not len(choose_terms(SearchOptions(stop_share=0.5), weights, np.zeros(4, int), 100))
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
@@ -201,12 +211,12 @@ def test_empty_queries_have_no_hits_with_options(folder, text):
         assert index.search(text, 5, SearchOptions(mass=0.5, candidates=2)).doc_ids == []
 
 
-def test_a_term_that_no_document_holds_is_no_candidate_for_the_only_one(folder):
-    """t0 is the unknown token of the vocabulary; here it is a term that stands in a query and in no document."""
-    weights = {term: 2 for term in range(1, 4)}
+def test_all_terms_that_documents_hold_are_all_terms(folder):
+    """An unknown term beside them changes nothing: candidates that tie with the last one are not cut off."""
+    weights = {1: 1, 2: 1}
     with open_index(folder) as index:
-        found = index.search("[UNK]:9 " + as_text(weights), 10, SearchOptions(min_ratio=0.2, candidates=4))
-        assert len(found.doc_ids) == 10
+        found = index.search("[UNK]:9 " + as_text(weights), 10, SearchOptions(top_terms=2, candidates=1))
+        assert pairs_of(found) == exact_pairs(as_row(weights), MATRIX, DOC_IDS, 10)
 
 
 # ------------------------------------------------------------------------------------------------ errors

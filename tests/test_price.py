@@ -78,3 +78,10 @@ def test_only_judged_queries_that_were_asked_count():
     assert price.loss(*some, more) == price.loss(*some, {query: qrels[query] for query in some[0]})
     with pytest.raises(DataError, match="none of the 5 queries of the run is judged"):
         price.loss(*some, {"other": {"d1": 1}})
+
+
+def test_a_run_without_hits_loses_everything():
+    exact, _, qrels = random_runs(4, 6)
+    found = price.loss(exact, {query: [] for query in exact}, qrels)
+    assert (found.mean, found.kept, found.difference) == (0, 0, pytest.approx(-found.exact))
+    assert price.loss({query: [] for query in exact}, {query: [] for query in exact}, qrels).kept == 1

@@ -104,6 +104,16 @@ def test_ablation_table_is_that_of_the_kept_figures(monkeypatch: pytest.MonkeyPa
     assert ablate.as_markdown(found) in README
 
 
+def test_rows_of_approximations_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    bench = importlib.import_module("bench_approximations")
+    found = json.loads((ROOT / "scripts" / "results" / "approximations.json").read_text(encoding="utf-8"))
+    (part,) = re.findall(r"### Approximations\n(.*?)\n### ", README, re.DOTALL)
+    shown = [line for line in part.split("\n") if line.startswith("|")]
+    assert len(shown) > 10
+    assert set(shown) <= set(bench.as_markdown(found).split("\n"))
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
