@@ -114,6 +114,13 @@ def test_rows_of_approximations_are_those_of_the_kept_figures(monkeypatch: pytes
     assert set(shown) <= set(bench.as_markdown(found).split("\n"))
 
 
+def test_decoder_table_is_that_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    compare = importlib.import_module("compare_decoders")
+    found = json.loads((ROOT / "scripts" / "results" / "decoders.json").read_text(encoding="utf-8"))
+    assert compare.as_markdown(found, ["nq-utd", "cisi", "cranfield"]) in README
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
