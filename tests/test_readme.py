@@ -121,6 +121,14 @@ def test_decoder_table_is_that_of_the_kept_figures(monkeypatch: pytest.MonkeyPat
     assert compare.as_markdown(found, ["nq-utd", "cisi", "cranfield"]) in README
 
 
+def test_search_tables_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    bench_search = importlib.import_module("bench_search")
+    found = json.loads((ROOT / "scripts" / "results" / "search.json").read_text(encoding="utf-8"))
+    assert bench_search.format_latency(found) in README
+    assert bench_search.format_costs(found) in README
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
