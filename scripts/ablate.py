@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import recipe, runs, significance, verbs
+from sparse_ir import files, recipe, runs, significance, verbs
 
 BASE = "IDF, min-max ensemble"
 TEACHERS = {"dense": 0, "bm25": 1}  # places in the base configuration
@@ -36,7 +36,7 @@ def main() -> None:
              if path_of(name, arguments.output).is_file()}
     print(as_markdown(found))
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        files.write_json(arguments.json, found)
     if arguments.plot:
         draw(found, arguments.plot)
 
@@ -98,7 +98,7 @@ def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) ->
     figures: dict[str, Any] = {"terms_in_training": report["documents_terms"], "collections": {}}
     for collection in arguments.collections:
         figures["collections"][Path(collection).name] = evaluate(report["model"], collection, path.parent, arguments)
-    path.write_text(json.dumps(figures, indent=2) + "\n")
+    files.write_json(path, figures)  # whole or not at all: what is there counts as done
 
 
 def evaluate(model: str, collection: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:

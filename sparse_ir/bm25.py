@@ -88,11 +88,9 @@ class Bm25Teacher:
         for key, (ids, counts, length) in self._analyse(new_documents, progress):
             self._others[key] = ids, self._weigh(ids, counts, np.array(length))
         total = len({key_of(text) for text in queries}) + len({key_of(text) for text in documents})
-        done = len(new_queries) + len(new_documents)
-        self.forward_passes += done
         if progress is not None:
-            progress(total - done)
-        return Prepared(total, done)
+            progress(total - len(new_queries) - len(new_documents))
+        return Prepared(total, 0)  # there is no network
 
     def _analyse(
         self, texts: Mapping[bytes, str], progress: Progress | None

@@ -53,7 +53,8 @@ class Rules(NamedTuple):
 def mine(
     input: str, output: Path, *, miner: Miner = "bm25", split: str = "train", model: str | None = None,
     index: Path | None = None, depth: int = 100, negatives: int = 30, skip: int = 0, consistency: int | None = None,
-    margin: float | None = None, threads: int = 1, cache: Path | None = None, progress: bool = False,
+    margin: float | None = None, pooling: str | None = None, threads: int = 1, cache: Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Mine hard negatives for the training queries of a BEIR folder; run again after a kill, it goes on.
 
@@ -72,16 +73,18 @@ def mine(
         negatives: At most so many negatives for each query.
         skip: Leave out so many of the best hits, which may be relevant and unjudged.
         consistency: Keep a query only if a positive is among its first so many hits.
-        margin: Leave out hits that score above (1 - margin) x the best score of a positive found within the depth.
+        margin: Leave out hits that score above the best positive within the depth, less so large a share of its score.
+        pooling: Pooling of the miner dense's model where its folder states none: cls, mean, max, lasttoken ...
         threads: Threads that search.
         cache: Folder with the vectors of the miner dense.
         progress: Show a progress bar.
     """
     output, rules = Path(output), Rules(negatives, skip, consistency, margin)
     rules.check(depth)
-    _check_miner(miner, model, index)
+    _check_miner(miner, model, index, pooling)
     source = pairs.read_source(input, split=split, allow_missing=True)
-    with files.write_lock(output), _finder(miner, input, source, model, index, depth, threads, cache) as (find, facts):
+    with files.write_lock(output), _finder(
+            miner, input, source, model, index, depth, threads, cache, pooling) as (find, facts):
         header = {"format": FORMAT, "input": source.fingerprint, "miner": facts, "depth": depth, **rules._asdict()}
         partial = output.with_name(f".{output.name}.partial")
         done = _resume(partial, header)
@@ -101,17 +104,20 @@ def judge(hits: Hits, positives: set[str], usable: Callable[[str], bool], rules:
         return [], f"no positive among the first {rules.consistency} hits"
     ceiling = float("inf")
     if rules.margin is not None and places:
-        ceiling = hits[places[0]][1] * (1 - rules.margin)
+        best = hits[places[0]][1]
+        ceiling = best - rules.margin * abs(best)  # below the positive, also where scores are negative
     found = [(doc_id, score) for doc_id, score in hits[rules.skip :]
              if doc_id not in positives and score <= ceiling and usable(doc_id)][: rules.negatives]
     return found, None if found else "no hit is left as a negative"
 
 
-def _check_miner(miner: Miner, model: str | None, index: Path | None) -> None:
+def _check_miner(miner: Miner, model: str | None, index: Path | None, pooling: str | None) -> None:
     if (miner == "dense") != (model is not None):
         raise ConfigError(f"miner {miner} and model {model}: the miner dense needs a model, and no other takes one")
     if miner == "index" and index is None:
         raise ConfigError("the miner index needs an index")
+    if pooling is not None and miner != "dense":
+        raise ConfigError(f"pooling is for the miner dense, not {miner}")
     if miner == "dense" and index is not None:
         raise ConfigError("the miner dense takes no index")
 
@@ -119,11 +125,11 @@ def _check_miner(miner: Miner, model: str | None, index: Path | None) -> None:
 @contextlib.contextmanager
 def _finder(
     miner: Miner, input: str, source: pairs.Source, model: str | None, index: Path | None, depth: int, threads: int,
-    cache: Path | None,
+    cache: Path | None, pooling: str | None,
 ) -> Iterator[tuple[Find, dict[str, Any]]]:
     """The function that searches for a block of queries, and the miner's provenance."""
     if model is not None:
-        teacher = DenseTeacher(model, cache=cache)
+        teacher = DenseTeacher(model, cache=cache, pooling=pooling)  # type: ignore[arg-type]
         yield _dense_finder(teacher, source, depth), teacher.fingerprint
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -179,10 +185,13 @@ def _mine_block(source: pairs.Source, block: range, find: Find, rules: Rules) ->
 
 def _append(partial: Path, records: Iterator[dict[str, Any]]) -> None:
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with partial.open("a", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with partial.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:  # a full disk does not say where
+        raise OSError(error.errno, error.strerror, str(partial)) from error
 
 
 def _resume(partial: Path, header: dict[str, Any]) -> int:

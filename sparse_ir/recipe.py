@@ -48,6 +48,8 @@ class ModelSettings:
     allow_pickle: bool = False  # read a pytorch_model.bin (its weights only) where there is no safetensors file
 
     def check(self) -> None:
+        if not self.start.strip():
+            raise ConfigError("model.start is empty; allowed: a folder or the name of a hub model")
         _at_least("model.max_length", self.max_length, 4)
         _at_least("model.query_max_length", self.query_max_length, 4)
         for name in ("saved_max_length", "top_k"):
@@ -199,9 +201,16 @@ class TeacherSettings:
     k1: float = 0.9
     b: float = 0.4
     allow_pickle: bool = False  # as in [model]
+    pooling: str | None = None  # of a dense model whose folder states none: cls, mean, max, lasttoken ...
+    similarity: str | None = None  # of a dense model: cosine or dot; default: as its folder states, else cosine
+    query_prompt: str | None = None  # of a dense model; default: as its folder states
+    document_prompt: str | None = None
 
     def check(self) -> None:
         _positive("teacher.weight", self.weight)
+        for name in ("pooling", "similarity", "query_prompt", "document_prompt"):
+            if getattr(self, name) is not None and self.kind != "dense":
+                raise ConfigError(f"teacher.{name} is for teachers of kind 'dense', not {self.kind!r}")
         _at_least("teacher.k1", self.k1, 0)
         if not 0 <= self.b <= 1:
             raise ConfigError(f"teacher.b is {self.b}; allowed: 0 to 1")
@@ -231,7 +240,7 @@ class PenaltySettings:
     weight: float | None = None  # lambda (``losses.translate_lambda``: from other code bases); or, instead of it,
     target_terms: float | None = None  # the mean number of active terms towards which lambda is controlled
     ramp_steps: int = 0  # quadratic ramp of lambda; with a target: steps until the target must be reached
-    exempt_up_to: int | None = None  # the l0 mask: texts with at most so many terms are not penalised
+    exempt_up_to: int | None = None  # the l0 mask: texts with at most so many terms are not penalised; not for l1
     power: Literal[1, 2] = 1  # of the IDF in idf_flops
     alpha: float = 0.1  # of df_flops
     beta: float = 5.0  # of df_flops
@@ -249,6 +258,9 @@ class PenaltySettings:
         _at_least("ramp_steps", self.ramp_steps, 0)
         if self.exempt_up_to is not None:
             _at_least("exempt_up_to", self.exempt_up_to, 1)
+            if self.penalty == "l1":
+                raise ConfigError(f"exempt_up_to is {self.exempt_up_to} and penalty is 'l1'; the l0 mask belongs to "
+                                  "flops, idf_flops and df_flops")
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}; allowed: more than 0 and less than 1")
         _positive("beta", self.beta)
@@ -310,6 +322,8 @@ class RunSettings:
     def check(self) -> None:
         for name in ("steps", "save_every", "keep", "evaluate_every", "log_every"):
             _at_least(f"run.{name}", getattr(self, name), 1)
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"run.seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
             raise ConfigError(f"run.stop_after is {self.stop_after}; allowed: 1 to run.steps ({self.steps})")
 
@@ -483,7 +497,8 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
             return value
         return _convert(next(part for part in arguments if part is not type(None)), value, place)
     if origin is not None:
-        return dict(_check(isinstance(value, Mapping), value, place, "a table"))
+        table = dict(_check(isinstance(value, Mapping), value, place, "a table"))
+        return {key: _convert(arguments[1], part, _join(place, key)) for key, part in table.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
@@ -501,7 +516,7 @@ def _join(place: str, key: str) -> str:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:  # and not a NaN either
+    if not math.inf > value >= least:  # and not a NaN either
         raise ConfigError(f"{name} is {value}; allowed: {least} or more")
 
 

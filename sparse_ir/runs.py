@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ir import cards, pairs, recipe, teachers, training
+from sparse_ir.errors import ConfigError
 from sparse_ir.recipe import TrainConfig
 
 _CACHE = "teacher-cache"
@@ -69,6 +70,9 @@ def _versions() -> dict[str, str]:
 
 def _open_teacher(settings: recipe.TeacherSettings, sources: Sequence[pairs.Source], cache: Path) -> Any:
     if settings.kind == "file":
+        if without := [source.name for source in sources if source.scores is None]:
+            raise ConfigError(f"teacher of kind 'file': the source {without[0]!r} has no scores of a teacher in it; "
+                              "allowed: .jsonl sources with scores in each line, or another kind of teacher")
         return None
     if settings.kind == "bm25":
         texts = [text for source in sources for text in source.documents]
@@ -78,7 +82,11 @@ def _open_teacher(settings: recipe.TeacherSettings, sources: Sequence[pairs.Sour
         return teachers.SparseTeacher(settings.model, cache=cache, revision=settings.revision,
                                       precision=settings.dtype, max_length=settings.max_length,
                                       allow_pickle=settings.allow_pickle)
-    kind = {"dense": teachers.DenseTeacher, "cross-encoder": teachers.CrossEncoderTeacher,
-            "monot5": teachers.MonoT5Teacher}[settings.kind]
-    return kind(settings.model, revision=settings.revision, cache=cache, dtype=settings.dtype,
-                max_length=settings.max_length, allow_pickle=settings.allow_pickle)
+    shared: dict[str, Any] = {"revision": settings.revision, "cache": cache, "dtype": settings.dtype,
+                              "max_length": settings.max_length, "allow_pickle": settings.allow_pickle}
+    if settings.kind == "dense":
+        return teachers.DenseTeacher(settings.model, **shared, pooling=settings.pooling,  # type: ignore[arg-type]
+                                     similarity=settings.similarity,  # type: ignore[arg-type]
+                                     query_prompt=settings.query_prompt, document_prompt=settings.document_prompt)
+    kind = {"cross-encoder": teachers.CrossEncoderTeacher, "monot5": teachers.MonoT5Teacher}[settings.kind]
+    return kind(settings.model, **shared)

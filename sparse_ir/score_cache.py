@@ -16,6 +16,7 @@ import os
 import re
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from sparse_ir import files
 from sparse_ir.errors import DamagedError, IndexMismatch, LockedError
 
 KEY_BYTES = 16
-_FORMAT = 1
+_FORMAT = 2
+_SEAL_BYTES = 4
 _KEYS_PER_SELECT = 500  # far below SQLite's limit on parameters
 _SECONDS_TO_WAIT = 120
 _PAGE_CACHE_KIB = 65536
@@ -84,7 +86,8 @@ class Cache:
         """The values of those keys that are there."""
         found: dict[bytes, bytes] = {}
         for part, marks in _parts(keys):
-            found.update(self._select(f"SELECT key, value FROM entries WHERE key IN ({marks})", part))
+            rows = self._select(f"SELECT key, value FROM entries WHERE key IN ({marks})", part)
+            found.update((key, self._unsealed(key, value)) for key, value in rows)
         return found
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
@@ -99,8 +102,16 @@ class Cache:
 
         Raises ``OSError`` (disk full) naming the file; what was stored before stays.
         """
+        sealed = [(key, value + _seal(key, value)) for key, value in entries]
         with self._transaction() as connection:
-            connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?)", entries)
+            connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?)", sealed)
+
+    def _unsealed(self, key: bytes, stored: bytes) -> bytes:
+        value = stored[:-_SEAL_BYTES]
+        if stored[-_SEAL_BYTES:] != _seal(key, value):
+            raise DamagedError(f"{self._place} is damaged: the checksum of a value differs; delete it to have it made "
+                               "again")
+        return value
 
     def __len__(self) -> int:
         return int(self._select("SELECT count(*) FROM entries", ())[0][0])
@@ -218,6 +229,11 @@ class Stored:
                 self.forward_passes += len(values)
                 report(len(values))
         return Prepared(len(distinct), len(missing))
+
+
+def _seal(key: bytes, value: bytes) -> bytes:
+    """A checksum of a value at its place: SQLite has none of its own."""
+    return zlib.crc32(value, zlib.crc32(key)).to_bytes(_SEAL_BYTES, "little")
 
 
 def _characters(item: str | tuple[str, str]) -> int:

@@ -65,6 +65,14 @@ def start_network(settings: ModelSettings) -> Start:
     return Start(model, owner, side, grown, query, fingerprint)
 
 
+def _check_prompts(rules: Tokenizer, settings: ModelSettings) -> None:
+    for side, limit in (("document", settings.max_length), ("query", settings.query_max_length)):
+        prompt = getattr(settings, f"{side}_prompt")
+        if prompt and len(rules.encode(prompt).ids) >= limit:
+            raise ConfigError(f"model.{side}_prompt alone takes {len(rules.encode(prompt).ids)} of {limit} tokens and "
+                              f"leaves no room for a text; allowed: a shorter prompt or more tokens")
+
+
 class Student(torch.nn.Module):
     """The document network; ``forward`` gives differentiable weights. Queries pass it too when they are neural."""
 
@@ -83,6 +91,7 @@ class Student(torch.nn.Module):
         self._document_tokenizer = networks.cut_at(rules, settings.max_length)
         self._whole_tokenizer = networks.cut_at(rules, self.saved_max_length)
         self._query_tokenizer = networks.cut_at(rules, settings.query_max_length)
+        _check_prompts(rules, settings)
         self.slot, self.output_layer = networks.detach_output_layer(self.model, rules, self.side.folder)
         self._prepare_weights()
 

@@ -97,6 +97,7 @@ class Trainer:
         self.batches = Batches(sources, queries=config.batch.queries, negatives=config.batch.negatives,
                                queries_per_positive=config.batch.queries_per_positive,
                                neighbourhood=config.batch.neighbourhood, seed=config.run.seed)
+        self._check_targets()
         self._prepare_queries(start, sources)
         self.fingerprint = self._fingerprint(start)
         self._prepare_optimizer()
@@ -106,6 +107,13 @@ class Trainer:
         self.progress = Progress()
 
     # ------------------------------------------------------------------------------------------ setting up
+
+    def _check_targets(self) -> None:
+        for name in ("documents", "queries"):
+            target = getattr(self.config, name).target_terms
+            if target is not None and target > self.student.size:
+                raise ConfigError(f"[{name}] target_terms is {target}; allowed: up to the {self.student.size} tokens "
+                                  "of this vocabulary")
 
     def _prepare_queries(self, start: student.Start, sources: Sequence[Source]) -> None:
         def texts() -> Iterator[str]:
@@ -327,7 +335,8 @@ class Trainer:
                 value = losses.kl_divergence(scores_QD, target_QD, allowed_QD, loss.temperature)
             else:
                 value = losses.margin_mse(scores_QD, target_QD, positive_Q, allowed_QD)
-            found[loss.name] = (value, loss.weight)
+            # the same loss may stand there twice, at two temperatures, say
+            found[loss.name if loss.name not in found else f"{loss.name}_{len(found)}"] = (value, loss.weight)
         return found
 
     def _targets(self, batch: Batch, allowed_QD: Tensor) -> Tensor:
@@ -364,7 +373,8 @@ class Trainer:
             idf_V = torch.where(self.idf_V > 0, self.idf_V, 1.0)  # special tokens have none
             return losses.idf_flops(weights_NV, idf_V, power=settings.power, exempt_up_to=settings.exempt_up_to)
         if settings.penalty == "df_flops":
-            return losses.df_flops(weights_NV, self.frequency_V, alpha=settings.alpha, beta=settings.beta)
+            return losses.df_flops(weights_NV, self.frequency_V, alpha=settings.alpha, beta=settings.beta,
+                                   exempt_up_to=settings.exempt_up_to)
         return losses.flops(weights_NV, exempt_up_to=settings.exempt_up_to)
 
     # ------------------------------------------------------------------------------------------ vectors of a batch
@@ -486,20 +496,20 @@ class Trainer:
         return config_to_json(self.config)["dev"]
 
     def _resume(self) -> None:
-        from safetensors.torch import load_file
-
         if self.accelerator.is_main_process:
             files.remove_leftovers_in(self.folder)
-        config = self.folder / "config.toml"
         found = list_checkpoints(self.folder)
-        if not found:
-            if self.accelerator.is_main_process:
-                with files.atomic_writer(config) as stream:
-                    stream.write(format_config(self.config))
-            self.accelerator.wait_for_everyone()
-            return
-        folder = found[-1]
-        state = files.read_json(folder / "state.json")
+        if found:
+            self._restore(found[-1])
+        if self.accelerator.is_main_process:  # what may differ between two calls (stop_after, say) is kept up to date
+            with files.atomic_writer(self.folder / "config.toml") as stream:
+                stream.write(format_config(self.config))
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        state = _read_state(folder)
         _check_resumable(folder, state, self.fingerprint)
         self.student.read_weights(folder / "model.safetensors", self.accelerator.device)
         tensors = load_file(folder / "state.safetensors", device=str(self.accelerator.device))
@@ -580,6 +590,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*") if (path / "state.json").is_file())
 
 
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(folder / "state.json")
+    except DamagedError as error:
+        raise DamagedError(f"{error}; delete {folder} to go on from the checkpoint before it") from error
+
+
 def _check_resumable(folder: Path, state: dict[str, Any], fingerprint: dict[str, Any]) -> None:
     if state.get("format") != FORMAT:
         raise TrainingError(f"{folder} has the format {state.get('format')!r}; this release resumes format {FORMAT}")
@@ -587,7 +604,7 @@ def _check_resumable(folder: Path, state: dict[str, Any], fingerprint: dict[str,
     if before != now:
         place, was, asked = _first_difference(before, now, "")
         raise TrainingError(f"{folder} belongs to another run: {place} was {was!r:.80} and is now {asked!r:.80}; use "
-                            "the old configuration to go on, or another output folder to begin anew")
+                            "the old configuration, data and models to go on, or another output folder to begin anew")
     for name, expected in state["sha256"].items():
         if not (folder / name).is_file() or files.sha256_of_file(folder / name) != expected:
             raise DamagedError(f"{folder / name} is missing or damaged; delete {folder} to go on from the checkpoint "
@@ -602,7 +619,8 @@ def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for number, (one, other) in enumerate(zip(before, now, strict=True)):
             if one != other:
-                return _first_difference(one, other, f"{place}.{number}")
+                name = one.get("name", number) if isinstance(one, dict) else number
+                return _first_difference(one, other, f"{place}.{name}")
     return place, before, now
 
 

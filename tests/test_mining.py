@@ -42,6 +42,11 @@ def test_which_hits_become_negatives(rules, expected):
     assert ids_of(judged(**rules)) == expected
 
 
+def test_a_margin_lies_below_the_positive_also_where_scores_are_negative():
+    hits = [("a", -0.12), ("p", -0.2), ("b", -0.25), ("c", -0.4)]
+    assert ids_of(judge(hits, {"p"}, lambda _: True, Rules(5, 0, None, 0.5))) == ["c"]  # at most -0.3
+
+
 def test_a_query_whose_positive_is_too_far_down_is_rejected():
     assert judged(consistency=1) == ([], "no positive among the first 1 hits")
     assert judge([("a", 1.0)], {"p"}, lambda _: True, Rules(5, 0, 3, None))[1] == "no positive among the first 3 hits"
@@ -128,7 +133,7 @@ def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
     class Dense:
         fingerprint = {"kind": "letters"}  # noqa: RUF012
 
-        def __init__(self, model, cache):
+        def __init__(self, model, cache, pooling):
             pass
 
         def scores(self, queries, documents, wanted_QD=None):
@@ -138,7 +143,7 @@ def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mining, "DenseTeacher", Dense)
     mining.mine(str(collection), tmp_path / "dense.jsonl", miner="dense", model="letters", depth=7, negatives=2)
-    scores = Dense(None, None).scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
+    scores = Dense(None, None, None).scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
     order = sorted(zip(DOCUMENTS, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True)
     assert read(tmp_path / "dense.jsonl")["q1"]["negatives"] == [doc_id for doc_id, _ in order if doc_id != "p1"][:2]
 

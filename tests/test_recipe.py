@@ -43,7 +43,8 @@ EVERYTHING = TrainConfig(
     data=(DataSettings("data/a", "a", "all", "a.jsonl", 2.5, 100, True), DataSettings("data/ü \"b\".jsonl")),
     run=RunSettings(5_000, 3, "bfloat16", True, 50, 5, 25, 7, False, 4_000),
     loss=(LossSettings("kl", 0.7, 2.0), LossSettings("info_nce", 0.3, 0.5), LossSettings("margin_mse", 0.05)),
-    teacher=(TeacherSettings("dense", "org/dense", "def", 0.5, "bfloat16", 128),
+    teacher=(TeacherSettings("dense", "org/dense", "def", 0.5, "bfloat16", 128, pooling="cls", similarity="dot",
+                             query_prompt="q: ", document_prompt="d: "),
              TeacherSettings("monot5", "org/t5", allow_pickle=True), TeacherSettings("bm25", k1=1.2, b=0.75),
              TeacherSettings("file")),
     dev=(DevSettings("data/dev", "dev", "test", "RR@10", 50, 500),),
@@ -173,6 +174,7 @@ def test_unknown_keys(written, section, line, message):
     ("optimizer", "learning_rate = nan", "optimizer.learning_rate is nan; allowed: a value of type float"),
     ("optimizer", "max_grad_norm = nan", "optimizer.max_grad_norm is nan; allowed: a value of type float"),
     ("card", "data_notes = 3", "card.data_notes is 3; allowed: a table"),
+    ("card", "data_notes = {toy = 3}", "card.data_notes.toy is 3; allowed: a value of type str"),
     ("loss", 'name = "nce"', "loss.0.name is 'nce'; allowed: one of 'kl', 'info_nce', 'margin_mse'"),
 ])
 def test_wrong_types(written, section, line, message):
@@ -220,6 +222,7 @@ def test_wrong_sections(written, text, message):
     ("teacher", 'kind = "file"\nweight = -1', "teacher.weight is -1.0; allowed: more than 0"),
     ("teacher", 'kind = "bm25"\nk1 = -1', "teacher.k1 is -1.0; allowed: 0 or more"),
     ("teacher", 'kind = "bm25"\nb = 1.5', "teacher.b is 1.5; allowed: 0 to 1"),
+    ("teacher", 'kind = "bm25"\npooling = "cls"', "teacher.pooling is for teachers of kind 'dense', not 'bm25'"),
     ("ensemble", "scale = 0", "ensemble.scale is 0.0; allowed: more than 0"),
     ("documents", "", "[documents] a penalty needs either weight (lambda) or target_terms, and not both"),
     ("documents", "weight = 0.1\ntarget_terms = 100", "a penalty needs either weight (lambda) or target_terms"),
@@ -227,6 +230,8 @@ def test_wrong_sections(written, text, message):
     ("documents", "weight = inf", "penalty weight is inf; allowed: 0 or more"),
     ("documents", "weight = 0.1\nanti_zero = -1", "penalty anti_zero is -1.0; allowed: 0 or more"),
     ("documents", "weight = 0.1\nexempt_up_to = 0", "exempt_up_to is 0; allowed: 1 or more"),
+    ("documents", 'penalty = "l1"\nweight = 0.1\nexempt_up_to = 9',
+     "the l0 mask belongs to flops, idf_flops and df_flops"),
     ("documents", "weight = 0.1\nalpha = 1.0", "alpha is 1.0; allowed: more than 0 and less than 1"),
     ("documents", "weight = 0.1\nbeta = 0.0", "beta is 0.0; allowed: more than 0"),
     ("documents", "target_terms = 0", "target_terms is 0.0; allowed: more than 0"),
@@ -234,6 +239,9 @@ def test_wrong_sections(written, text, message):
     ("documents", "weight = 0.1\npower = 3", "documents.power is 3; allowed: one of 1, 2"),
     ("queries", "weight = 0.1", "[queries] penalises query vectors, and model.query = 'idf' has fixed ones"),
     ("optimizer", "learning_rate = 0", "optimizer.learning_rate is 0.0; allowed: more than 0"),
+    ("optimizer", "weight_decay = inf", "optimizer.weight_decay is inf; allowed: 0 or more"),
+    ("run", "seed = 99999999999999999999999", "run.seed is 99999999999999999999999; allowed: 0 to 4294967295"),
+    ("run", "seed = -1", "run.seed is -1; allowed: 0 to"),
     ("optimizer", "warmup_steps = -1", "optimizer.warmup_steps is -1; allowed: 0 or more"),
     ("optimizer", "max_grad_norm = 0", "optimizer.max_grad_norm is 0.0; allowed: more than 0"),
     ("dev", 'path = "x"\nqueries = 0', "[dev.0] dev.queries is 0; allowed: 1 or more"),
@@ -251,6 +259,7 @@ def test_values_out_of_range(written, section, line, message):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "model is missing"),
+    ('[model]\nstart = " "\n', "model.start is empty; allowed: a folder or the name of a hub model"),
     ("[model]\n", "model.start is missing"),
     ('[model]\nstart = "x"\n[run]\nsteps = 5\n', "data is missing"),
     ('[model]\nstart = "x"\n[[data]]\npath = "y"\n', "run is missing"),

@@ -69,6 +69,20 @@ def test_what_is_put_comes_back_and_the_first_value_stays(tmp_path, in_memory):
     assert cache.missing([]) == []
 
 
+def test_a_value_that_changed_on_the_disk_is_noticed(tmp_path):
+    cache = open_cache(tmp_path)
+    cache.put([(key_of("one"), b"12345678"), (key_of("two"), b"abcdefgh")])
+    cache.close()
+    with sqlite3.connect(cache.path) as connection:
+        (stored,) = connection.execute("SELECT value FROM entries WHERE key = ?", (key_of("one"),)).fetchone()
+        changed = bytes([stored[0] ^ 1]) + stored[1:]
+        connection.execute("UPDATE entries SET value = ? WHERE key = ?", (changed, key_of("one")))
+    connection.close()
+    assert cache.get([key_of("two")]) == {key_of("two"): b"abcdefgh"}
+    with pytest.raises(DamagedError, match="the checksum of a value differs; delete it to have it made again"):
+        cache.get([key_of("one")])
+
+
 def test_a_file_is_found_again_by_the_same_facts_only(tmp_path):
     cache = open_cache(tmp_path)
     cache.put([(key_of("a"), b"1")])

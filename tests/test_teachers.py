@@ -566,7 +566,7 @@ def test_a_text_outside_the_collection_is_scored_by_its_statistics():
     teacher = Bm25Teacher(documents)
     inside = teacher.scores(["river bees"], [documents[30]])
     np.testing.assert_allclose(teacher.scores(["river bees"], [documents[30] + " "]), inside, rtol=1e-6)
-    assert teacher.forward_passes == 2
+    assert teacher.forward_passes == 0
     unseen = teacher.scores(["zebra"], ["a zebra"])[0, 0]
     filled = sum(bool(terms) for terms in lucene.analyze(documents))
     average = sum(map(len, lucene.analyze(documents))) / filled
@@ -632,7 +632,7 @@ def test_teachers_are_prepared_for_what_training_asks(dense_folder, cross_folder
     rows = [(row["name"], row["texts"], row["forward_passes"], row["cache_hits"]) for row in report["teachers"]]
     both = len(QUERIES) + len(documents)
     assert rows == [("model", both + 1 + len(documents), both - 1, 1 + 1 + len(documents)),
-                    ("bm25", both + 1 + len(documents), len(QUERIES), both + 1 + len(documents) - len(QUERIES)),
+                    ("bm25", both + 1 + len(documents), 0, both + 1 + len(documents)),
                     ("scorer", 10, 10, 0)]
     again = make()
     report = teachers.prepare_teachers(again, [source, bare], progress=True)

@@ -11,18 +11,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_pairs
 import numpy as np
 import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from sparse_ir import files, pairs, recipe, student, training
+from sparse_ir import files, pairs, recipe, runs, student, training
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, TrainingError
 from sparse_ir.sparsity import Governor, Guard
 
 WORDS = " ".join(tiny_models.SENTENCES).lower().replace(",", "").replace(".", "").split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The number of threads decides how sums are rounded; runs in processes of their own have one too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -323,6 +330,61 @@ def test_the_parts_of_the_loss_add_up(model, pairs_file, tmp_path):
     for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
         total = 0.3 * line["info_nce"] + line["kl"] + line["documents_lambda"] * line["documents_penalty"]
         assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_loss_may_stand_there_twice(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, loss=[{"name": "info_nce"}, {"name": "info_nce", "temperature": 4.0}],
+                         run={"steps": 2})
+    make_trainer(config, tmp_path).run()
+    for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+        penalty = line["documents_lambda"] * line["documents_penalty"]
+        assert line["info_nce"] != line["info_nce_1"]
+        assert line["loss"] == pytest.approx(line["info_nce"] + line["info_nce_1"] + penalty, rel=1e-5)
+
+
+@pytest.mark.parametrize("penalty", ["flops", "idf_flops", "df_flops"])
+def test_texts_that_are_exempt_are_not_penalised(model, pairs_file, tmp_path, penalty):
+    def value(exempt_up_to):
+        documents = {"penalty": penalty, "weight": 1.0, "ramp_steps": 0, "exempt_up_to": exempt_up_to}
+        folder = tmp_path / str(exempt_up_to)
+        make_trainer(make_config(model, pairs_file, documents=documents, run={"steps": 1}), folder).run()
+        return json.loads((folder / "log.jsonl").read_text().splitlines()[0])["documents_penalty"]
+
+    assert value(100_000) == 0.0 < value(1)
+
+
+def test_a_target_beyond_the_vocabulary_and_a_prompt_without_room_are_refused(model, pairs_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"\[documents\] target_terms is 1000000000.0; allowed: up to the"):
+        make_trainer(make_config(model, pairs_file, documents={"weight": None, "target_terms": 1e9}), tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.document_prompt alone takes [0-9]+ of 24 tokens"):
+        make_trainer(make_config(model, pairs_file, model={"document_prompt": "some words " * 20}), tmp_path)
+
+
+def test_the_configuration_in_the_folder_is_that_of_the_last_call(model, pairs_file, tmp_path):
+    trained(make_config(model, pairs_file, run={"stop_after": 4}), tmp_path)
+    assert recipe.read_config(tmp_path / "config.toml").run.stop_after == 4
+    trained(make_config(model, pairs_file), tmp_path)
+    assert recipe.read_config(tmp_path / "config.toml").run.stop_after is None
+
+
+def test_scores_of_the_file_need_a_file_with_scores(model, tmp_path):
+    folder = made_pairs.write_folder(tmp_path / "set")
+    config = make_config(model, folder, loss=[{"name": "kl"}], teacher=[{"kind": "file"}])
+    with pytest.raises(ConfigError, match="the source 'toy' has no scores of a teacher in it"):
+        runs.open_teachers(config, runs.read_sources(config), tmp_path / "cache")
+
+
+def test_a_plain_folder_is_a_dense_teacher_when_its_pooling_is_given(backbone, model, pairs_file, tmp_path):
+    def opened(**options):
+        config = make_config(model, pairs_file, loss=[{"name": "kl"}],
+                             teacher=[{"kind": "dense", "model": str(backbone), **options}])
+        return runs.open_teachers(config, runs.read_sources(config), tmp_path)[0][0]
+
+    with pytest.raises(ConfigError, match="states no pooling; give one of"):
+        opened()
+    teacher = opened(pooling="mean", similarity="dot", query_prompt="q: ")
+    assert teacher.fingerprint["pooling"] == ["mean"] and teacher.fingerprint["similarity"] == "dot"
+    assert teacher.fingerprint["prompts"] == {"query": "q: ", "document": ""}
 
 
 def test_scores_of_the_file_are_a_teacher(model, pairs_file, tmp_path):

@@ -102,13 +102,11 @@ def _random_model(family: str, vocabulary_size: int, tokenizer: Any, seed: int) 
 
 
 def _wordpiece() -> Any:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special,
-                                                                       show_progress=False))
+    letters = sorted(set(_train_word_pieces(0, special)) - set(special))  # the trainer numbers them by chance
+    tokenizer = _empty_word_pieces(_train_word_pieces(300, [*special, *letters]))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -117,6 +115,20 @@ def _wordpiece() -> Any:
         mask_token="[MASK]", model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
+
+
+def _train_word_pieces(size: int, first_tokens: list[str]) -> dict[str, int]:
+    tokenizer = _empty_word_pieces({})
+    tokenizer.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=first_tokens, show_progress=False))
+    return tokenizer.get_vocab()
+
+
+def _empty_word_pieces(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def _byte_level_bpe() -> Any:
