@@ -34,7 +34,7 @@ def main() -> None:
         measure(name, variants[name], arguments)
     found = {name: json.loads(path_of(name, arguments.output).read_text()) for name in variants
              if path_of(name, arguments.output).is_file()}
-    print(as_markdown(found))
+    print(f"{as_markdown(found)}\n\n{as_pairs(found)}")
     if arguments.json:
         files.write_json(arguments.json, found)
     if arguments.plot:
@@ -128,6 +128,24 @@ def as_markdown(found: dict[str, Any]) -> str:
         else:
             cells += ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def as_pairs(found: dict[str, Any]) -> str:
+    """IDF-aware against plain FLOPS at each aim for the number of terms, and not against the base of the table."""
+    sizes = {"full": (BASE, "no IDF")} | {name.partition(", ")[2]: (name, f"no {name}") for name in found
+                                          if name.startswith("IDF, ") and name.endswith(" terms")}
+    chosen = {size: pair for size, pair in sizes.items() if set(pair) <= set(found)}
+    compared = {size: significance.compare(pool(found[plain]), {aware: pool(found[aware])})[aware]
+                for size, (aware, plain) in chosen.items()}
+    adjusted = significance.holm([row.p for row in compared.values()])
+    lines = ["| IDF-aware against plain | terms | difference (95 %) | p | p, Holm | won, lost |",
+             "|---|---:|---:|---:|---:|---:|"]
+    for (size, row), p in zip(compared.items(), adjusted, strict=True):
+        aware, plain = (mean_terms(found[name]) for name in chosen[size])
+        difference = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+        lines.append(f"| {size} | {aware:.0f}, {plain:.0f} | {difference} | {row.p:.4f} | {p:.4f} | "
+                     f"{row.wins}, {row.losses} |")
     return "\n".join(lines)
 
 

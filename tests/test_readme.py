@@ -102,6 +102,7 @@ def test_ablation_table_is_that_of_the_kept_figures(monkeypatch: pytest.MonkeyPa
     ablate = importlib.import_module("ablate")
     found = json.loads((ROOT / "scripts" / "results" / "ablation.json").read_text(encoding="utf-8"))
     assert ablate.as_markdown(found) in README
+    assert ablate.as_pairs(found) in README
 
 
 def test_rows_of_approximations_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
