@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -32,7 +33,18 @@ from sparse_ir.errors import ConfigError, DamagedError, DataError
 FORMAT = 1
 RESULT, TIMING, RUN = "result.json", "timing.json", "run.trec.gz"
 COLUMNS = ("nDCG@10", "R@100", "R@1000", "MRR@10")
-_PARTS = {"dataset", "system", "measures", "per_query", "efficiency", "run", "versions"}
+_NUMBER = (int, float)
+_PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {  # part of a row -> what is read of it, and as what
+    "dataset": {**dict.fromkeys(("name", "source", "split", "corpus_sha256", "queries_sha256", "qrels_sha256"), str),
+                **dict.fromkeys(("documents", "queries", "judgements", "absent_documents", "absent_queries",
+                                 "relevance_level"), int), "remove_identical": bool},
+    "system": {"name": str, "kind": str, "hash": str},
+    "measures": dict.fromkeys(COLUMNS, _NUMBER),
+    "per_query": dict.fromkeys(COLUMNS, dict),
+    "efficiency": dict.fromkeys(("mean_query_terms", "mean_document_terms", "flops", "index_bytes"), _NUMBER),
+    "run": {"sha256": str, "hits_per_query": int},
+    "versions": {},
+}
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -194,21 +206,63 @@ def _write_run(folder: Path, run: data.Run, tag: str) -> str:
 
 
 def read_row(folder: Path) -> Row:
-    """The row in a folder. Raises ``DamagedError`` where it is missing, of another format, or lacks a part."""
-    result = files.read_json(folder / RESULT)
+    """The row in a folder.
+
+    Raises ``DamagedError`` where it is missing, of another format, lacks a part, is named otherwise than its folder,
+    or has means that are not those of its queries. Whether the run gives these values, ``verify_row`` knows.
+    """
+    path = folder / RESULT
+    result = files.read_json(path)
     if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise DamagedError(f"{folder / RESULT} is not a row of format {FORMAT}")
-    if missing := sorted(_PARTS - set(result)):
-        raise DamagedError(f"{folder / RESULT} lacks {', '.join(missing)}")
-    if missing := [column for column in COLUMNS if column not in result["measures"]]:
-        raise DamagedError(f"{folder / RESULT} lacks the measures {', '.join(missing)}")
+        raise DamagedError(f"{path} is not a row of format {FORMAT}")
+    _check_parts(path, result)
     timing = files.read_json(folder / TIMING) if (folder / TIMING).is_file() else {}
-    return Row(result, timing)
+    if not isinstance(timing, dict):
+        raise DamagedError(f"{folder / TIMING} is no JSON object")
+    row = Row(result, timing)
+    found = "/".join(folder.absolute().parts[-2:])
+    if found != f"{row.dataset}/{row.system}":
+        raise DamagedError(f"{path} is the row {row.dataset}/{row.system}, allowed: {found}, as its folder says; make "
+                           "the row again under that name, or put the folder back")
+    _check_means(path, row)
+    return row
+
+
+def _check_parts(path: Path, result: Mapping[str, Any]) -> None:
+    if missing := sorted(_PARTS.keys() - result.keys()):
+        raise DamagedError(f"{path} lacks {', '.join(missing)}")
+    for part, fields in _PARTS.items():
+        if not isinstance(result[part], dict):
+            raise DamagedError(f"{path}: {part} is {result[part]!r:.60}, allowed: a JSON object")
+        if missing := [f"{part}.{field}" for field in fields if field not in result[part]]:
+            raise DamagedError(f"{path} lacks {', '.join(missing)}")
+        for field, kind in fields.items():
+            if not isinstance(result[part][field], kind):
+                raise DamagedError(f"{path}: {part}.{field} is {result[part][field]!r:.60}, which is of another type")
+
+
+def _check_means(path: Path, row: Row) -> None:
+    """Cheap enough for every reading: the stored means are those of the stored queries, which are counted."""
+    for column in COLUMNS:
+        values = list(row.per_query[column].values())
+        if len(values) != row.result["dataset"]["queries"]:
+            raise DamagedError(f"{path}: {column} has {len(values)} queries, its data set "
+                               f"{row.result['dataset']['queries']}")
+        if not all(isinstance(value, _NUMBER) and math.isfinite(value) for value in values):
+            raise DamagedError(f"{path}: {column} has a value that is no finite number")
+        mean = math.fsum(values) / max(len(values), 1)
+        if not math.isclose(mean, row.measures[column], rel_tol=1e-9, abs_tol=1e-9):
+            raise DamagedError(f"{path}: {column} is {row.measures[column]}, the mean of its queries {mean}; make the "
+                               "row again")
+
+
+def _row_folders(results: Path) -> list[Path]:
+    return [path.parent for path in sorted(results.glob(f"[!.]*/[!.]*/{RESULT}"))]
 
 
 def read_rows(results: Path) -> list[Row]:
     """All finished rows below a folder, by data set and system; a row in the making is not there yet."""
-    return [read_row(path.parent) for path in sorted(results.glob(f"[!.]*/[!.]*/{RESULT}"))]
+    return [read_row(folder) for folder in _row_folders(results)]
 
 
 # ------------------------------------------------------------------------------------------------ verifying
@@ -245,17 +299,22 @@ def verify_rows(results: Path, data_dir: Path) -> list[dict[str, Any]]:
 
     Raises ``DataError`` when there is no row, or a row's data set does not lie there, and errors as ``verify_row``.
     """
-    rows = read_rows(results)
-    if not rows:
+    folders = _row_folders(results)
+    if not folders:
         raise DataError(f"{results} holds no row (DATASET/SYSTEM/{RESULT})")
-    return [verify_row(row_folder(results, row.dataset, row.system), _find_qrels(row, data_dir)) for row in rows]
+    return [verify_row(folder, _find_qrels(read_row(folder), data_dir)) for folder in folders]
 
 
 def _find_qrels(row: Row, data_dir: Path) -> Path:
-    found = benchmarks.find(row.result["dataset"]["source"], data_dir)
+    """The qrels of the data set that a row names as its source, and as which it counts."""
+    facts = row.result["dataset"]
+    found = benchmarks.find(facts["source"], data_dir)
     if found is None:
-        raise DataError(f"row {row.dataset}/{row.system}: its data set {row.result['dataset']['source']!r} is not in "
-                        f"{data_dir}")
+        raise DataError(f"row {row.dataset}/{row.system}: its data set {facts['source']!r} is not in {data_dir}")
+    for field in ("name", "split", "remove_identical", "relevance_level"):
+        if facts[field] != getattr(found, field):
+            raise DamagedError(f"row {row.dataset}/{row.system}: {field} is {facts[field]!r}, its data set "
+                               f"{facts['source']!r} has {getattr(found, field)!r}")
     return found.qrels
 
 

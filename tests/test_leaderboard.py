@@ -304,15 +304,21 @@ def test_the_command_writes_everything_and_twice_the_same(folders, tmp_path):
     assert read_tree(tmp_path / "two") == written
 
 
-def test_a_changed_row_is_found_by_verifying(tmp_path):
+def test_a_changed_row_is_found_with_and_without_verifying(tmp_path):
     results, data_dir = write_results(tmp_path, {"made": {"bm25": [1, 2]}})
-    path = results / "made" / "bm25" / "result.json"
-    path.write_text(path.read_text().replace('"nDCG@10": 0.8', '"nDCG@10": 0.9', 1))
-    with pytest.raises(DamagedError, match=r"nDCG@10 is 0\.9\d+, its run gives 0\.8\d+"):
-        leaderboard.leaderboard(results, tmp_path / "out", data_dir=data_dir, verify=True)
-    assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="row made/bm25: its data set 'made' is not in"):
         leaderboard.leaderboard(results, tmp_path / "out", data_dir=tmp_path / "nowhere", verify=True)
+    path = results / "made" / "bm25" / "result.json"
+    good = path.read_text()
+    path.write_text(good.replace('"nDCG@10": 0.8', '"nDCG@10": 0.9', 1))
+    with pytest.raises(DamagedError, match=r"nDCG@10 is 0\.9\d+, the mean of its queries 0\.8\d+"):
+        leaderboard.leaderboard(results, tmp_path / "out", data_dir=data_dir)
+    whole = json.loads(good)
+    whole["per_query"]["MRR@10"] = {"q0": 0.75, "q1": 0.75}  # the same mean
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DamagedError, match=r"MRR@10 of query q0 is 0\.75, its run gives 1\.0"):
+        leaderboard.leaderboard(results, tmp_path / "out", data_dir=data_dir, verify=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_refused(folders, tmp_path):

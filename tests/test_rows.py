@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def make_row(qrels_path: Path, *, dataset: str = "made", system: str = "bm25", r
              "absent_documents": 0, "absent_queries": 0, "remove_identical": False, "relevance_level": level,
              "corpus_sha256": "c", "queries_sha256": "q", "qrels_sha256": rows.sha256_of_content(qrels_path)}
     return Row({
-        "dataset": facts, "system": {"name": system, "kind": "bm25"}, "measures": means,
+        "dataset": facts, "system": {"name": system, "kind": "bm25", "hash": "h"}, "measures": means,
         "efficiency": {"mean_query_terms": 2.0, "mean_document_terms": 10.0, "flops": 0.5, "index_bytes": 100},
         "run": {"hits_per_query": 1000}, "versions": {"sparse_ir": "1"}, "identity": {}, "per_query": per_query,
     }, {"date": "today"})
@@ -202,10 +203,51 @@ def test_damaged_results_are_refused(folder):
         rows.read_row(folder)
     path.write_text(good)
     change(path, "measures", value={"nDCG@10": 1.0})
-    with pytest.raises(DamagedError, match=r"result.json lacks the measures R@100, R@1000, MRR@10"):
+    with pytest.raises(DamagedError, match=r"result.json lacks measures.R@100, measures.R@1000, measures.MRR@10"):
+        rows.read_row(folder)
+    for name in ("dataset.name", "dataset.relevance_level", "efficiency.flops", "run.sha256"):
+        part, field = name.split(".")
+        whole = json.loads(good)
+        del whole[part][field]
+        files.write_json(path, whole)
+        with pytest.raises(DamagedError, match=rf"result.json lacks {name}$"):
+            rows.read_row(folder)
+    files.write_json(path, {**json.loads(good), "efficiency": 7})
+    with pytest.raises(DamagedError, match=r"result.json: efficiency is 7, allowed: a JSON object"):
+        rows.read_row(folder)
+    files.write_json(path, json.loads(good))
+    change(path, "dataset", "relevance_level", value="1")
+    with pytest.raises(DamagedError, match=r"dataset.relevance_level is '1', which is of another type"):
         rows.read_row(folder)
     path.unlink()
     with pytest.raises(DamagedError, match=r"result.json is missing"):
+        rows.read_row(folder)
+
+
+def test_a_row_in_the_folder_of_another_is_refused(tmp_path, folder):
+    """Copied or renamed, it would count twice, and verifying it would look at the one that it is a copy of."""
+    made = write_collection(tmp_path / "data2" / "made", 10)
+    write_qrels(made / "qrels" / "test.tsv", QRELS)
+    for place in ("made/better", "other/bm25"):
+        copy = tmp_path / "results" / place
+        shutil.copytree(folder, copy)
+        with pytest.raises(DamagedError, match=rf"is the row made/bm25, allowed: {place}, as its folder says"):
+            rows.read_rows(tmp_path / "results")
+        with pytest.raises(DamagedError, match=rf"is the row made/bm25, allowed: {place}, as its folder says"):
+            rows.verify_rows(tmp_path / "results", tmp_path / "data2")
+        shutil.rmtree(copy)
+    assert len(rows.read_rows(tmp_path / "results")) == 1
+
+
+def test_means_that_are_not_those_of_their_queries_are_noticed_by_every_reader(folder):
+    path = folder / rows.RESULT
+    good = path.read_text()
+    change(path, "measures", "nDCG@10", value=0.99)
+    with pytest.raises(DamagedError, match=r"result.json: nDCG@10 is 0.99, the mean of its queries 0.54"):
+        rows.read_row(folder)
+    path.write_text(good)
+    change(path, "per_query", "R@100", "q3", value=float("nan"))
+    with pytest.raises(DamagedError, match=r"result.json: R@100 has a value that is no finite number"):
         rows.read_row(folder)
 
 
@@ -225,14 +267,18 @@ def test_one_changed_digit_is_noticed(folder, qrels_path):
 
 
 def test_one_changed_query_is_noticed(folder, qrels_path):
-    change(folder / rows.RESULT, "per_query", "nDCG@10", "q3", value=0.25)
-    with pytest.raises(DamagedError, match=r"result.json: nDCG@10 of query q3 is 0.25, its run gives 0.0"):
+    values = rows.read_row(folder).per_query["MRR@10"]
+    change(folder / rows.RESULT, "per_query", "MRR@10", value={**values, "q1": values["q3"], "q3": values["q1"]})
+    with pytest.raises(DamagedError, match=r"result.json: MRR@10 of query q1 is 0.0, its run gives 0.5"):
         rows.verify_row(folder, qrels_path)
 
 
-def test_a_query_that_was_added_is_noticed(folder, qrels_path):
-    per_query = {**rows.read_row(folder).per_query["R@100"], "q9": 1.0}
-    change(folder / rows.RESULT, "per_query", "R@100", value=per_query)
+def test_a_query_that_was_added_or_renamed_is_noticed(folder, qrels_path):
+    path, values = folder / rows.RESULT, rows.read_row(folder).per_query["R@100"]
+    change(path, "per_query", "R@100", value={**values, "q9": 1.0})
+    with pytest.raises(DamagedError, match=r"result.json: R@100 has 4 queries, its data set 3"):
+        rows.verify_row(folder, qrels_path)
+    change(path, "per_query", "R@100", value={{"q3": "q9"}.get(key, key): value for key, value in values.items()})
     with pytest.raises(DamagedError, match=r"result.json: R@100 has values for other queries than its qrels"):
         rows.verify_row(folder, qrels_path)
 
@@ -286,6 +332,10 @@ def test_all_rows_are_verified_against_the_data_folder(tmp_path, qrels_path):
     made = write_collection(tmp_path / "data2" / "made", 10)
     write_qrels(made / "qrels" / "test.tsv", QRELS)
     assert [report["ok"] for report in rows.verify_rows(results, tmp_path / "data2")] == [True, True]
+    made.rename(made.with_name("easy"))
+    change(results / "made" / "bm25" / rows.RESULT, "dataset", "source", value="easy")
+    with pytest.raises(DamagedError, match=r"row made/bm25: name is 'made', its data set 'easy' has 'easy'"):
+        rows.verify_rows(results, tmp_path / "data2")
 
 
 # ------------------------------------------------------------------------------------------------ means
