@@ -48,6 +48,9 @@ def compare(
         raise ConfigError(f"the baseline {chosen!r} is no run, allowed: {', '.join(paths)}")
     if show < 0 or samples < 1:
         raise ConfigError(f"{show} queries and {samples} samples are not allowed; show 0 or more, draw at least 1")
+    if seed < 0:
+        raise ConfigError(f"the seed {seed} is not allowed; use 0 or more")
+    _check_measures(measures)
     judged = data.read_qrels(qrels, split)
     found = {name: _measure(name, path, judged, measures, remove_query) for name, path in paths.items()}
     names = list(found[chosen].mean)
@@ -73,7 +76,7 @@ def _read_names(runs: Iterable[str]) -> dict[str, Path]:
         name, separator, path = text.partition("=")
         if not separator or Path(text).exists():
             name, path = Path(text).name, text
-            while name.endswith(_SUFFIXES):
+            while name.endswith(_SUFFIXES) and name not in _SUFFIXES:
                 name = name.rpartition(".")[0]
         if name in paths:
             raise ConfigError(f"two runs would be called {name!r} ({paths[name]} and {path}); name one with NAME=RUN")
@@ -81,6 +84,13 @@ def _read_names(runs: Iterable[str]) -> dict[str, Path]:
     if len(paths) < 2:
         raise ConfigError(f"{len(paths)} runs are not enough to compare; name at least two")
     return paths
+
+
+def _check_measures(measures: str) -> None:
+    for name, measure in measures_module.parse_measures(measures.replace(",", " ")).items():
+        if type(measure.aggregator()).__name__ == "SumAgg":
+            raise ConfigError(f"measure {name!r} is summed over the queries, and what is compared here are means; "
+                              "evaluate prints it, allowed here: such as nDCG@10, R@100, RR@10")
 
 
 def _measure(name: str, path: Path, judged: data.Qrels, names: str, remove_query: bool) -> measures_module.Evaluation:

@@ -128,8 +128,9 @@ def _average(shape: Shape, queries: Sequence[Graded], count: int | None = None, 
 def _ir_measures(parsed: Mapping[str, Any], run: Run, qrels: Qrels) -> dict[str, float | None]:
     import ir_measures
 
-    scores = {query_id: dict(hits) for query_id, hits in run.items() if hits}
-    found = ir_measures.calc_aggregate(list(parsed.values()), qrels, scores)
+    numbers = {query_id: str(number) for number, query_id in enumerate(qrels, 1)}
+    scores = {query_id: dict(hits) for query_id, hits in measures_module.number_queries(run, numbers).items() if hits}
+    found = ir_measures.calc_aggregate(list(parsed.values()), measures_module.number_queries(qrels, numbers), scores)
     return {name: float(found[measure]) for name, measure in parsed.items()}
 
 

@@ -7,7 +7,9 @@ It does not compare systems. Next file to read: ``significance``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_ir.data import Qrels, Run, check_id, rank_hits
@@ -82,7 +84,8 @@ def _parse_measure(name: str) -> Any:
         measure = ir_measures.parse_measure(name)
         is_supported = ir_measures.DefaultPipeline.supports(measure)
     except (NameError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"measure {name!r} is unknown ({error}), allowed: names such as {_EXAMPLES}") from error
+        reason = re.sub(r"=<object object at \w+>", " that is missing", str(error))
+        raise ConfigError(f"measure {name!r} is unknown ({reason}), allowed: names such as {_EXAMPLES}") from error
     # trec_eval ends the whole process on a cut-off of 0.
     cutoff = measure.params.get("cutoff", 1)
     if isinstance(cutoff, bool) or cutoff < 1:
@@ -121,15 +124,29 @@ def _rank_scores(query_id: str, hits: list[tuple[str, float]]) -> dict[str, floa
     return ranked
 
 
+def number_queries(of: Mapping[str, Any], numbers: Mapping[str, str]) -> dict[str, Any]:
+    """A run or qrels with its judged queries named by their numbers.
+
+    gdeval (ERR, nDCG with exponential gains) takes numbers alone, and of ``x-12`` and ``y-12`` the 12 only.
+    """
+    return {numbers[query_id]: hits for query_id, hits in of.items() if query_id in numbers}
+
+
 def _calculate(
     parsed: dict[str, Any], qrels: Qrels, ranked: dict[str, dict[str, float]]
 ) -> dict[str, dict[str, float]]:
     import ir_measures
 
+    numbers = {query_id: str(number) for number, query_id in enumerate(qrels, 1)}
     found: dict[str, dict[str, float]] = {name: {} for name in parsed}
-    for metric in ir_measures.iter_calc(list(parsed.values()), qrels, ranked):
-        found[str(metric.measure)][metric.query_id] = float(metric.value)
-    return {name: {query_id: values[query_id] for query_id in qrels} for name, values in found.items()}
+    try:
+        for metric in ir_measures.iter_calc(list(parsed.values()), number_queries(qrels, numbers),
+                                            number_queries(ranked, numbers)):
+            found[str(metric.measure)][metric.query_id] = float(metric.value)
+    except subprocess.CalledProcessError as error:  # the provider that is a program of its own
+        raise DataError(f"measures {', '.join(parsed)}: gdeval.pl, which computes ERR and nDCG(dcg='exp-log2'), does "
+                        "not take this run or these qrels; allowed: other measures") from error
+    return {name: {query_id: values[numbers[query_id]] for query_id in qrels} for name, values in found.items()}
 
 
 def _aggregate(measure: Any, values: dict[str, float]) -> float:

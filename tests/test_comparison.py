@@ -154,6 +154,8 @@ def test_the_command(folder):
     (["base.trec", "other.json"], {"baseline": "bm25"}, "the baseline 'bm25' is no run, allowed: base, other"),
     (["base.trec", "other.json"], {"show": -1}, "-1 queries and 100000 samples are not allowed"),
     (["base.trec", "other.json"], {"samples": 0}, "5 queries and 0 samples are not allowed"),
+    (["base.trec", "other.json"], {"seed": -1}, "the seed -1 is not allowed; use 0 or more"),
+    (["base.trec", "other.json"], {"measures": "nDCG@10,NumRet"}, "measure 'NumRet' is summed over the queries"),
     (["base.trec", "other.json"], {"measures": "nDGC@10"}, "measure 'nDGC@10' is unknown"),
 ])
 def test_what_cannot_be_compared(folder, names, options, message):
@@ -183,5 +185,6 @@ def test_an_error_is_one_line(folder):
 def test_names_of_files(tmp_path):
     found = comparison._read_names(["a/bm25.run.gz", "b/splade.v3.trec", "x=c/bm25.run"])
     assert list(found) == ["bm25", "splade.v3", "x"]
+    assert list(comparison._read_names(["a/.trec", "b/run.trec.gz"])) == [".trec", "run"]
     (tmp_path / "a=b").write_text("")
     assert list(comparison._read_names([str(tmp_path / "a=b"), "c"])) == ["a=b", "c"]

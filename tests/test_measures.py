@@ -1,6 +1,7 @@
 """Measures: worked examples by hand, trec_eval's own code as the other implementation, ties, and every refusal."""
 
 import math
+import os
 import random
 
 import pytest
@@ -205,3 +206,26 @@ def test_remove_identical_drops_only_the_query_itself():
     run = {"d1": [("d1", 9.0), ("d2", 3.0)], "d2": [("d1", 2.0)], "d3": [("d3", 1.0)]}
     assert remove_identical(run) == {"d1": [("d2", 3.0)], "d2": [("d1", 2.0)], "d3": []}
     assert run["d1"] == [("d1", 9.0), ("d2", 3.0)]
+
+
+@pytest.mark.parametrize("names", [("qa", "qb"), ("x-1", "y-1"), ("1", "2")])
+def test_gdeval_measures_queries_of_any_name(names):
+    """ERR by hand: grade 1 of at most 4 gives (2^1 - 1) / 2^4 in place 1, half of it in place 2."""
+    first, second = names
+    run = {first: [("d1", 2.0)], second: [("d9", 2.0), ("d2", 1.0)]}
+    found = evaluate_run(run, {first: {"d1": 1}, second: {"d2": 1}}, ["ERR@10", "nDCG(dcg='exp-log2')@10"])
+    assert found.per_query["ERR@10"] == pytest.approx({first: 1 / 16, second: 1 / 32}, abs=1e-5)
+    assert found.per_query["nDCG(dcg='exp-log2')@10"] == pytest.approx({first: 1.0, second: 0.63093}, abs=1e-5)
+
+
+def test_a_gdeval_that_fails_is_an_error_of_one_line(tmp_path, monkeypatch):
+    (tmp_path / "perl").write_text("#!/bin/sh\nexit 25\n")
+    (tmp_path / "perl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(DataError, match=r"measures ERR@10: gdeval.pl, which computes ERR .* does not take this run"):
+        evaluate_run({"q": [("d1", 1.0)]}, {"q": {"d1": 1}}, "ERR@10")
+
+
+def test_a_missing_parameter_is_named_without_its_address():
+    with pytest.raises(ConfigError, match=r"measure 'INST' is unknown \(invalid param max_rel that is missing\)"):
+        evaluate_run({"q": [("d", 1.0)]}, {"q": {"d": 1}}, "INST")
