@@ -102,6 +102,12 @@ def test_echo_mistral_is_marked_as_secondary():
     assert {record.status for record in RECORDS if record.system == "Echo-Mistral-SPLADE"} == {"secondary"}
 
 
+def test_what_a_paper_quotes_of_others_is_secondary():
+    quoted = [record for record in RECORDS if "quoted" in f"{record.system} {record.source} {record.note}"]
+    assert len(quoted) >= 61
+    assert "primary" not in {record.status for record in quoted}
+
+
 def test_selecting_systems_and_data_sets():
     assert published.select("none") == []
     assert published.select("all") == RECORDS
