@@ -232,7 +232,8 @@ def fetch(name: str, data_dir: Path, *, progress: bool = False) -> Collection:
     _provide(facts, data_dir, progress)
     collection = find(name, data_dir)
     if collection is None:
-        raise DataError(f"{facts.archive and facts.archive.url}: no folder {facts.folder} in it")
+        raise DataError(f"{data_dir / PurePosixPath(facts.folder).parts[0]} is there, but without {facts.folder}; move "
+                        "it away to have it downloaded")
     return collection
 
 
@@ -255,13 +256,24 @@ def _fetch_archive(download: Download, target: Path, progress: bool) -> None:
         record = _download(download, scratch / target.with_suffix(".zip").name, progress)
         extract_archive(scratch / target.with_suffix(".zip").name, scratch / "unpacked",
                         int(download.megabytes * 1e6 * _LARGEST_EXPANSION), name=download.url)
+        _check_parts(download, scratch / "unpacked")
         folder = scratch / "unpacked" / target.name
-        if not folder.is_dir():
-            raise DataError(f"{download.url}: no folder {target.name} at the top of the archive")
         files.write_json(folder / _SOURCE, [record])
         files.swap_folder(folder, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_parts(download: Download, unpacked: Path) -> None:
+    """Every set of an archive is whole, before any is put in place: a folder that is there is not downloaded again."""
+    for facts in [facts for facts in REGISTRY.values() if facts.archive == download]:
+        try:
+            found = find(facts.name, unpacked)
+        except DataError as error:
+            reason = str(error).replace(f"{unpacked}/", "")
+            raise DataError(f"{download.url}: what came is not whole ({reason}); nothing was put in place") from error
+        if found is None:
+            raise DataError(f"{download.url}: no folder {facts.folder} in it; nothing was put in place")
 
 
 def _fetch_questions(queries: Download, qrels: Download, target: Path, split: str) -> None:

@@ -283,7 +283,7 @@ def test_a_download_larger_than_its_cap_is_stopped(tmp_path, monkeypatch, server
 
 def test_an_archive_without_the_folder_is_refused(tmp_path, monkeypatch, server):
     register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", {"other/corpus.jsonl": b""})))
-    with pytest.raises(DataError, match=r"made.zip: no folder made at the top of the archive"):
+    with pytest.raises(DataError, match=r"made.zip: no folder made in it; nothing was put in place"):
         benchmarks.fetch("made", tmp_path / "data")
     assert no_traces(tmp_path / "data")
 
@@ -293,6 +293,25 @@ def test_an_archive_without_the_forum_is_refused(tmp_path, monkeypatch, server):
     monkeypatch.setitem(benchmarks.REGISTRY, "made-gis", Benchmark("made-gis", "made/gis", download))
     with pytest.raises(DataError, match=r"made.zip: no folder made/gis in it"):
         benchmarks.fetch("made-gis", tmp_path / "data")
+    assert no_traces(tmp_path / "data")
+    (tmp_path / "data" / "made").mkdir()
+    with pytest.raises(DataError, match=r"data/made is there, but without made/gis; move it away to have it downl"):
+        benchmarks.fetch("made-gis", tmp_path / "data")
+
+
+@pytest.mark.parametrize(("part", "reason"), [
+    ("made/queries.jsonl", r"no queries; looked for made/queries.jsonl and"),
+    ("made/corpus.jsonl", "no corpus; looked"),
+    ("made/qrels/test.tsv", "no qrels of split 'test', splits there: none"),
+])
+def test_an_archive_that_lacks_a_part_is_not_put_in_place(tmp_path, monkeypatch, server, part, reason):
+    parts = {name: content for name, content in MADE.items() if name != part}
+    register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", parts)))
+    with pytest.raises(DataError, match=rf"/made.zip: what came is not whole \(.*{reason}.*nothing was put in place"):
+        benchmarks.fetch("made", tmp_path / "data")
+    assert no_traces(tmp_path / "data")
+    register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", MADE)))  # mended at its source
+    assert benchmarks.fetch("made", tmp_path / "data").name == "made"
 
 
 def test_leftovers_of_a_killed_download_are_removed(tmp_path, monkeypatch, server):

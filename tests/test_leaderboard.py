@@ -179,7 +179,7 @@ def test_published_figures_stand_apart_and_only_for_our_data_sets(board):
     assert text.index("## Data sets") < text.index("## Published elsewhere, not measured here")
     header, *lines = read_markdown(text)[2]
     assert header == ["nDCG@10", "kind", "scifact", "mean", "status", "source"]
-    assert next(line for line in lines if line[0] == "SPLADE-v3-Doc")[2:5] == ["0.6880", "–", "secondary"]  # as Geng et al. quote
+    assert next(line for line in lines if line[0] == "SPLADE-v3-Doc")[2:5] == ["0.6880", "–", "secondary"]
 
 
 def test_published_means_are_over_exactly_our_sets(tmp_path):
