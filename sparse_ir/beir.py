@@ -92,6 +92,8 @@ def beir(
     names = benchmarks.expand_names(datasets, data_dir)
     skipped = {name: reason for name in names if (reason := benchmarks.reason_to_skip(name, data_dir))}
     wanted = [name for name in names if name not in skipped]
+    for name, system in itertools.product(wanted, systems):
+        rows.row_folder(output, name.replace(":", "-"), system.name)  # refuses names that no row can have
     with files.write_lock(output / "suite"):
         fetched = ((name, benchmarks.fetch(name, data_dir, progress=progress)) for name in wanted)
         made = sum(_measure_corpus(plan, system, sets) for sets in _group(fetched) for system in systems)

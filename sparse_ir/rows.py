@@ -33,6 +33,7 @@ from sparse_ir.errors import ConfigError, DamagedError, DataError
 FORMAT = 1
 RESULT, TIMING, RUN = "result.json", "timing.json", "run.trec.gz"
 COLUMNS = ("nDCG@10", "R@100", "R@1000", "MRR@10")
+MEAN = "mean"  # beside the names of data sets, in tables
 _NUMBER = (int, float)
 _PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {  # part of a row -> what is read of it, and as what
     "dataset": {**dict.fromkeys(("name", "source", "split", "corpus_sha256", "queries_sha256", "qrels_sha256"), str),
@@ -169,11 +170,17 @@ def find_commit() -> str | None:
 
 
 def row_folder(results: Path, dataset: str, system: str) -> Path:
-    """``RESULTS/DATASET/SYSTEM``; raises ``ConfigError`` for a name that is no plain name of a folder."""
-    for what, name in (("data set", dataset), ("system", system)):
+    """``RESULTS/DATASET/SYSTEM``; raises ``ConfigError`` for a name that is no plain name of a folder.
+
+    A data set called ``mean`` is refused too: so the tables call the mean over all of them.
+    """
+    for what, name, remedy in (("data set", dataset, "rename the folder of the data set"),
+                               ("system", system, "give the system a name with NAME=MODEL")):
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{what} {name!r}, allowed: letters, digits and . _ + - (its row is a folder); give the "
-                              "system a name with NAME=MODEL")
+            raise ConfigError(f"{what} {name!r}, allowed: letters, digits and . _ + - (its row is a folder); {remedy}")
+    if dataset == MEAN:
+        raise ConfigError(f"data set {dataset!r}, allowed: any other name, as this one is that of the mean over the "
+                          "data sets in all tables; rename the folder of the data set")
     return results / dataset / system
 
 
@@ -209,7 +216,8 @@ def read_row(folder: Path) -> Row:
     """The row in a folder.
 
     Raises ``DamagedError`` where it is missing, of another format, lacks a part, is named otherwise than its folder,
-    or has means that are not those of its queries. Whether the run gives these values, ``verify_row`` knows.
+    or has means that are not those of its queries; ``ConfigError`` as ``row_folder`` does. Whether the run gives these
+    values, ``verify_row`` knows.
     """
     path = folder / RESULT
     result = files.read_json(path)
@@ -220,6 +228,7 @@ def read_row(folder: Path) -> Row:
     if not isinstance(timing, dict):
         raise DamagedError(f"{folder / TIMING} is no JSON object")
     row = Row(result, timing)
+    row_folder(folder, row.dataset, row.system)  # refuses names that no row can have
     found = "/".join(folder.absolute().parts[-2:])
     if found != f"{row.dataset}/{row.system}":
         raise DamagedError(f"{path} is the row {row.dataset}/{row.system}, allowed: {found}, as its folder says; make "
@@ -371,7 +380,8 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
         "measures": {column: _mean([row.measures[column] for row in forums]) for column in COLUMNS},
         "per_query": per_query,
         "efficiency": efficiency,
-        "run": {}, "versions": first["versions"], "commit": first.get("commit"), "command": first.get("command"),
+        "run": {"hits_per_query": min(row.result["run"]["hits_per_query"] for row in forums)},
+        "versions": first["versions"], "commit": first.get("commit"), "command": first.get("command"),
     }, {})
 
 

@@ -429,6 +429,15 @@ def test_systems_that_cannot_be_told_apart_or_found(model, baselines, message):
         beir.read_systems(model, baselines)
 
 
+@pytest.mark.parametrize("name", ["my set", "mean"])
+def test_names_that_no_row_can_have_are_refused_before_any_work(data_dir, tmp_path, name):
+    for folder in ("alpha", name):
+        shutil.copytree(data_dir / "gamma", tmp_path / "data" / folder)
+    with pytest.raises(ConfigError, match=rf"data set '{name}', allowed: .*; rename the folder of the data set"):
+        run_suite("bm25", tmp_path / "rows", datasets="local", data_dir=tmp_path / "data")
+    assert not (tmp_path / "rows").exists()
+
+
 def test_the_report_puts_the_forums_together_and_averages_the_thirteen(data_dir, tmp_path):
     for name in benchmarks.BEIR_13:
         shutil.copytree(data_dir / "gamma", tmp_path / "data" / name)

@@ -189,6 +189,12 @@ def test_names_that_are_no_folders_are_refused(tmp_path, name):
         rows.row_folder(tmp_path, name, "bm25")
 
 
+def test_a_data_set_is_not_called_as_the_mean_of_all(tmp_path, qrels_path):
+    with pytest.raises(ConfigError, match=r"data set 'mean', allowed: any other name, .* rename the folder"):
+        rows.write_row(tmp_path / "results", make_row(qrels_path, dataset="mean"), RUN)
+    assert rows.row_folder(tmp_path, "meaning", "mean") == tmp_path / "meaning" / "mean"
+
+
 def test_damaged_results_are_refused(folder):
     path = folder / rows.RESULT
     good = path.read_text()
