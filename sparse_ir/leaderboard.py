@@ -85,8 +85,9 @@ def make_board(found: Sequence[Row], *, baseline: str = "bm25", measure: Measure
     """Everything that the tables and the page show, as JSON-able data; systems by their mean, the best first.
 
     ``mean`` is over the data sets that all systems have (``common``): each set counts alike, however many queries it
-    has, also in the interval and in the test. Raises ``ConfigError`` for a baseline without a row, ``DataError`` for
-    two rows of one data set that were measured on different data.
+    has, also in the interval and in the test. A measure that looks deeper than a run goes is None. Raises
+    ``ConfigError`` for a baseline without a row, ``DataError`` for two rows of one data set that were measured on
+    different data, and for a run that is not as deep as ``measure`` looks.
     """
     grid: dict[str, dict[str, Row]] = {}
     for row in merge_forums(found):
@@ -95,6 +96,7 @@ def make_board(found: Sequence[Row], *, baseline: str = "bm25", measure: Measure
     if baseline not in systems:
         raise ConfigError(f"the baseline {baseline!r} has no row, allowed: {', '.join(sorted(systems))}")
     datasets = {name: _describe_dataset(list(of.values())) for name, of in grid.items()}
+    _check_depths(grid, measure)
     common = [name for name, of in grid.items() if len(of) == len(systems)]
     cells = {name: _make_cells(of, found, measure, baseline) for name, of in grid.items()}
     means = _make_means({name: grid[name] for name in common}, cells, measure, baseline)
@@ -124,9 +126,24 @@ def _describe_dataset(of: Sequence[Row]) -> dict[str, Any]:
     return {key: first[key] for key in ("split", "documents", "queries", "judgements")}
 
 
+def _check_depths(grid: Mapping[str, Mapping[str, Row]], measure: str) -> None:
+    for row in (row for of in grid.values() for row in of.values()):
+        if _measures(row)[measure] is None:
+            raise DataError(f"row {row.dataset}/{row.system} has {row.result['run']['hits_per_query']} hits per query, "
+                            f"allowed: as many as {measure} looks at; make the row again, or order by another measure")
+
+
+def _measures(row: Row) -> dict[str, float | None]:
+    """The row's measures; None for one that looks deeper than the run goes, which is another measure in truth."""
+    deepest = row.result["run"]["hits_per_query"]
+    return {column: None if deepest < min(int(column.partition("@")[2]), row.result["dataset"]["documents"]) else value
+            for column, value in row.measures.items()}
+
+
 def _make_cells(of: Mapping[str, Row], found: Sequence[Row], measure: str, baseline: str) -> dict[str, dict[str, Any]]:
     compared = _compare([{system: row.per_query[measure] for system, row in of.items()}], baseline)
-    return {system: {**row.measures, **compared[system], "efficiency": _efficiency(row, timing := _timing(row, found)),
+    return {system: {**_measures(row), **compared[system],
+                     "efficiency": _efficiency(row, timing := _timing(row, found)),
                      "provenance": _provenance(row, timing)} for system, row in of.items()}
 
 
@@ -338,6 +355,8 @@ def _describe(board: Board) -> list[str]:
         ("Terms and FLOPS are means over queries and documents; MB is the size of the Lucene indexes; docs/s is the "
         f"speed of encoding; latency is from text to hits, on one thread (machine: {machines or 'not recorded'})."),
     ]
+    if any(cell[column] is None for cell in cells for column in COLUMNS):
+        notes.append("–: some runs have fewer hits per query than this measure looks at, and are not compared by it.")
     if board["published"]:
         notes.append("Published figures are from other people's systems, data and settings: primary was read in the "
                      "source, secondary in a digest or quotation of it.")
@@ -471,11 +490,11 @@ def make_mteb_files(found: Sequence[Row]) -> dict[str, Any]:
 
 def _mteb_result(row: Row) -> dict[str, Any]:
     facts = row.result["dataset"]
-    scores = {_MTEB_NAMES[column]: row.measures[column] for column in COLUMNS}
+    scores = {_MTEB_NAMES[column]: value for column, value in _measures(row).items() if value is not None}
     return {
         "dataset_revision": files.sha256_of_json([facts[f"{part}_sha256"] for part in ("corpus", "queries", "qrels")]),
         "task_name": _TASKS[row.dataset], "mteb_version": None,
-        "scores": {facts["split"]: [{**scores, "main_score": scores["ndcg_at_10"], "hf_subset": "default",
+        "scores": {facts["split"]: [{**scores, "main_score": row.measures["nDCG@10"], "hf_subset": "default",
                                      "languages": ["eng-Latn"]}]},
         "evaluation_time": None, "kg_co2_emissions": None,
     }

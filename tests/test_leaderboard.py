@@ -339,6 +339,24 @@ def test_rows_of_different_data_are_not_compared(tmp_path):
         leaderboard.make_board(rows.read_rows(results))
 
 
+def test_a_measure_deeper_than_the_run_is_left_out(tmp_path):
+    results, _ = write_results(tmp_path, {"scifact": {"bm25": [1] * 200, "shallow": [1] * 200}})
+    path = results / "scifact" / "shallow" / "result.json"
+    files.write_json(path, json.loads(path.read_text().replace('"hits_per_query": 1000', '"hits_per_query": 100')))
+    board = leaderboard.make_board(rows.read_rows(results), published="none")
+    for name in (None, "scifact"):
+        cell = cell_of(board, "shallow", name)
+        assert (cell["nDCG@10"], cell["R@100"], cell["R@1000"]) == (1.0, 1.0, None)
+        assert cell_of(board, "bm25", name)["R@1000"] == 1.0
+    assert any("fewer hits per query than" in note for note in board["notes"])
+    assert "–" in next(line for line in leaderboard.format_summary(board).splitlines() if "shallow" in line)
+    made = leaderboard.make_mteb_files(rows.read_rows(results))
+    (scores,) = next(of for name, of in made.items() if "shallow" in name and "SciFact" in name)["scores"]["test"]
+    assert "recall_at_1000" not in scores and scores["recall_at_100"] == 1.0
+    with pytest.raises(DataError, match=r"row scifact/shallow has 100 hits per query, allowed: as many as R@1000"):
+        leaderboard.make_board(rows.read_rows(results), measure="R@1000")
+
+
 def test_systems_without_latency_and_with_equal_answers(tmp_path):
     write_dataset(tmp_path / "data", "made", 3)
     for system in ("bm25", "same"):
