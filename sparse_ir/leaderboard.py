@@ -54,7 +54,7 @@ def leaderboard(
         data_dir: Folder of the data sets, for the texts on the page; what is not there is shown by its id.
         queries: Queries on the page for each system and data set: those that differ most from the baseline.
         documents: Documents shown of each ranking on the page, with their text.
-        verify: Measure every stored run again first; needs the data sets in the data folder.
+        verify: Check run and qrels hashes and all measures first (needs the data); not timings, costs or versions.
     """
     results, output, data_dir = Path(results), Path(output), Path(data_dir)
     if min(queries, documents) < 0:

@@ -278,7 +278,10 @@ def read_rows(results: Path) -> list[Row]:
 
 
 def verify_row(folder: Path, qrels: Path) -> dict[str, Any]:
-    """Measure the stored run again; a report. Everything must come out as it is stored, to the last digit.
+    """Measure the stored run again; a report. All measures must come out as they are stored, to the last digit.
+
+    It vouches for run, qrels, measures and means. That the named system made the run, how fast, at what cost and with
+    which versions, no stored file can prove; whoever doubts it runs the row's command again.
 
     Raises ``DamagedError`` for a row, a run or a measure that differs, ``DataError`` for qrels that are not those of
     the row.
