@@ -105,6 +105,22 @@ _LICENCES = {
     "trec-news": "its articles need a licence of the Washington Post collection (trec.nist.gov/data/wapost)",
     "robust04": "its articles need a licence of TREC disks 4 and 5 (trec.nist.gov/data/cd45)",
 }
+# documents and judged queries of each set, as BEIR and TREC state them
+SIZES = {
+    "trec-covid": (171_332, 50), "nfcorpus": (3_633, 323), "nq": (2_681_468, 3_452), "hotpotqa": (5_233_329, 7_405),
+    "fiqa": (57_638, 648), "arguana": (8_674, 1_406), "webis-touche2020": (382_545, 49),
+    "dbpedia-entity": (4_635_922, 400), "scidocs": (25_657, 1_000), "fever": (5_416_568, 6_666),
+    "climate-fever": (5_416_593, 1_535), "scifact": (5_183, 300), "quora": (522_931, 10_000),
+    "cqadupstack": (457_199, 13_145), "bioasq": (14_914_603, 500), "signal1m": (2_866_316, 97),
+    "trec-news": (594_977, 57), "robust04": (528_155, 249), "msmarco": (8_841_823, 6_980),
+    "trec-dl-2019": (8_841_823, 43), "trec-dl-2020": (8_841_823, 54),
+    "cqadupstack-android": (22_998, 699), "cqadupstack-english": (40_221, 1_570),
+    "cqadupstack-gaming": (45_301, 1_595), "cqadupstack-gis": (37_637, 885), "cqadupstack-mathematica": (16_705, 804),
+    "cqadupstack-physics": (38_316, 1_039), "cqadupstack-programmers": (32_176, 876),
+    "cqadupstack-stats": (42_269, 652), "cqadupstack-tex": (68_184, 2_906), "cqadupstack-unix": (47_382, 1_072),
+    "cqadupstack-webmasters": (17_405, 506), "cqadupstack-wordpress": (48_605, 541),
+}
+_SIZE_TOLERANCE = 0.001  # of the documents: editions differ by empty and doubled ones
 # md5 of the queries and of the qrels of each year
 _DEEP_LEARNING = {
     2019: ("eda71eccbe4d251af83150abe065368c", "2f4be390198da108f6845c822e5ada14"),
@@ -196,6 +212,17 @@ def find(name: str, data_dir: Path) -> Collection | None:
     return Collection(stem if split == facts.split else f"{stem}-{split}", data.find_corpus(corpus_folder),
                       data.find_queries(folder), data.find_qrels(folder, split), split, facts.remove_identical,
                       facts.relevance_level)
+
+
+def has_published_size(name: str, documents: int, queries: int) -> bool:
+    """Whether a set of this name has as many documents and judged queries as the published one; True for others.
+
+    A sample, another split or a set of one's own under a known name is another set: figures of others are not of it.
+    """
+    if name not in SIZES:
+        return True
+    known_documents, known_queries = SIZES[name]
+    return queries == known_queries and abs(documents - known_documents) <= _SIZE_TOLERANCE * known_documents
 
 
 def reason_to_skip(name: str, data_dir: Path) -> str | None:

@@ -104,8 +104,9 @@ def make_board(found: Sequence[Row], *, baseline: str = "bm25", measure: Measure
                 "datasets": {name: of[system] for name, of in cells.items() if system in of}}
                for system, facts in sorted(systems.items())]
     entries.sort(key=lambda entry: -entry["mean"][measure] if entry["mean"] else 0.0)
+    whole = [name for name, facts in datasets.items() if _is_whole(name, facts)]
     board = {"measure": measure, "baseline": baseline, "datasets": datasets, "common": common, "systems": entries,
-             "published": _place_published(published, measure, list(datasets), common),
+             "published": _place_published(published, measure, whole, common),
              "not_shown": [f"{row.dataset}/{row.system}" for row in found if row.dataset not in grid
                            and row.system not in grid[_GROUP]]}
     return {**board, "notes": _describe(board)}
@@ -234,9 +235,16 @@ def _interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
                                             for of, mean in zip(values, means, strict=True) for value in of])
 
 
+def _is_whole(name: str, facts: Mapping[str, Any]) -> bool:
+    return benchmarks.has_published_size(name, facts["documents"], facts["queries"])
+
+
 def _place_published(names: str, measure: str, datasets: list[str], common: list[str]) -> list[dict[str, Any]]:
-    """Published figures of this measure, on our data sets only; a mean only over exactly the sets of our own mean."""
-    stated = ["beir-13"] if set(common) == set(benchmarks.BEIR_13) else []
+    """Published figures of this measure, on our data sets only; a mean only over exactly the sets of our own mean.
+
+    ``datasets`` are those of ours that have the names and the sizes of published ones.
+    """
+    stated = ["beir-13"] if set(common) == set(benchmarks.BEIR_13) <= set(datasets) else []
     found = []
     for record in published_figures.select(names, [*datasets, *stated]):
         if record.measure == measure:
@@ -357,6 +365,10 @@ def _describe(board: Board) -> list[str]:
     ]
     if any(cell[column] is None for cell in cells for column in COLUMNS):
         notes.append("–: some runs have fewer hits per query than this measure looks at, and are not compared by it.")
+    for name in (name for name, facts in board["datasets"].items() if not _is_whole(name, facts)):
+        documents, queries = benchmarks.SIZES[name]
+        notes.append(f"No published figures and no file of MTEB for {name}: it is not the published set of {documents} "
+                     f"documents and {queries} queries.")
     if board["published"]:
         notes.append("Published figures are from other people's systems, data and settings: primary was read in the "
                      "source, secondary in a digest or quotation of it.")
@@ -467,15 +479,15 @@ _MTEB_NAMES = {"nDCG@10": "ndcg_at_10", "R@100": "recall_at_100", "R@1000": "rec
 def make_mteb_files(found: Sequence[Row]) -> dict[str, Any]:
     """``mteb/results/MODEL/REVISION/TASK.json`` and ``model_meta.json`` -> content, in MTEB's layout.
 
-    Of data sets that MTEB does not have, nothing. A system that is not named after a hub model (``OWNER--MODEL``)
-    belongs to the owner ``local``, as MTEB asks for one. Ours come from BEIR's archives, so ``dataset_revision`` is
-    the SHA-256 of corpus, queries and qrels and not a revision of the hub.
+    Of data sets that MTEB does not have, or not in this size, nothing. A system that is not named after a hub model
+    (``OWNER--MODEL``) belongs to the owner ``local``, as MTEB asks for one. Ours come from BEIR's archives, so
+    ``dataset_revision`` is the SHA-256 of corpus, queries and qrels and not a revision of the hub.
     """
     made: dict[str, Any] = {}
     singly = {(row.dataset, row.system): row for row in (*found, *rows.merge_groups(found))}
     systems: dict[str, list[Row]] = {}
     for row in singly.values():
-        if row.dataset in _TASKS:
+        if row.dataset in _TASKS and _is_whole(row.dataset, row.result["dataset"]):
             systems.setdefault(row.system, []).append(row)
     for system, of in systems.items():
         facts = of[0].result["system"]

@@ -115,6 +115,15 @@ def test_every_set_has_an_address_with_checksum_or_a_licence_or_both_of_its_ques
             assert len(part.md5) == 32
 
 
+def test_sizes_of_published_sets():
+    assert set(benchmarks.SIZES) == {*benchmarks.REGISTRY, "cqadupstack"}
+    forums = [benchmarks.SIZES[name] for name in benchmarks.GROUPS["cqadupstack"]]
+    assert tuple(map(sum, zip(*forums, strict=True))) == benchmarks.SIZES["cqadupstack"]
+    has = benchmarks.has_published_size
+    assert has("scifact", 5183, 300) and has("fiqa", 57_600, 648) and has("mine", 1, 1)  # fiqa without empty texts
+    assert not has("scifact", 5183, 299) and not has("scifact", 5100, 300)
+
+
 def test_names_are_expanded_in_order_and_once(tmp_path):
     write_collection(tmp_path / "mine", 12)
     (tmp_path / "no-collection").mkdir()

@@ -26,6 +26,14 @@ RANKS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def any_size():
+    """Sets of any size stand for those of the names that they have here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmarks, "SIZES", {})
+        yield
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Rows and data sets of ``RANKS``. Read only."""
@@ -194,6 +202,21 @@ def test_published_means_are_over_exactly_our_sets(tmp_path):
     assert found["Echo-Mistral-SPLADE"]["mean"] == 0.5507
     assert found["Echo-Mistral-SPLADE"]["status"] == "secondary"
     assert found["SPLADE-v3-Doc"]["mean"] == pytest.approx(0.4697, abs=0.0001)
+
+
+def test_a_set_of_another_size_has_no_published_figures(folders, monkeypatch):
+    found = rows.read_rows(folders[0])
+    monkeypatch.setattr(benchmarks, "SIZES", {"scifact": (30, 20)})
+    board = leaderboard.make_board(found)
+    assert board["published"] and "No published" not in " ".join(board["notes"])
+    assert any("SciFact" in name for name in leaderboard.make_mteb_files(found))
+    for documents, queries in ((30, 21), (5183, 20)):
+        monkeypatch.setattr(benchmarks, "SIZES", {"scifact": (documents, queries)})
+        board = leaderboard.make_board(found)
+        assert board["published"] == []
+        assert (f"No published figures and no file of MTEB for scifact: it is not the published set of {documents} "
+                f"documents and {queries} queries.") in board["notes"]
+        assert leaderboard.make_mteb_files(found) == {}
 
 
 def test_published_figures_can_be_chosen_or_left_out(folders):
