@@ -124,7 +124,8 @@ def read_run(path: str | Path, *, as_written: bool = False) -> Run:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such run, allowed: a TREC file (plain or .gz), or a JSON file (.json or .json.gz)")
+        what = "not a regular file" if path.exists() else "no such run"
+        raise DataError(f"{path}: {what}, allowed: a TREC file (plain or .gz), or a JSON file (.json or .json.gz)")
     parse = _parse_json_run if path.name.endswith((".json", ".json.gz")) else _parse_trec_run
     order = list if as_written else rank_hits
     return {query_id: order(scores.items()) for query_id, scores in parse(path).items()}

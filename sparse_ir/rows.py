@@ -44,7 +44,7 @@ _PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {  # part of a row -> wh
     "per_query": dict.fromkeys(COLUMNS, dict),
     "efficiency": dict.fromkeys(("mean_query_terms", "mean_document_terms", "flops", "index_bytes"), _NUMBER),
     "run": {"sha256": str, "hits_per_query": int},
-    "versions": {},
+    "versions": {}, "identity": {},
 }
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

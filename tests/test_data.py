@@ -495,3 +495,9 @@ def test_names_that_promise_another_format_and_broken_tags_are_refused(tmp_path)
 def test_importing_loads_nothing_heavy():
     code = "import sys, sparse_ir.data, sparse_ir.measures; print({'torch', 'datasets', 'jnius'} & set(sys.modules))"
     assert run_python(code).strip() == "set()"
+
+
+def test_a_run_that_is_no_regular_file_is_named_as_such(tmp_path):
+    for path, what in ((tmp_path, "not a regular file"), (tmp_path / "none", "no such run")):
+        with pytest.raises(DataError, match=f"{path}: {what}, allowed: a TREC file"):
+            read_run(path)
