@@ -235,7 +235,7 @@ def read_layout(
         return _read_decoder(folder, name, revision, settings_here, allow_pickle, idf_path)
     if not (folder / "modules.json").is_file():
         return _read_masked_lm(folder, name, revision, idf_path)
-    settings = _read_object(folder / "config_sentence_transformers.json", required=False)
+    settings = read_object(folder / "config_sentence_transformers.json", required=False)
     modules = _read_modules(folder)
     routed = bool(modules) and modules[0][0] == "router"
     document_modules = _route(folder, modules, "document") if routed else modules
@@ -283,10 +283,12 @@ def is_sparse_encoder(folder: Path) -> bool:
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
     """The files that hold the weights: safetensors, or with ``allow_pickle`` an older ``pytorch_model.bin``.
 
-    Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed.
+    Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed, or one was cut short.
     """
     found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("adapter_model*.safetensors"))
     if found:
+        for path in found:
+            _check_whole(path)
         return found
     pickled = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("adapter_model*.bin"))
     if not pickled:
@@ -297,6 +299,17 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
             "through torch's weights_only loader, or convert it to safetensors first"
         )
     return pickled
+
+
+def _check_whole(path: Path) -> None:
+    """The head of a safetensors file says how long it must be: a broken download is known before anything is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged ({error}); fetch or copy it again") from error
 
 
 def files_hash(folder: Path, *, allow_pickle: bool = False) -> str:
@@ -329,7 +342,7 @@ def read_decoder_settings(folder: Path) -> DecoderSettings | None:
 
 def read_decoder_file(path: Path) -> DecoderSettings:
     """The settings in a file like ``sparse_ir.json``, wherever it lies. Raises ``ModelError``."""
-    record = _read_object(path, required=True)
+    record = read_object(path, required=True)
     if record.get("format") != _DECODER_FORMAT:
         raise ModelError(f"{path}: format is {record.get('format')!r}; this version reads {_DECODER_FORMAT}")
     known = [item.name for item in fields(DecoderSettings)]
@@ -474,7 +487,7 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path
 
 
 def _read_masked_lm(folder: Path, name: str, revision: str | None, idf_path: Path | None) -> Checkpoint:
-    config = _read_object(folder / "config.json", required=True)
+    config = read_object(folder / "config.json", required=True)
     if not config.get("model_type"):
         raise ModelError(f"{folder / 'config.json'} names no model_type, so this is no transformers model")
     side = NeuralSide(folder)
@@ -492,7 +505,7 @@ def _read_decoder(
                          f"bidirectional ...); give decoder=..., or put {_DECODER_FILE} beside {_ADAPTER_FILE}")
     adapter = folder if (folder / _ADAPTER_FILE).is_file() else None
     base = folder if adapter is None else _base_of(folder, allow_pickle)
-    config = _read_object(base / "config.json", required=True)
+    config = read_object(base / "config.json", required=True)
     if not config.get("model_type"):
         raise ModelError(f"{base / 'config.json'} names no model_type, so this is no transformers model")
     document, query = (
@@ -510,7 +523,7 @@ def _read_decoder(
 def _base_of(folder: Path, allow_pickle: bool) -> Path:
     """The folder of the base model that an adapter names; raises ``ModelError`` when it is another than it should."""
     path = folder / _ADAPTER_FILE
-    config = _read_object(path, required=True)
+    config = read_object(path, required=True)
     stated = config.get("base_model_name_or_path")
     if not isinstance(stated, str) or not stated:
         raise ModelError(f"{path} names no base_model_name_or_path, the model that the adapter belongs to")
@@ -521,7 +534,7 @@ def _base_of(folder: Path, allow_pickle: bool) -> Path:
     except ModelError as error:
         raise ModelError(f"{path}: the base model cannot be had ({error}); set base_model_name_or_path to its place") \
             from error
-    wanted = _read_object(folder / _DECODER_FILE, required=False).get("base_sha256")
+    wanted = read_object(folder / _DECODER_FILE, required=False).get("base_sha256")
     if wanted is not None and wanted != weights_hash(base, allow_pickle=allow_pickle):
         raise ModelError(f"{folder} was trained on other weights than those in {base}; give the base model of its "
                          f"training, or drop base_sha256 from {_DECODER_FILE} if that is what you want")
@@ -554,8 +567,8 @@ def _module(folder: Path, type_name: str, path: str) -> tuple[str, str, Path]:
 def _route(folder: Path, modules: list[tuple[str, str, Path]], task: str) -> list[tuple[str, str, Path]]:
     """The modules that a text of the task passes: those of its route, then those after the router."""
     root = modules[0][2]
-    config = _read_object(root / "router_config.json", required=False)
-    config = config or _read_object(root / "config.json", required=True)
+    config = read_object(root / "router_config.json", required=False)
+    config = config or read_object(root / "config.json", required=True)
     structure, types, parameters = config.get("structure"), config.get("types"), config.get("parameters") or {}
     if not isinstance(structure, dict) or not isinstance(types, dict):
         raise ModelError(f"{root}: the router's configuration lacks structure or types")
@@ -581,9 +594,9 @@ def _side(
 
 
 def _neural_side(class_name: str, folder: Path, pooling_folder: Path, task: str) -> NeuralSide:
-    config = _read_object(folder / "sentence_bert_config.json", required=False)
+    config = read_object(folder / "sentence_bert_config.json", required=False)
     _check_transformer_config(class_name, folder, config)
-    pooling = _read_object(pooling_folder / "config.json", required=True)
+    pooling = read_object(pooling_folder / "config.json", required=True)
     strategy, activation = pooling.get("pooling_strategy", "max"), pooling.get("activation_function", "relu")
     for key, value, allowed in (("pooling_strategy", strategy, get_args(Pooling)),
                                 ("activation_function", activation, get_args(Activation))):
@@ -622,7 +635,7 @@ def _check_transformer_config(class_name: str, folder: Path, config: Mapping[str
 
 
 def _static_side(root: Path, folder: Path) -> StaticSide:
-    config = _read_object(folder / "config.json", required=False)
+    config = read_object(folder / "config.json", required=False)
     if (stated := config.get("path")) is not None:
         path = next((base / Path(stated).name for base in (folder, root) if (base / Path(stated).name).is_file()), None)
         if path is None:
@@ -638,6 +651,7 @@ def _read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
+        _check_whole(path)
         return load_file(path)
     if not allow_pickle:
         raise ModelError(f"{path} is a pickle; with allow_pickle=True it is read through torch's weights_only loader")
@@ -654,7 +668,8 @@ def _read_json(path: Path) -> Any:
         raise ModelError(str(error)) from error
 
 
-def _read_object(path: Path, *, required: bool) -> dict[str, Any]:
+def read_object(path: Path, *, required: bool) -> dict[str, Any]:
+    """The JSON object in a file; ``{}`` without the file where it is not required. Raises ``ModelError``."""
     if not required and not path.is_file():
         return {}
     value = _read_json(path)

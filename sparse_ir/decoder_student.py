@@ -124,9 +124,15 @@ class DecoderStudent(Student):
 
         self.output_layer.requires_grad_(False)
         targets = self._lora.targets
-        self.model = peft.get_peft_model(self.model, peft.LoraConfig(
+        config = peft.LoraConfig(
             r=self._lora.r, lora_alpha=self._lora.alpha, lora_dropout=self._lora.dropout, task_type="CAUSAL_LM",
-            target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]))
+            target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")])
+        try:
+            self.model = peft.get_peft_model(self.model, config)
+        except ValueError as error:
+            raise ConfigError(f"lora.targets is {targets!r}, which this network cannot take "
+                              f"({networks.first_line(error)}); allowed: all-linear, or names of its linear layers, "
+                              "the output layer excepted") from error
 
     # ------------------------------------------------------------------------------------------ texts
 

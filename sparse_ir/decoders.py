@@ -241,6 +241,8 @@ def save_adapter(
     with files.building(folder) as target:
         for config in adapted.peft_config.values():
             config.base_model_name_or_path = base
+            if isinstance(getattr(config, "target_modules", None), set):  # whose order differs in every process
+                config.target_modules = sorted(config.target_modules)
         adapted.save_pretrained(target)
         tokenizer.save_pretrained(target)
         layouts.write_decoder_settings(target, settings, base_sha256=base_sha256)

@@ -444,7 +444,11 @@ def check_prompts(patient: Patient) -> Finding:
     checkpoint = patient.encoder.checkpoint
     ours = {"document": checkpoint.document_prompt, "query": checkpoint.query_prompt}
     evidence: dict[str, Any] = {"document_prompt": ours["document"], "query_prompt": ours["query"]}
-    stated = _stated_prompts(checkpoint.folder)
+    try:
+        stated = _stated_prompts(checkpoint.folder)
+    except ModelError as error:
+        return Finding("prompts", "fault", {**evidence, "reason": str(error)}, "mend the file, or delete it and set "
+                       "the prompts of the model's card yourself")
     lost = {task: prompt for task, prompt in stated.items() if prompt and ours.get(task) != prompt}
     if lost:
         return Finding("prompts", "fault", {**evidence, "stated": lost}, "config_sentence_transformers.json names "
@@ -475,9 +479,11 @@ def _measure_prompts(patient: Patient) -> dict[str, Any]:
 def _stated_prompts(folder: Path) -> dict[str, str]:
     """What the layout of sentence-transformers says, which a decoder's own settings may have left behind."""
     path = folder / "config_sentence_transformers.json"
-    stated = json.loads(path.read_text(encoding="utf-8")).get("prompts") if path.is_file() else None
+    stated = layouts.read_object(path, required=False).get("prompts") or {}
+    if not isinstance(stated, dict):
+        raise ModelError(f"{path}: prompts are no object")
     return {task: str(stated.get(name) or "") for task, names in (("query", ("query",)),
-            ("document", ("document", "passage"))) for name in names if name in stated} if stated else {}
+            ("document", ("document", "passage"))) for name in names if name in stated}
 
 
 def _prompts_in_card(folder: Path) -> list[str]:

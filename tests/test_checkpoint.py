@@ -210,16 +210,21 @@ def test_weight_files_prefer_safetensors_and_refuse_pickles(tmp_path):
     with pytest.raises(ModelError, match=r"only as pytorch_model.bin, a pickle; with allow_pickle=True"):
         checkpoint.weight_files(tmp_path)
     assert [path.name for path in checkpoint.weight_files(tmp_path, allow_pickle=True)] == ["pytorch_model.bin"]
-    write(tmp_path, {"model.safetensors": ""})
+    from safetensors.numpy import save_file
+
+    save_file({}, tmp_path / "model.safetensors")
     assert [path.name for path in checkpoint.weight_files(tmp_path, allow_pickle=True)] == ["model.safetensors"]
+    (tmp_path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ModelError, match=r"model.safetensors is damaged \(.*\); fetch or copy it again"):
+        checkpoint.weight_files(tmp_path)
 
 
 def test_files_hash_is_of_the_model_and_not_of_its_place_or_card(tiny_folder, tmp_path):
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
     write(copy, {"README.md": "a card"})
     assert checkpoint.files_hash(copy) == checkpoint.files_hash(tiny_folder)
-    with (copy / "model.safetensors").open("ab") as stream:
-        stream.write(b"\0")
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert checkpoint.files_hash(copy) != checkpoint.files_hash(tiny_folder)
 
 

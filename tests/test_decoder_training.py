@@ -222,6 +222,12 @@ def test_an_adapter_is_saved_with_its_base_named_and_can_be_merged(family, folde
     assert record["base_sha256"] == layouts.weights_hash(folders[family])
 
 
+@pytest.mark.parametrize("targets", ["nonsense_proj", "lm_head, q_proj"])
+def test_targets_that_cannot_carry_adapters_are_refused(folders, targets):
+    with pytest.raises(ConfigError, match=f"lora.targets is '{targets}', which this network cannot take"):
+        open_student(folders["llama"], lora={"r": 2, "targets": targets})
+
+
 def test_adapters_are_on_all_linear_layers_and_the_output_layer_stays_frozen(folders):
     _, student = open_student(folders["llama"], lora={"r": 2})
     names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name in student._trained() if "lora_A" in name}

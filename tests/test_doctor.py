@@ -329,6 +329,22 @@ def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_p
         verbs.doctor("lexical")
 
 
+@pytest.mark.parametrize("length", [4, 5000, -1])
+def test_a_file_that_was_cut_short_is_a_fault(copy, length):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    (found,) = doctor.examine(str(copy))["findings"]
+    assert (found["name"], found["severity"]) == ("loading", "fault")
+    assert "model.safetensors is damaged" in found["evidence"]["reason"]
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", '{"prompts": "x"}'])
+def test_prompts_that_cannot_be_read_are_a_fault(copy, content):
+    (copy / "config_sentence_transformers.json").write_text(content)
+    found = findings(copy)["prompts"]
+    assert found["severity"] == "fault" and "config_sentence_transformers.json" in found["evidence"]["reason"]
+
+
 def test_texts_of_ones_own(healthy, tmp_path):
     (tmp_path / "corpus.jsonl").write_text("".join(
         json.dumps({"_id": str(number), "title": "", "text": text}) + "\n" for number, text in enumerate(PROBES)))

@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sparse_ir import queries
 from sparse_ir.encoder import Encoder
@@ -442,7 +442,7 @@ def test_options_are_checked(tiny_folder, options, message):
 
 def test_unknown_model_type(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "novelty"}')
-    (tmp_path / "model.safetensors").write_text("")
+    save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"the tokenizer cannot be loaded|cannot be loaded as a masked"):
         Encoder.load(tmp_path)
 

@@ -342,6 +342,8 @@ def test_the_heap_comes_from_the_variable():
 
 def test_control_c_raises_keyboard_interrupt():
     program = textwrap.dedent(SEARCH) + textwrap.dedent("""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it by inheritance
         java.start()
         try:
             print("begun", flush=True)
