@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -27,9 +28,14 @@ def run_command(
 
 
 def start_command(*arguments: object) -> subprocess.Popen[bytes]:
-    """``sparse-ir ARGUMENTS`` begun and not waited for; what it prints is kept in pipes."""
+    """``sparse-ir ARGUMENTS`` begun and not waited for; what it prints is kept in pipes, and Ctrl-C reaches it."""
     return subprocess.Popen([COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=ENVIRONMENT)
+                            env=ENVIRONMENT, preexec_fn=_hear_interrupts)
+
+
+def _hear_interrupts() -> None:
+    """A job in the background may have inherited that it ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def report_of(*arguments: object) -> dict[str, Any]:
