@@ -326,6 +326,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _version_of(folder: Path) -> tuple[int, int] | None:
+    """What tells this build of the index from each other one, an equal one included; ``None`` without a manifest."""
+    try:
+        found = (folder / _MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def verify_index(folder: Path) -> dict[str, Any]:
     """Check everything that can be checked; a report. Raises ``DamagedError`` at the first thing that is wrong.
 
@@ -494,14 +503,15 @@ class Index:
     def _open_own(self, query_encoder: QueryEncoder | None, query_model: str | None, rule: Rule | None) -> None:
         """Open all parts of one version: when a new index is swapped in meanwhile, begin again with that one."""
         while True:
+            version = _version_of(self.folder)
             self.manifest = read_manifest(self.folder)
             try:
                 self._open_parts(query_encoder, query_model, rule)
-            except (SparseIRError, OSError):
-                if read_manifest(self.folder) == self.manifest:
+            except Exception:  # of any kind: files may be exchanged between two reads of numpy or of Lucene
+                if _version_of(self.folder) == version:
                     raise
                 continue
-            if read_manifest(self.folder) == self.manifest:
+            if _version_of(self.folder) == version:
                 return
             self.reader.close()
 

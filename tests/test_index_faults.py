@@ -372,6 +372,27 @@ def test_open_index_answers_while_it_is_replaced(root):
     assert answers(root / "index") != old_answers
 
 
+@pytest.mark.parametrize("again", ["new", "old"])
+def test_an_index_exchanged_between_two_reads_of_one_file_is_opened_again(root, monkeypatch, again):
+    """numpy reads the header of a map, and maps the file, by its name: between them there may be another file."""
+    built, load = Vectors(root / again), np.load
+    calls = []
+
+    def exchange_first(path, *arguments, **named):
+        if not calls:
+            calls.append(path)
+            indexes.build_impact_index(built, root / "index", RULE, built.query_encoder())
+            raise ValueError("mmap length is greater than file size")
+        return load(path, *arguments, **named)
+
+    monkeypatch.setattr(indexes.np, "load", exchange_first)
+    assert len(answers(root / "index")) == 19
+    assert calls
+    monkeypatch.setattr(indexes.np, "load", load)
+    with indexes.Index(root / "index") as opened:
+        assert opened.manifest["counts"]["documents"] == len(built)
+
+
 def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):
     """Another process replaces the index again and again; every opening here finds a whole one."""
     expected = {60: answers(root / "index")}
