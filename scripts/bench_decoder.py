@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sparse_ir import decoder_student, losses, recipe
+from sparse_ir import decoder_student, losses, networks, recipe
 from sparse_ir.encoder import Encoder
 
 
@@ -154,7 +154,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def step(student: Any, texts: list[str], arguments: argparse.Namespace) -> None:
     """Forward, InfoNCE with FLOPS, backward; the optimizer's part is small under LoRA."""
-    student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    networks.checkpoint_activations(student.model)
     student.train()
     size = arguments.batch
     vectors = student(student.tokenize_documents(texts[: 2 * size]))

@@ -121,14 +121,17 @@ class DecoderStudent(Student):
             self.output_layer.requires_grad_(True)
             return
         import peft
+        from transformers.pytorch_utils import Conv1D
 
         self.output_layer.requires_grad_(False)
         targets = self._lora.targets
         config = peft.LoraConfig(
             r=self._lora.r, lora_alpha=self._lora.alpha, lora_dropout=self._lora.dropout, task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),  # as GPT-2 has them
             target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")])
         try:
-            self.model = peft.get_peft_model(self.model, config)
+            with decoders.quiet_peft():
+                self.model = peft.get_peft_model(self.model, config)
         except ValueError as error:
             raise ConfigError(f"lora.targets is {targets!r}, which this network cannot take "
                               f"({networks.first_line(error)}); allowed: all-linear, or names of its linear layers, "

@@ -8,7 +8,9 @@ B texts, L tokens, H hidden width, V vocabulary. Next file to read: ``heads``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ _TEXT = "{text}"
 _LEAST_CHANGE = 1e-6  # of a state's norm; experts sum in another order when their load changes
 _LEAST_CHANGE_8BIT = 0.03  # there the rounding of a token depends on its neighbours' outliers
 _ABOVE_NOISE = 3
+# of peft's warnings, what is no news: its own use of a name that transformers has replaced, and faults of an adapter
+# that are refused here with a sentence of ours
+_NO_NEWS = ("`is_gradient_checkpointing` is deprecated", "Found missing adapter keys", ".*a tied layer is part of the")
 _WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -221,7 +226,8 @@ def load_adapter(model: Any, folder: Path, *, merge: bool = True, allow_pickle: 
         config = peft.PeftConfig.from_pretrained(str(folder))
         if config.peft_type != peft.PeftType.LORA:
             raise ModelError(f"{folder} is an adapter of type {config.peft_type.value}; supported: LORA")
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), config=config)
+        with quiet_peft():
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), config=config)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         if isinstance(error, ModelError):
             raise
@@ -229,6 +235,15 @@ def load_adapter(model: Any, folder: Path, *, merge: bool = True, allow_pickle: 
     _check_adapter(adapted, folder)
     found = adapted.merge_and_unload() if merge else adapted.base_model.model
     return found.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warnings of peft that tell nothing; all others are heard."""
+    with warnings.catch_warnings():
+        for message in _NO_NEWS:
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def save_adapter(

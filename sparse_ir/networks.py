@@ -114,6 +114,12 @@ def load_or_grow_masked_lm(folder: Path, allow_pickle: bool = False) -> tuple[An
     return model, missing
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let the backward pass compute activations again instead of keeping them; transformers 5 has a new name for it."""
+    switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    switch({"use_reentrant": False})
+
+
 _KINDS = {"AutoModelForMaskedLM": "a masked language model", "AutoModelForCausalLM": "a decoder"}
 
 

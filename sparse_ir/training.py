@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_ir import data, decoder_student, files, losses, measures, queries, student
+from sparse_ir import data, decoder_student, files, losses, measures, networks, queries, student
 from sparse_ir.batches import Batch, Batches
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
 from sparse_ir.pairs import Source
@@ -139,7 +139,7 @@ class Trainer:
     def _prepare_optimizer(self) -> None:
         settings = self.config.optimizer
         if self.config.run.gradient_checkpointing:
-            self.student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            networks.checkpoint_activations(self.student.model)
         self.student.to(self.accelerator.device)
         decayed: list[Tensor] = []
         rest: list[Tensor] = []

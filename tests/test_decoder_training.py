@@ -140,6 +140,17 @@ def test_distillation_and_gradient_checkpointing(folders, pairs_file, tmp_path):
     assert layouts.read_decoder_settings(tmp_path / "a" / "model").temperature == 10.0
 
 
+@pytest.mark.filterwarnings("error::FutureWarning", "error::UserWarning")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_other_libraries_have_nothing_to_warn_of(family, folders, pairs_file, tmp_path):
+    """From adapters under gradient checkpointing (GPT-2's layers are transposed) to their loading."""
+    config = make_config(folders[family], pairs_file, lora={"r": 2},
+                         run={"steps": 1, "gradient_checkpointing": True})
+    make_trainer(config, tmp_path).run()
+    assert json.loads((tmp_path / "model" / "adapter_config.json").read_text())["fan_in_fan_out"] == (family == "gpt2")
+    assert Encoder.load(tmp_path / "model").encode(TEXTS).nnz > 0
+
+
 @pytest.mark.parametrize("stage", ["adaptation", "ranking"])
 def test_micro_batches_give_the_same_weights(stage, folders, pairs_file, tmp_path):
     sections = {"run": {"steps": 3, "stop_after": 2}, "lora": {"r": 4}}

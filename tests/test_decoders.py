@@ -450,7 +450,8 @@ def make_adapter(base, folder, chosen=None, seed=0, **options):
     model, tokenizer = load_plain(base)
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM",
                                 **options})
-    adapted = peft.get_peft_model(model, config)
+    with decoders.quiet_peft():
+        adapted = peft.get_peft_model(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, parameter in adapted.named_parameters():
@@ -531,14 +532,16 @@ def test_adapters_that_do_not_fit_are_refused(folders, tmp_path):
         Encoder.load(folder)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_adapters_that_cannot_be_merged_are_refused(folders, tmp_path):
     import peft
 
     make_adapter(folders["qwen3"], tmp_path / "tied", target_modules=["q_proj", "lm_head"])
     with pytest.raises(ModelError, match="adapts an output layer that is tied to the word embeddings"):
         Encoder.load(tmp_path / "tied")
-    model = peft.get_peft_model(load_plain(folders["llama"])[0], peft.PromptTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with decoders.quiet_peft():
+        model = peft.get_peft_model(load_plain(folders["llama"])[0], peft.PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=3))
     decoders.save_adapter(model, tmp_path / "prompt", base=str(folders["llama"]), settings=settings(),
                           tokenizer=transformers.AutoTokenizer.from_pretrained(folders["llama"]))
     with pytest.raises(ModelError, match="is an adapter of type PROMPT_TUNING; supported: LORA"):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from sparse_ir import checkpoint as layouts
-from sparse_ir import cli, doctor, verbs
+from sparse_ir import cli, decoders, doctor, verbs
 from sparse_ir.checkpoint import DecoderSettings
 from sparse_ir.errors import ConfigError, DataError, ModelError
 
@@ -158,10 +158,9 @@ def test_weights_that_are_no_numbers(value, copy):
 def test_an_adapter_that_changes_nothing(healthy, tmp_path):
     import peft
 
-    from sparse_ir import decoders
-
     model = transformers.AutoModelForCausalLM.from_pretrained(healthy)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with decoders.quiet_peft():
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     decoders.save_adapter(adapted, tmp_path / "adapter", base=str(healthy), settings=DecoderSettings(logit_shift=SHIFT),
                           tokenizer=transformers.AutoTokenizer.from_pretrained(healthy))
     found = findings(tmp_path / "adapter")

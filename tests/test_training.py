@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import made_pairs
@@ -18,7 +19,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from sparse_ir import files, pairs, recipe, runs, student, training
+from sparse_ir import files, networks, pairs, recipe, runs, student, training
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, TrainingError
 from sparse_ir.sparsity import Governor, Guard
@@ -298,6 +299,16 @@ def test_gradient_checkpointing_changes_nothing(model, pairs_file, tmp_path):
     saving = trained(make_config(model, pairs_file, run={"steps": 2, "gradient_checkpointing": True}),
                      tmp_path / "less")
     assert_close(saving, plain, 1e-6)
+
+
+def test_gradient_checkpointing_by_the_name_that_is_there():
+    """transformers 5 renamed its switch, and warns of the old name; older versions have the old one only."""
+    calls = []
+    new = {"activation_checkpointing_enable": lambda options: calls.append(("new", options))}
+    old = {"gradient_checkpointing_enable": lambda options: calls.append(("old", options))}
+    for names in (new | old, old):
+        networks.checkpoint_activations(types.SimpleNamespace(**names))
+    assert calls == [("new", {"use_reentrant": False}), ("old", {"use_reentrant": False})]
 
 
 # ------------------------------------------------------------------------------------------------ losses of a step
