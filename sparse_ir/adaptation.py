@@ -9,6 +9,7 @@ T tokens that predict, H hidden width, V vocabulary. Next file to read: ``decode
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sparse_ir.pairs import merge_equal
+
 _LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}
+_DOCUMENTS_PER_BLOCK = 256
 _NOTHING = -100  # a position that predicts nothing
 
 
@@ -31,6 +35,53 @@ class Example(NamedTuple):
     def predicted(self) -> int:
         """How many tokens are predicted."""
         return int((self.targets != _NOTHING).sum())
+
+
+class Packed:
+    """All documents as one endless stream of tokens, cut into sequences of one length: ``at(number)``, from 0.
+
+    An epoch is a permutation of the different documents that are not empty; each stands there whole, the end token
+    behind it. Only texts, seed and number decide a sequence. What is read of the stream is counted as it goes by, so
+    that a run that is resumed late tokenizes what lies before once more, and nothing else.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenize: Callable[[Sequence[str]], Sequence[np.ndarray]], length: int,
+                 end_id: int, seed: int) -> None:
+        same = merge_equal(texts)
+        self._texts = texts
+        self._kept = np.flatnonzero((same == np.arange(len(same))) & [bool(text.strip()) for text in texts])
+        self._tokenize, self._length, self._end_id, self._seed = tokenize, length, end_id, seed
+        self._starts = [0]  # where each block of documents begins in the stream
+        self._orders: dict[int, np.ndarray] = {}
+        self._blocks: dict[int, np.ndarray] = {}  # the last two
+
+    def at(self, number: int) -> np.ndarray:
+        """int64 ``[length]``: the tokens of a sequence."""
+        first, last = number * self._length, (number + 1) * self._length
+        while self._starts[-1] < last:
+            self._starts.append(self._starts[-1] + len(self._block(len(self._starts) - 1)))
+        begin = bisect.bisect_right(self._starts, first) - 1
+        end = bisect.bisect_left(self._starts, last)
+        tokens = np.concatenate([self._block(block) for block in range(begin, end)])
+        return tokens[first - self._starts[begin] :][: self._length]
+
+    def _block(self, number: int) -> np.ndarray:
+        """The tokens of some documents that follow one another."""
+        if number not in self._blocks:
+            places = range(number * _DOCUMENTS_PER_BLOCK, (number + 1) * _DOCUMENTS_PER_BLOCK)
+            found = self._tokenize([self._document(place) for place in places])
+            block = np.concatenate([ids if len(ids) and ids[-1] == self._end_id else np.append(ids, self._end_id)
+                                    for ids in found])  # some tokenizers put the end there themselves
+            self._blocks = {key: value for key, value in self._blocks.items() if key == number - 1} | {number: block}
+        return self._blocks[number]
+
+    def _document(self, place: int) -> str:
+        """The text at a place of the endless sequence of epochs."""
+        epoch, offset = divmod(place, len(self._kept))
+        if epoch not in self._orders:
+            order = np.random.default_rng([self._seed, epoch]).permutation(self._kept)
+            self._orders = {key: value for key, value in self._orders.items() if key == epoch - 1} | {epoch: order}
+        return self._texts[self._orders[epoch][offset]]
 
 
 def next_tokens(texts: Sequence[np.ndarray]) -> list[Example]:

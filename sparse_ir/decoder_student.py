@@ -101,8 +101,9 @@ class DecoderStudent(Student):
         length = settings.saved_max_length or min(self.saved_max_length or _DEFAULT_LENGTH, _DEFAULT_LENGTH)
         self.saved_max_length = length
         self.reading = dataclasses.replace(start.reading, max_length=length, temperature=config.loss[0].temperature)
+        self._rules = self.rules
         self._readers = {
-            name: decoders.Reader(self.rules, self.reading, self.reading.template(task), limit)
+            name: decoders.Reader(self._rules, self.reading, self.reading.template(task), limit)
             for name, task, limit in (("document", "document", settings.max_length),
                                        ("whole", "document", length),
                                        ("query", "query", settings.query_max_length))}
@@ -112,6 +113,8 @@ class DecoderStudent(Student):
         self._scale = decoders.scale_of(self.reading, hidden_size)
         self.register_buffer("shift", torch.tensor(float(self.reading.logit_shift)))
         self._base_name = config.model.start if start.fingerprint["revision"] else str(self.side.folder)
+        if config.warm_start.steps and config.warm_start.objective == "mntp":
+            self._mask_id(config.warm_start.mask_token)  # and so is a mask that is none
         self._adapts_causally = config.warm_start.objective == "clm"
 
     def _prepare_weights(self) -> None:
@@ -156,19 +159,39 @@ class DecoderStudent(Student):
         """Tokens of one text, prompt and template included."""
         return len(text.ids)
 
-    def make_examples(self, texts: Sequence[str], settings: WarmStartSettings, seed: int) -> list[Example]:
-        """Documents, cut as in training, as examples of the objective; nothing but the text, and BOS where it is on."""
-        found = self.rules.encode_batch_fast(list(texts), add_special_tokens=self.reading.bos)
-        ids = [np.array(encoding.ids[: self.settings.max_length], dtype=np.int64) for encoding in found]
+    def bare_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids (int64) of whole documents: nothing but the text, and BOS where it is on."""
+        found = self._rules.encode_batch_fast(list(texts), add_special_tokens=self.reading.bos)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+
+    def make_examples(self, sequences: Sequence[np.ndarray], settings: WarmStartSettings, seed: int) -> list[Example]:
+        """Sequences of token ids as examples of the objective."""
         if settings.objective == "clm":
-            return adaptation.next_tokens(ids)
-        return adaptation.masked_next_tokens(ids, self._mask_id(settings.mask_token), settings.mask_share, seed)
+            return adaptation.next_tokens(sequences)
+        return adaptation.masked_next_tokens(sequences, self._mask_id(settings.mask_token), settings.mask_share, seed)
+
+    def pack(self, texts: Sequence[str], length: int, seed: int) -> adaptation.Packed:
+        """The documents joined to sequences of ``length`` tokens; ``ConfigError`` when the network cannot take them."""
+        limit = networks.capacity_of(self.base)
+        if limit is not None and length > limit:
+            raise ConfigError(f"warm_start.packed_length is {length}; this network reads at most {limit} tokens")
+        if self.owner.eos_token_id is None:
+            raise ConfigError(f"warm_start.packed_length joins documents by the end token, and the tokenizer of "
+                              f"{self.side.tokenizer_folder} has none; name its eos_token in tokenizer_config.json")
+        return adaptation.Packed(texts, self.bare_ids, length, self.owner.eos_token_id, seed)
 
     def _mask_id(self, name: str | None) -> int:
-        token = name or self.owner.mask_token or _BLANK
-        found = self.rules.token_to_id(token)
+        """The token that is named; else the tokenizer's mask token; else ``_``, or what stands there for it.
+
+        A vocabulary without ``_`` has its byte or an unknown token.
+        """
+        token = name or self.owner.mask_token
+        found = self._rules.token_to_id(token or _BLANK)
+        if found is None and token is None:
+            found = next(reversed(self._rules.encode(_BLANK, add_special_tokens=False).ids), None)
         if found is None:
-            raise ConfigError(f"warm_start.mask_token {token!r} is no token of this vocabulary; name one that is rare")
+            what = f"{token!r} is" if token else f"is not set, the tokenizer names no mask token, and {_BLANK!r} is"
+            raise ConfigError(f"warm_start.mask_token {what} no token of this vocabulary; name one that is rare")
         return int(found)
 
     # ------------------------------------------------------------------------------------------ scores

@@ -75,9 +75,17 @@ class WarmStartSettings:
     objective: Literal["bag_of_words", "clm", "mntp"] = "bag_of_words"
     relu_weight: float = 1.0  # of the same loss on log(1 + relu(logits)), against dying ReLU (arXiv 2504.10816)
     mask_share: float = 0.2  # of the tokens under mntp
-    mask_token: str | None = None  # under mntp; default: the tokenizer's own, else "_"
+    mask_token: str | None = None  # under mntp; default: the tokenizer's own, else "_" (its byte, the unknown token)
+    # clm, mntp: all documents of all sources, whole, joined with the end token between them and cut into sequences of
+    # so many tokens, batch.queries of them a step; None: each document of the batch is a sequence, cut at max_length
+    packed_length: int | None = None
 
     def check(self) -> None:
+        if self.packed_length is not None:
+            _at_least("warm_start.packed_length", self.packed_length, 4)
+            if self.objective == "bag_of_words":
+                raise ConfigError(f"warm_start.packed_length is {self.packed_length} and objective 'bag_of_words', "
+                                  "which takes documents apart; it is for clm and mntp")
         _at_least("warm_start.relu_weight", self.relu_weight, 0)
         if not 0 < self.mask_share < 1:
             raise ConfigError(f"warm_start.mask_share is {self.mask_share}; allowed: more than 0 and less than 1")

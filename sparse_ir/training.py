@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparse_ir import data, decoder_student, files, losses, measures, networks, queries, student
+from sparse_ir.adaptation import Packed
 from sparse_ir.batches import Batch, Batches
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
 from sparse_ir.pairs import Source
@@ -98,6 +99,7 @@ class Trainer:
                                queries_per_positive=config.batch.queries_per_positive,
                                neighbourhood=config.batch.neighbourhood, seed=config.run.seed)
         self._check_targets()
+        self._packed = self._pack(sources)
         self._prepare_queries(start, sources)
         self.fingerprint = self._fingerprint(start)
         self._prepare_optimizer()
@@ -114,6 +116,15 @@ class Trainer:
             if target is not None and target > self.student.size:
                 raise ConfigError(f"[{name}] target_terms is {target}; allowed: up to the {self.student.size} tokens "
                                   "of this vocabulary")
+
+    def _pack(self, sources: Sequence[Source]) -> Packed | None:
+        """The documents of all sources as the sequences by which a decoder adapts, where they are to be joined."""
+        length = self.config.warm_start.packed_length
+        if length is None or not self.config.warm_start.steps:
+            return None
+        assert isinstance(self.student, decoder_student.DecoderStudent)
+        texts = [text for source in sources for text in source.documents]
+        return self.student.pack(texts, length, self.config.run.seed)
 
     def _prepare_queries(self, start: student.Start, sources: Sequence[Source]) -> None:
         def texts() -> Iterator[str]:
@@ -233,13 +244,14 @@ class Trainer:
         return {"bag_of_words_loss": value}
 
     def _adapt_step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step of a decoder's language-model loss, on the batch's documents and the same on its saturated logits.
+        """One step of a decoder's language-model loss, on documents, and of the same on its saturated logits.
 
         The loss is a sum over predicted tokens, so each device and micro-batch adds its part and needs no other.
         """
         assert isinstance(self.student, decoder_student.DecoderStudent)
         settings, rank = self.config.warm_start, self.accelerator.process_index
-        examples = self.student.make_examples(batch.documents, settings, _seed_of(self.config.run.seed, step))
+        sequences = self._sequences(self.student, step, batch)
+        examples = self.student.make_examples(sequences, settings, _seed_of(self.config.run.seed, step))
         total = sum(example.predicted for example in examples)
         own = [examples[row] for row in np.array_split(np.arange(len(examples)), self.accelerator.num_processes)[rank]]
         size = self.config.batch.micro_batch or max(len(own), 1)
@@ -257,6 +269,13 @@ class Trainer:
         if not math.isfinite(plain + saturated):
             raise TrainingError(f"step {step}: the language-model loss is {plain}; lower warm_start.learning_rate")
         return {f"{settings.objective}_loss": plain, f"{settings.objective}_relu_loss": saturated}
+
+    def _sequences(self, model: decoder_student.DecoderStudent, step: int, batch: Batch) -> list[np.ndarray]:
+        """Token ids by which a decoder adapts: the next packed sequences, or the batch's documents, cut to their length."""
+        if self._packed is None:
+            return [ids[: self.config.model.max_length] for ids in model.bare_ids(batch.documents)]
+        count = self.config.batch.queries
+        return [self._packed.at(number) for number in range(step * count, (step + 1) * count)]
 
     def _begin_ranking(self, batch: Batch) -> None:
         """Where zero lies for the ReLU of a new output layer, or of a decoder, is decided by a batch's own logits."""

@@ -167,11 +167,13 @@ def test_micro_batches_give_the_same_weights(stage, folders, pairs_file, tmp_pat
         torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4, "dropout": 0.1}], ids=["whole", "lora"])
-@pytest.mark.parametrize("step", [1, 3])
-def test_interrupted_equals_uninterrupted_bit_for_bit(step, lora, folders, pairs_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "lora", "packed"), [
+    (1, None, {}), (3, None, {}), (1, {"r": 4, "dropout": 0.1}, {}), (3, {"r": 4, "dropout": 0.1}, {}),
+    (1, {"r": 4}, {"packed_length": 32}),
+])
+def test_interrupted_equals_uninterrupted_bit_for_bit(step, lora, packed, folders, pairs_file, tmp_path, monkeypatch):
     config = make_config(folders["llama"], pairs_file, "bidirectional", run={"steps": 5, "save_every": 1},
-                         warm_start={"steps": 2, "objective": "clm", "learning_rate": 1e-3},
+                         warm_start={"steps": 2, "objective": "clm", "learning_rate": 1e-3, **packed},
                          documents={"penalty": "flops", "weight": None, "target_terms": 30.0},
                          **({"lora": lora} if lora else {}))
     make_trainer(config, tmp_path / "whole").run()
@@ -187,9 +189,10 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(step, lora, folders, pairs
 
 
 def test_two_processes_give_the_weights_of_one(folders, pairs_file, tmp_path):
-    """Adaptation by masked tokens, then ranking, with adapters."""
+    """Adaptation by masked tokens of packed sequences, then ranking, with adapters."""
     config = make_config(folders["llama"], pairs_file, "bidirectional", lora={"r": 4}, batch={"queries": 5},
-                         warm_start={"steps": 2, "objective": "mntp", "mask_token": "</s>"},
+                         warm_start={"steps": 2, "objective": "mntp", "mask_token": "</s>",
+                                     "packed_length": 48},
                          run={"steps": 4, "save_every": 4})
     path, script = tmp_path / "config.toml", tmp_path / "both.py"
     path.write_text(recipe.format_config(config))
@@ -278,7 +281,7 @@ def plain_losses(folder, examples):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "phi"])
 def test_language_model_losses(family, folders, monkeypatch):
     _, student = open_student(folders[family], decoder={"logit_shift": 0.0})
-    examples = student.make_examples(TEXTS, WarmStartSettings(objective="clm"), 0)
+    examples = student.make_examples(student.bare_ids(TEXTS), WarmStartSettings(objective="clm"), 0)
     expected = plain_losses(folders[family], examples)
     found = student(examples)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
@@ -291,7 +294,8 @@ def test_the_gradient_through_blocks_is_that_of_the_whole(folders, monkeypatch):
     for size in (2**24, 3 * 420):
         monkeypatch.setitem(adaptation._LOGITS_PER_BLOCK, "cpu", size)
         _, student = open_student(folders["llama"])
-        student(student.make_examples(TEXTS[:4], WarmStartSettings(objective="clm"), 0)).sum().backward()
+        examples = student.make_examples(student.bare_ids(TEXTS[:4]), WarmStartSettings(objective="clm"), 0)
+        student(examples).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in student.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-4)
@@ -308,6 +312,85 @@ def test_next_tokens_and_masked_tokens_by_hand():
     assert (example.targets >= 0).sum() == len(masked) and ids[5] == 105  # the caller's array stays
     (short,) = adaptation.masked_next_tokens([np.array([8, 9])], 3, 0.01, seed=0)
     assert short.ids.tolist() == [8, 3] and short.targets.tolist() == [9, -100]
+
+
+def test_packed_documents_stand_in_the_stream_whole_and_once_an_epoch():
+    """Words of numbers; -1 ends a document, and two of the texts say so themselves."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(map(str, [number, *rng.integers(1000, 2000, rng.integers(0, 9))])) for number in range(1, 400)]
+    texts = [*texts[:200], "  ", texts[3], *texts[200:], "400 7 -1", "401 -1"]
+    distinct = sorted({tuple(map(int, text.removesuffix(" -1").split())) for text in texts} - {()})
+    blocks = []
+
+    def tokenize(block):
+        blocks.append(len(block))
+        return [np.array(text.split(), dtype=np.int64) for text in block]
+
+    def pack(seed=0, length=7):
+        return adaptation.Packed(texts, tokenize, length, -1, seed)
+
+    size = sum(len(words) + 1 for words in distinct)
+    count = 2 * size // 7 + 1
+    packed = pack()
+    sequences = [packed.at(number) for number in range(count)]
+    assert {len(sequence) for sequence in sequences} == {7} and max(blocks) == 256 and len(blocks) <= count // 50
+    stream = np.concatenate(sequences)
+    epochs = [split_at(stream[start : start + size], -1) for start in (0, size)]
+    assert all(sorted(epoch) == distinct for epoch in epochs) and epochs[0] != epochs[1]
+    for number in (count - 1, 5, 170):  # a run that is resumed knows nothing but the number
+        assert np.array_equal(pack().at(number), sequences[number])
+        assert np.array_equal(packed.at(number), sequences[number])
+    assert np.array_equal(pack(length=2 * size).at(0), stream[: 2 * size])
+    assert not np.array_equal(pack(seed=1).at(0), sequences[0])
+
+
+def split_at(stream, end_id):
+    parts = np.split(stream, np.flatnonzero(stream == end_id) + 1)
+    assert len(parts[-1]) == 0  # the epoch ends with the end of a document
+    return [tuple(part[:-1].tolist()) for part in parts[:-1]]
+
+
+@pytest.mark.parametrize("objective", ["clm", "mntp"])
+def test_a_decoder_adapts_by_packed_documents(objective, folders, pairs_file, tmp_path):
+    config = make_config(folders["qwen3"], pairs_file, "bidirectional", batch={"queries": 3}, run={"steps": 3},
+                         warm_start={"steps": 2, "objective": objective, "packed_length": 20})
+    trainer = make_trainer(config, tmp_path)
+    seen = []
+    original = trainer.student.make_examples
+    trainer.student.make_examples = lambda ids, *rest: (seen.extend(ids), original(ids, *rest))[1]
+    trainer.run()
+    assert [len(sequence) for sequence in seen] == 6 * [20]
+    rules = transformers.AutoTokenizer.from_pretrained(folders["qwen3"])
+    read = rules.decode(np.concatenate(seen)).split("</s>")
+    documents = {text for source in runs.read_sources(config) for text in source.documents}
+    assert len(read) > 4 and set(read[:-1]) <= documents and any(text.startswith(read[-1]) for text in documents)
+    assert f"{objective}_loss" in log_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize(("kind", "token"), [
+    ("byte-level", "_"), ("byte-fallback BPE", "<0x5F>"), ("byte-fallback Unigram", "<0x5F>"),
+])
+def test_the_mask_of_a_tokenizer_that_names_none(kind, token, tmp_path):
+    folder = tiny_decoders.build("llama", tmp_path / "m", tokenizer=kind)
+    _, student = open_student(folder, "bidirectional")
+    assert student.rules.id_to_token(student._mask_id(None)) == token
+    assert student.rules.id_to_token(student._mask_id("▁" if token != "_" else "Ġ")) in "▁Ġ"
+    student.owner.add_special_tokens({"mask_token": "</s>"})
+    assert student._mask_id(None) == 2
+
+
+def test_a_vocabulary_without_any_mask_is_refused_at_once(tmp_path):
+    folder = tiny_decoders.build("llama", tmp_path / "m", tokenizer="byte-level")
+    path = folder / "tokenizer.json"
+    rules = json.loads(path.read_text())
+    rules["model"]["vocab"] = {token if token != "_" else "unlike": number
+                               for token, number in rules["model"]["vocab"].items()}
+    path.write_text(json.dumps(rules))
+    warm_start = {"steps": 1, "objective": "mntp"}
+    with pytest.raises(ConfigError, match="warm_start.mask_token is not set, the tokenizer names no mask token, and "
+                                          "'_' is no token of this vocabulary; name one that is rare"):
+        open_student(folder, "bidirectional", warm_start=warm_start)
+    open_student(folder, "bidirectional", warm_start={**warm_start, "mask_token": "unlike"})
 
 
 def test_the_loss_on_saturated_logits_keeps_a_relu_alive(folders, pairs_file, tmp_path):
@@ -365,7 +448,8 @@ tokens = sum(len(text.ids) for text in student.tokenize_documents(texts))
 before = mib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 student(student.tokenize_documents(texts)).sum().backward()
-student(student.make_examples(texts, recipe.WarmStartSettings(objective="clm"), 0)).sum().backward()
+examples = student.make_examples(student.bare_ids(texts), recipe.WarmStartSettings(objective="clm"), 0)
+student(examples).sum().backward()
 print(mib("VmHWM") - before, tokens * 64_000 * 4 / 2**20)
 """
 
@@ -391,6 +475,8 @@ def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
     ({"decoder": {"logit_scale": "hidden"}}, "decoder.logit_scale is 'hidden'; allowed"),
     ({"decoder": {"document_template": "no place"}}, "document_template is 'no place'"),
     ({"decoder": {"initial_terms": 0}}, "initial_terms is 0; allowed: 1 or more"),
+    ({"warm_start": {"objective": "clm", "packed_length": 3}}, "warm_start.packed_length is 3; allowed: 4 or more"),
+    ({"warm_start": {"packed_length": 8}}, "packed_length is 8 and objective 'bag_of_words', which takes documents"),
     ({"lora": {"r": 0}}, "lora.r is 0; allowed: 1 or more"),
     ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
     ({"lora": {"base": "4bit", "merge": True}}, "lora.base '4bit' cannot be merged"),
@@ -413,8 +499,14 @@ def test_starts_that_cannot_be_trained_are_refused(folders, pairs_file, tmp_path
     with pytest.raises(ConfigError, match="max_length is 500; this network reads at most 256"):
         open_student(folders["llama"], model={"max_length": 500})
     with pytest.raises(ConfigError, match=r"mask_token '\[MASK\]' is no token of this vocabulary"):
-        _, student = open_student(folders["llama"], "bidirectional")
-        student.make_examples(TEXTS, WarmStartSettings(objective="mntp", mask_token="[MASK]"), 0)
+        open_student(folders["llama"], "bidirectional",
+                     warm_start={"steps": 1, "objective": "mntp", "mask_token": "[MASK]"})
+    _, student = open_student(folders["llama"])
+    with pytest.raises(ConfigError, match=r"warm_start.packed_length is 257; this network reads at most 256 tokens"):
+        student.pack(TEXTS, 257, 0)
+    student.owner.eos_token = None
+    with pytest.raises(ConfigError, match=r"packed_length joins documents by the end token, and .*llama has none"):
+        student.pack(TEXTS, 64, 0)
     make_trainer(make_config(folders["llama"], pairs_file, lora={"r": 2}, run={"steps": 1}), tmp_path).run()
     with pytest.raises(ConfigError, match="an adapter to it could not name its base; merge it first"):
         open_student(tmp_path / "model", lora={"r": 2})
@@ -426,3 +518,7 @@ def test_the_card_of_an_adapter(folders, pairs_file, tmp_path):
     config = make_config(folders["llama"], pairs_file, lora={"r": 2})
     text = cards.format_card(config, sources=[], report={"steps": 4})
     assert "a decoder read in mode causal with LoRA adapters of rank 2 on all-linear" in text
+    config = make_config(folders["llama"], pairs_file, warm_start={"steps": 2, "objective": "clm",
+                                                                   "packed_length": 1024})
+    text = cards.format_card(config, sources=[], report={"steps": 4})
+    assert "2 of these steps of next-token prediction (clm) on documents joined to sequences of 1,024 tokens" in text

@@ -60,7 +60,8 @@ DECODER = TrainConfig(
     model=ModelSettings("org/decoder", query="neural"), data=(DataSettings("data/a"),), run=RunSettings(200),
     decoder=DecoderSection("bidirectional", "read {text}", "find {text}", "all", True, "hidden^-1/4", 0.5, 400),
     lora=LoraSettings(64, 16, 0.1, "q_proj,v_proj", "bfloat16", True),
-    warm_start=WarmStartSettings(100, 1e-4, objective="mntp", relu_weight=0.5, mask_share=0.3, mask_token="_"),
+    warm_start=WarmStartSettings(100, 1e-4, objective="mntp", relu_weight=0.5, mask_share=0.3, mask_token="_",
+                                 packed_length=2048),
 )
 
 
@@ -101,7 +102,8 @@ def test_everything_differs_from_its_default():
                 same.add((type(entries[0]).__name__, field.name))
     # there is one version; [documents] has a target, which excludes lambda; [[dev]] excludes [blend]; and what is
     # particular to decoders has a configuration of its own
-    particular = {("WarmStartSettings", name) for name in ("objective", "relu_weight", "mask_share", "mask_token")}
+    particular = {("WarmStartSettings", name)
+                  for name in ("objective", "relu_weight", "mask_share", "mask_token", "packed_length")}
     assert same == {("TrainConfig", "version"), ("PenaltySettings", "weight"), ("TrainConfig", "blend"),
                     ("BlendSettings", "start"), ("BlendSettings", "terms"), ("TrainConfig", "decoder"),
                     ("TrainConfig", "lora"), *particular}

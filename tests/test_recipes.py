@@ -240,6 +240,7 @@ def test_csplade():
     first, second = read("csplade-adapt"), read("csplade")
     assert (first.warm_start.objective, first.warm_start.relu_weight, first.warm_start.steps) == ("clm", 1.0, 10_000)
     assert first.run.stop_after == first.warm_start.steps and first.batch.queries == 32
+    assert first.warm_start.packed_length == 2048
     assert second.model.start == "runs/csplade-adapt/model" and second.decoder.mode == "bidirectional"
     assert (second.batch.queries, second.batch.negatives, second.batch.in_batch) == (32, 15, True)
     assert (second.lora.r, second.optimizer.learning_rate, second.optimizer.schedule) == (64, 5e-5, "cosine")
@@ -295,8 +296,7 @@ def train_decoder(name: str, toys: dict[str, Path], start: Path, folder: Path) -
     table = shrink(read(name), toys, start)
     echo = read(name).decoder.mode == "echo"
     table["model"] |= {"max_length": 80, "query_max_length": 100, "saved_max_length": 120} if echo else {}
-    table["warm_start"].pop("mask_token", None)  # no such token in the toy's vocabulary
-    table["warm_start"] |= {"mask_token": "</s>"} if table["warm_start"]["objective"] == "mntp" else {}
+    table["warm_start"] |= {"packed_length": 40} if "packed_length" in table["warm_start"] else {}
     if table["run"].get("stop_after"):
         table["run"] |= {"steps": 3, "stop_after": 2}
     return train_table(name, table, folder)
