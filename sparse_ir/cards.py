@@ -248,7 +248,8 @@ def _warm_start(config: TrainConfig) -> list[str]:
         kind = {"clm": "next-token prediction (clm)", "mntp": "masked next-token prediction (mntp)"}[warm.objective]
         packed = f" on documents joined to sequences of {warm.packed_length:,} tokens" if warm.packed_length else ""
         return [(f"Adaptation: {warm.steps:,} of these steps of {kind}{packed}, and with weight "
-                 f"{_number(warm.relu_weight)} the same loss on log(1 + relu(logits)), learning rate {_number(warm.learning_rate)}.")]
+                 f"{_number(warm.relu_weight)} the same loss on log(1 + relu(logits)), "
+                 f"learning rate {_number(warm.learning_rate)}.")]
     return [*begun, (f"Warm start: {warm.steps:,} of these steps with a bag-of-words objective (DupMAE), learning rate "
              f"{_number(warm.learning_rate)}; ranking began with {warm.active_terms} active terms a document.")]
 

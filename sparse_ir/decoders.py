@@ -9,6 +9,7 @@ B texts, L tokens, H hidden width, V vocabulary. Next file to read: ``heads``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from sparse_ir.networks import Tokens
 
 _TEXT = "{text}"
 _LEAST_CHANGE = 1e-6  # of a state's norm; experts sum in another order when their load changes
-_LEAST_CHANGE_8BIT = 0.03  # there the rounding of a token depends on its neighbours' outliers
 _ABOVE_NOISE = 3
 # of peft's warnings, what is no news: its own use of a name that transformers has replaced, and faults of an adapter
 # that are refused here with a sentence of ours
@@ -106,10 +106,9 @@ def set_attention(model: Any, tokenizer: Tokenizer, settings: DecoderSettings, f
     ids = _probe(model, tokenizer)
     ids[1, 1:] = ids[1, 1:].flip(0)
     ids[1, 1] = ids[0, 0]
-    with torch.inference_mode():
+    with torch.inference_mode(), _tokens_apart(model):
         first_BV = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0].float()
-    least = _LEAST_CHANGE_8BIT if getattr(model, "is_loaded_in_8bit", False) else _LEAST_CHANGE
-    if (first_BV[0] - first_BV[1]).norm() > least * first_BV[0].norm():
+    if (first_BV[0] - first_BV[1]).norm() > _LEAST_CHANGE * first_BV[0].norm():
         raise ModelError(f"{folder}: {type(model).__name__} is not causal (its first token sees later ones), and mode "
                          f"is {settings.mode!r}")
 
@@ -136,7 +135,7 @@ def _look(model: Any, tokenizer: Tokenizer, folder: Path) -> list[tuple[float, f
     mask = torch.ones_like(ids)
     padded = mask.clone()
     padded[1, 4:] = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), _tokens_apart(model):
         try:
             whole, cut = _changes(model, ids, mask, 1), _changes(model, ids, padded, 1)
             padding = _changes(model, ids, padded, 5)
@@ -145,6 +144,20 @@ def _look(model: Any, tokenizer: Tokenizer, folder: Path) -> list[tuple[float, f
                              f"({networks.first_line(error)}); use mode 'echo' or 'causal'") from error
     return [(float(torch.minimum(one, two).min()), float(three[1]))
             for one, two, three in zip(whole, cut, padding, strict=True)]
+
+
+@contextlib.contextmanager
+def _tokens_apart(model: Any) -> Iterator[None]:
+    """8-bit layers without their outliers, which are those of all tokens together and make each depend on the others."""
+    states = [state for module in model.modules() if hasattr(state := getattr(module, "state", None), "threshold")]
+    kept = [state.threshold for state in states]
+    try:
+        for state in states:
+            state.threshold = 0.0
+        yield
+    finally:
+        for state, threshold in zip(states, kept, strict=True):
+            state.threshold = threshold
 
 
 def _probe(model: Any, tokenizer: Tokenizer) -> Tensor:
@@ -196,6 +209,9 @@ def load_decoder(side: NeuralSide, allow_pickle: bool, **options: Any) -> Any:
     Merging into weights of 8 or 4 bits would round the adapter away, so there it stays beside them.
     """
     model = networks.load_causal_lm(side.folder, allow_pickle, **options)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # 4-bit weights packed for a processor have no gradient
+            module.support_avx512bf16_for_cpu = False
     if side.adapter is None:
         return model
     return load_adapter(model, side.adapter, merge="quantization_config" not in options, allow_pickle=allow_pickle)
@@ -206,10 +222,11 @@ def quantization(bits: int, device: str) -> dict[str, Any]:
     import importlib.util
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"precision '{bits}bit' needs the package bitsandbytes, which is not installed; install it, "
-                          "or use 'bfloat16'")
+        raise ConfigError(f"weights in {bits} bits need the package bitsandbytes, which is not installed; install it "
+                          "(the extra 'bits'), or use 'bfloat16'")
     import transformers
 
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every 8-bit product
     config = transformers.BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return {"quantization_config": config, "device_map": {"": device}}

@@ -271,7 +271,7 @@ class Trainer:
         return {f"{settings.objective}_loss": plain, f"{settings.objective}_relu_loss": saturated}
 
     def _sequences(self, model: decoder_student.DecoderStudent, step: int, batch: Batch) -> list[np.ndarray]:
-        """Token ids by which a decoder adapts: the next packed sequences, or the batch's documents, cut to their length."""
+        """Token ids by which a decoder adapts: the next packed sequences, or documents of the batch, cut to length."""
         if self._packed is None:
             return [ids[: self.config.model.max_length] for ids in model.bare_ids(batch.documents)]
         count = self.config.batch.queries

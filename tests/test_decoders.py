@@ -395,7 +395,7 @@ def test_other_layouts_and_token_weights_are_refused(folders, tiny_folder, tmp_p
 def test_8_and_4_bits_need_their_package_and_a_decoder(folders, tiny_folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for precision in ("8bit", "4bit"):
-        with pytest.raises(ConfigError, match=f"precision '{precision}' needs the package bitsandbytes"):
+        with pytest.raises(ConfigError, match=f"weights in {precision[0]} bits need the package bitsandbytes"):
             Encoder.load(folders["llama"], decoder=settings(), precision=precision)
         with pytest.raises(ConfigError, match=f"precision '{precision}' is for decoders"):
             Encoder.load(tiny_folder, precision=precision)
