@@ -555,7 +555,7 @@ def _module(folder: Path, type_name: str, path: str) -> tuple[str, str, Path]:
         raise ModelError(f"{folder}: module class {type_name} is code of the model folder, which is never run")
     if class_name in _REFUSED:
         raise ModelError(f"{folder}: module class {class_name} makes this {_REFUSED[class_name]}; expected: a masked "
-                         "language model with SpladePooling")
+                         f"language model with SpladePooling, or a decoder with {_DECODER_FILE} or decoder=...")
     if class_name not in _ROLES:
         raise ModelError(f"{folder}: module class {class_name} is unknown; known: {', '.join(_ROLES)}")
     relative = PurePosixPath(path)

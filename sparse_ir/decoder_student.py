@@ -103,12 +103,13 @@ class DecoderStudent(Student):
         self.reading = dataclasses.replace(start.reading, max_length=length, temperature=config.loss[0].temperature)
         self._rules = self.rules
         self._readers = {
-            name: decoders.Reader(self._rules, self.reading, self.reading.template(task), limit)
-            for name, task, limit in (("document", "document", settings.max_length),
-                                       ("whole", "document", length),
-                                       ("query", "query", settings.query_max_length))}
-        for reader in self._readers.values():
-            reader.read([""], "")  # a template that leaves no room for a text is told at once
+            name: decoders.Reader(self._rules, self.reading, self.reading.template(task), limit, f"model.{key}")
+            for name, task, key, limit in (("document", "document", "max_length", settings.max_length),
+                                           ("whole", "document", "saved_max_length", length),
+                                           ("query", "query", "query_max_length", settings.query_max_length))}
+        for read in (self.tokenize_documents, self.tokenize_queries):
+            read(["a"])  # prompts and templates that leave no room for a text are told at once
+        self.tokenize_documents(["a"], whole=True)
         hidden_size = start.config.get_text_config().hidden_size
         self._scale = decoders.scale_of(self.reading, hidden_size)
         self.register_buffer("shift", torch.tensor(float(self.reading.logit_shift)))

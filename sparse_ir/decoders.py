@@ -45,11 +45,12 @@ class Reader:
     Where ``max_length`` is exceeded, every copy of the text keeps the same number of its first tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, settings: DecoderSettings, template: str, max_length: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: DecoderSettings, template: str, max_length: int | None,
+                 limit_name: str = "max_length") -> None:
         self._tokenizer = tokenizer
         self._settings = settings
         self._parts = template.split(_TEXT)
-        self._max_length = max_length
+        self._max_length, self._limit_name = max_length, limit_name
         self._special = np.array(queries.special_token_ids(tokenizer), dtype=np.int64)
 
     def read(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
@@ -82,9 +83,10 @@ class Reader:
         if self._max_length is None or len(kept) <= self._max_length:
             return kept
         frame = int((~copies.any(0)).sum())
-        if frame >= self._max_length:
-            raise ConfigError(f"max_length is {self._max_length}; prompt and template alone take {frame} tokens")
         room = (self._max_length - frame) // len(copies)
+        if room < 1:
+            raise ConfigError(f"{self._limit_name} is {self._max_length}; prompt and template alone take {frame} "
+                              "tokens, and nothing of a text would be read")
         for copy in copies:
             kept[np.flatnonzero(copy)[room:]] = False
         return kept
@@ -148,8 +150,9 @@ def _look(model: Any, tokenizer: Tokenizer, folder: Path) -> list[tuple[float, f
 
 @contextlib.contextmanager
 def _tokens_apart(model: Any) -> Iterator[None]:
-    """8-bit layers without their outliers, which are those of all tokens together and make each depend on the others."""
-    states = [state for module in model.modules() if hasattr(state := getattr(module, "state", None), "threshold")]
+    """8-bit layers without their outliers, which are those of all tokens together: each would depend on the others."""
+    states: list[Any] = [getattr(module, "state", None) for module in model.modules()]
+    states = [state for state in states if hasattr(state, "threshold")]
     kept = [state.threshold for state in states]
     try:
         for state in states:

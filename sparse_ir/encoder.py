@@ -515,7 +515,7 @@ def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: O
     head, scale = _make_head(layer, side, options, bend, config)
     network = Network(model, config, owner, head=head, scale=scale, slot=slot, output_layer=layer, capacity=capacity,
                        device=options.device, **_reading(rules, side, limit))
-    network.tokenize([""], prompt)  # a template that leaves no room for a text is told at once
+    network.tokenize(["a"], prompt)  # a template that leaves no room for a text is told at once
     if options.top_k is None:
         options = replace(options, top_k=checkpoint.top_k)
     return Encoder(checkpoint, side, prompt, network, options)

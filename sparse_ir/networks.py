@@ -64,7 +64,7 @@ def load_owner(folder: Path) -> Any:
 def load_masked_lm(folder: Path, allow_pickle: bool) -> Any:
     """The masked language model of a folder, float32, without gradients; raises ``ModelError`` when weights lack."""
     model, missing = _load_with_report(folder, allow_pickle)
-    _check_complete(folder, missing, "masked language model", "ForMaskedLM")
+    _check_complete(folder, model, missing, "masked language model", "ForMaskedLM")
     return model.eval().requires_grad_(False)
 
 
@@ -74,17 +74,26 @@ def load_causal_lm(folder: Path, allow_pickle: bool, **options: Any) -> Any:
     Raises ``ModelError`` when weights lack.
     """
     model, missing = _load_with_report(folder, allow_pickle, "AutoModelForCausalLM", **options)
-    _check_complete(folder, missing, "decoder", "ForCausalLM")
+    _check_complete(folder, model, missing, "decoder", "ForCausalLM")
     return model.eval().requires_grad_(False)
 
 
-def _check_complete(folder: Path, missing: list[str], kind: str, suffix: str) -> None:
-    if missing:
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        raise ModelError(
-            f"{folder} lacks weights that a {kind} needs ({shown}): this is a backbone without its "
-            f"output layer, and random weights would take its place; use a checkpoint saved as ...{suffix}"
-        )
+def _check_complete(folder: Path, model: Any, missing: list[str], kind: str, suffix: str) -> None:
+    if not missing:
+        return
+    inside = _inside(model, missing)
+    listed = inside or missing
+    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    cure = ("the network itself is incomplete, and random weights would take their place; fetch or save the whole "
+            "checkpoint again") if inside else (
+        "this is a backbone without its output layer, and random weights would take its place; use a checkpoint saved "
+        f"as ...{suffix}")
+    raise ModelError(f"{folder} lacks weights that a {kind} needs ({shown}): {cure}")
+
+
+def _inside(model: Any, missing: list[str]) -> list[str]:
+    """Of the missing weights those of the backbone, and not of what stands behind it."""
+    return [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
 
 
 def load_or_grow_masked_lm(folder: Path, allow_pickle: bool = False) -> tuple[Any, list[str]]:
@@ -95,8 +104,7 @@ def load_or_grow_masked_lm(folder: Path, allow_pickle: bool = False) -> tuple[An
     else is missing.
     """
     model, missing = _load_with_report(folder, allow_pickle)
-    inside = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
-    if inside:
+    if inside := _inside(model, missing):
         raise ModelError(f"{folder} lacks weights of the backbone itself ({', '.join(inside[:4])}); training cannot "
                          "start from a part of a network")
     with torch.no_grad():

@@ -121,7 +121,8 @@ MLM, POOLING = OLD + "MLMTransformer", OLD + "SpladePooling"
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"modules.json": modules(MLM, OLD + "Pooling")}, "module class Pooling makes this a dense sentence embedding"),
+    ({"modules.json": modules(MLM, OLD + "Pooling")},
+     r"Pooling makes this a dense sentence embedding; expected: .* or a decoder with sparse_ir\.json or decoder="),
     ({"modules.json": modules(MLM, OLD + "SparseAutoEncoder")}, "SparseAutoEncoder makes this a CSR autoencoder"),
     ({"modules.json": modules("modeling_x.Mine", POOLING)}, "modeling_x.Mine is code of the model folder"),
     ({"modules.json": modules(MLM, OLD + "Novelty")}, "module class Novelty is unknown; known: Transformer, "),

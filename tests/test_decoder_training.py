@@ -387,8 +387,8 @@ def test_a_vocabulary_without_any_mask_is_refused_at_once(tmp_path):
                                for token, number in rules["model"]["vocab"].items()}
     path.write_text(json.dumps(rules))
     warm_start = {"steps": 1, "objective": "mntp"}
-    with pytest.raises(ConfigError, match="warm_start.mask_token is not set, the tokenizer names no mask token, and "
-                                          "'_' is no token of this vocabulary; name one that is rare"):
+    with pytest.raises(ConfigError, match=r"warm_start.mask_token is not set, the tokenizer names no mask token, and "
+                                          r"'_' is no token of this vocabulary; name one that is rare"):
         open_student(folder, "bidirectional", warm_start=warm_start)
     open_student(folder, "bidirectional", warm_start={**warm_start, "mask_token": "unlike"})
 
@@ -501,6 +501,10 @@ def test_starts_that_cannot_be_trained_are_refused(folders, pairs_file, tmp_path
     with pytest.raises(ConfigError, match=r"mask_token '\[MASK\]' is no token of this vocabulary"):
         open_student(folders["llama"], "bidirectional",
                      warm_start={"steps": 1, "objective": "mntp", "mask_token": "[MASK]"})
+    for name, limit, prompts in (("query_max_length", 12, {}), ("max_length", 12, {}), ("saved_max_length", 12, {}),
+                                 ("query_max_length", 20, {"query_prompt": "a prompt of some words: "})):
+        with pytest.raises(ConfigError, match=rf"^model.{name} is {limit}; prompt and template alone take \d+ tokens"):
+            open_student(folders["llama"], "echo", model={name: limit, **prompts})
     _, student = open_student(folders["llama"])
     with pytest.raises(ConfigError, match=r"warm_start.packed_length is 257; this network reads at most 256 tokens"):
         student.pack(TEXTS, 257, 0)

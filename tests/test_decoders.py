@@ -308,8 +308,11 @@ def test_lengths(folders):
     assert Encoder.load(folders["llama"], decoder=settings()).fingerprint["max_length"] == tiny_decoders.POSITIONS
     with pytest.raises(ConfigError, match="max_length is 257; this model reads at most 256 tokens"):
         Encoder.load(folders["llama"], decoder=settings(), max_length=257)
-    with pytest.raises(ConfigError, match=r"max_length is 8; prompt and template alone take \d+ tokens"):
-        Encoder.load(folders["llama"], decoder=settings("echo"), max_length=8)
+    for length in (8, frame + 1):  # one token for two copies is none
+        with pytest.raises(ConfigError, match=rf"^max_length is {length}; .* alone take {frame} tokens"):
+            Encoder.load(folders["llama"], decoder=settings("echo"), max_length=length)
+    assert len(Encoder.load(folders["llama"], decoder=settings("echo"),
+                            max_length=frame + 2)._network.tokenize([long], "")[0].pooled) == 1
 
 
 # ------------------------------------------------------------------------------------------------ settings and saving
@@ -377,8 +380,22 @@ def test_a_decoder_without_settings_is_refused_with_the_remedy(folders, tmp_path
     bare = tmp_path / "bare"
     transformers.AutoModel.from_pretrained(folders["llama"]).save_pretrained(bare)
     transformers.AutoTokenizer.from_pretrained(folders["llama"]).save_pretrained(bare)
-    with pytest.raises(ModelError, match=r"lacks weights that a decoder needs \(lm_head.weight\)"):
+    with pytest.raises(ModelError, match=r"lacks weights that a decoder needs \(lm_head.weight\): this is a backbone"):
         Encoder.load(bare, decoder=settings())
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["with output layer", "without"])
+def test_a_network_with_a_hole_is_not_taken_for_a_backbone(bare, folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(folders["llama"], tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    lost = "model.layers.1.self_attn.q_proj.weight"
+    kept = {name: tensor for name, tensor in tensors.items() if name not in (lost, "lm_head.weight" if bare else "")}
+    assert len(kept) == len(tensors) - 1 - bare
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"needs \({lost}\): the network itself is incomplete, and random weights"):
+        Encoder.load(folder, decoder=settings())
 
 
 def test_other_layouts_and_token_weights_are_refused(folders, tiny_folder, tmp_path):

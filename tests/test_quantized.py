@@ -96,7 +96,7 @@ def test_4_bits_are_those_of_the_paper(folders, tmp_path):
 def test_rounded_weights_are_not_saved(folders, tmp_path):
     for precision in ("8bit", "4bit"):
         encoder = Encoder.load(folders["llama"], decoder=settings(), precision=precision, device="cpu")
-        with pytest.raises(ConfigError, match=f"precision '{precision}' has rounded the network; load it with 'float32'"):
+        with pytest.raises(ConfigError, match=f"precision '{precision}' has rounded the network; load it with"):
             encoder.save(tmp_path / "m")
 
 
