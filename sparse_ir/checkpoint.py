@@ -87,6 +87,9 @@ class DecoderSettings:
       it makes all vectors alike (SciFact nDCG@10 .02 instead of .65 for LACONIC-1B).
     * ``pooling``, ``activation``: as for ``NeuralSide``. A logit ``x`` becomes ``x * logit_scale - logit_shift``
       before them; ``"hidden^-1/4"`` stands for hidden_size ** -0.25 (Lion-SP, arXiv 2502.15526).
+    * ``centered``: of each token's logits their mean over the vocabulary is taken off first. A language model leaves
+      that mean to chance (softmax does not see it), but the maximum over tokens, and one shift for all texts, compare
+      it; and all logits sinking together is the shortest way to a dead ReLU.
     * ``temperature``: what training divides scores by. Vectors do not depend on it.
     * ``top_k``: at most so many terms per text. ``max_length``: tokens read, everything counted (both copies, too).
     * ``fold_tokens``: tokens that differ only in case and outer white space are one term, with the largest weight.
@@ -105,6 +108,7 @@ class DecoderSettings:
     activation: Activation = "relu"
     logit_scale: float | Literal["hidden^-1/4"] = 1.0
     logit_shift: float = 0.0
+    centered: bool = False
     temperature: float = 1.0
     top_k: int | None = None
     max_length: int = 512
@@ -153,6 +157,7 @@ _DECODER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "logit_scale": ("a number above 0, or 'hidden^-1/4'",
                     lambda value: value == "hidden^-1/4" or (_is_number(value) and value > 0)),
     "logit_shift": ("a number", _is_number),
+    "centered": ("true or false", lambda value: isinstance(value, bool)),
     "temperature": ("a number above 0", lambda value: _is_number(value) and value > 0),
     "top_k": ("1 or more, or None", lambda value: value is None or _is_count(value)),
     "max_length": ("1 or more", _is_count),

@@ -209,10 +209,16 @@ class DecoderStudent(Student):
                                                      self._scale * self._bend.scale)
         if pooled_BLH.shape[1] == 0:
             return hidden_BLH.new_full((len(ids), self.size), _INACTIVE, dtype=torch.float32)
-        bias_V = self._bias_V * (self._scale * self._bend.scale)
-        found_BV = self._soften(pool_with_gradient(pooled_BLH, self.output_layer.weight, bias_V, lengths), self._scale)
+        weight_VH, bias_V = self._output()
+        bias_V = bias_V * (self._scale * self._bend.scale)
+        found_BV = self._soften(pool_with_gradient(pooled_BLH, weight_VH, bias_V, lengths), self._scale)
         empty_B = torch.from_numpy(lengths == 0).to(found_BV.device)
         return (found_BV - self.shift).masked_fill(empty_B[:, None], _INACTIVE)
+
+    def _output(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the logits that are pooled."""
+        weight_VH, bias_V = self.output_layer.weight, self._bias_V
+        return decoders.center(weight_VH, bias_V) if self.reading.centered else (weight_VH, bias_V)
 
     @property
     def _bias_V(self) -> Tensor:
@@ -242,7 +248,10 @@ class DecoderStudent(Student):
         weight_VH = self.output_layer.weight.to(hidden_TH.dtype)
         raw_TV = (hidden_TH @ weight_VH.t()).float() + self._bias_V
         logits_TV = self._soften(raw_TV * self._bend.scale, 1.0)
-        return logits_TV, logits_TV * self._scale - self.shift
+        if not self.reading.centered:
+            return logits_TV, logits_TV * self._scale - self.shift
+        raw_TV = raw_TV - raw_TV.mean(1, keepdim=True)
+        return logits_TV, self._soften(raw_TV * self._bend.scale, 1.0) * self._scale - self.shift
 
     @torch.no_grad()
     def _lower(self, logits: float) -> None:

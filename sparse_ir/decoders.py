@@ -97,6 +97,12 @@ def scale_of(settings: DecoderSettings, hidden_size: int) -> float:
     return hidden_size**-0.25 if settings.logit_scale == "hidden^-1/4" else float(settings.logit_scale)
 
 
+def center(weight_VH: Tensor, bias_V: Tensor) -> tuple[Tensor, Tensor]:
+    """An output layer whose logits are those of another less their mean over the vocabulary, token by token."""
+    mean_H = weight_VH.mean(0, dtype=torch.float32)
+    return (weight_VH.float() - mean_H).to(weight_VH.dtype), bias_V - bias_V.mean()
+
+
 # ------------------------------------------------------------------------------------------------ attention
 
 

@@ -550,6 +550,8 @@ def _make_head(layer: Any, side: NeuralSide, options: Options, bend: Bend, confi
     bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     scale, shift = 1.0, 0.0
     if side.decoder is not None:
+        if side.decoder.centered:
+            weight, bias = decoders.center(weight, bias.float())
         scale = decoders.scale_of(side.decoder, config.get_text_config().hidden_size)
         shift = side.decoder.logit_shift
         bias = bias.float() * (scale * bend.scale) - shift

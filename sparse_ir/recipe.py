@@ -108,6 +108,7 @@ class DecoderSection:
     bos: bool = False
     logit_scale: float | Literal["hidden^-1/4"] = 1.0
     logit_shift: float = 0.0  # where a ReLU begins; with target_terms it moves as output biases do
+    centered: bool = False  # each token's logits less their mean, which a language model leaves to chance
     initial_terms: int | None = None  # logit_shift is set when ranking begins, so that a document has so many terms
 
     def check(self) -> None:

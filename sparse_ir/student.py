@@ -240,12 +240,19 @@ class Student(torch.nn.Module):
 
 
 def groups_of(order: np.ndarray, lengths: Sequence[int], device: torch.device) -> Iterator[np.ndarray]:
-    """Texts, longest first, in groups that pass the network together."""
+    """Texts, longest first, in groups that pass the network together.
+
+    A text less than half as long as the longest of its group opens the next one, so that queries are not padded to the
+    length of documents.
+    """
     start = 0
     while start < len(order):
-        size = max(_TOKENS_PER_GROUP[device.type] // max(lengths[order[start]], 1), 1)
-        yield order[start : start + size]
-        start += size
+        longest = max(lengths[order[start]], 1)
+        end = min(start + max(_TOKENS_PER_GROUP[device.type] // longest, 1), len(order))
+        short = (row for row in range(start + 1, end) if 2 * lengths[order[row]] < longest)
+        end = next(short, end)
+        yield order[start:end]
+        start = end
 
 
 class TokenWeights(torch.nn.Module):

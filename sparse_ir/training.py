@@ -601,6 +601,8 @@ def evaluate(model: student.Student, query_side: student.TokenWeights | None, de
     for query, start, end in zip(dev.queries, scores.indptr[:-1], scores.indptr[1:], strict=True):
         best = np.argsort(-scores.data[start:end], kind="stable")[:_DEV_DEPTH] + start
         run[query.query_id] = data.rank_hits((dev.doc_ids[scores.indices[i]], float(scores.data[i])) for i in best)
+    if not any(run.values()):  # a model that is dead finds nothing, which no file of a run could be meant to say
+        return 0.0
     return measures.evaluate_run(run, dev.qrels, dev.measure).mean[dev.measure]
 
 

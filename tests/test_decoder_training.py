@@ -14,11 +14,13 @@ import tiny_decoders
 import torch
 import transformers
 from safetensors.torch import load_file
+from test_decoders import center
 from test_training import Killed, kill_at, make_trainer
 from tiny_decoders import TEXTS
 
 from sparse_ir import adaptation, cards, decoder_student, recipe, runs, training
 from sparse_ir import checkpoint as layouts
+from sparse_ir.data import Query
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.recipe import WarmStartSettings
@@ -97,6 +99,24 @@ def test_a_shift_instead_of_a_bias(folders):
     before = float(student.shift)
     student.lift(0.5)
     assert float(student.shift) == pytest.approx(before - 0.5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
+def test_centered_logits_train_as_they_encode_and_leave_the_language_model_alone(family, folders):
+    config, student = open_student(folders[family], decoder={"centered": True, "logit_shift": 1.0})
+    encoder = Encoder.load(folders[family], decoder=config.decoder.settings(config.model, max_length=80))
+    np.testing.assert_allclose(student.vectors(TEXTS).toarray(), encoder.encode(TEXTS).toarray(), **CLOSE)
+    examples = student.make_examples(student.bare_ids(TEXTS[:4]), WarmStartSettings(objective="clm"), 0)
+    expected = plain_losses(folders[family], examples, lambda model, logits: center(model, logits) - 1.0)
+    torch.testing.assert_close(student(examples), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_no_gradient_moves_all_logits_of_a_centered_decoder_together(folders):
+    _, student = open_student(folders["phi"], decoder={"centered": True, "logit_shift": 0.0})
+    student(student.tokenize_documents(TEXTS[:4])).square().sum().backward()
+    gradient_VH = student.output_layer.weight.grad
+    assert gradient_VH.abs().max() > 0.1
+    torch.testing.assert_close(gradient_VH.mean(0), torch.zeros(gradient_VH.shape[1]), rtol=0, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ the road
@@ -265,16 +285,16 @@ def test_a_base_in_bfloat16_trains_adapters_in_float32(folders, pairs_file, tmp_
 # ------------------------------------------------------------------------------------------------ adaptation
 
 
-def plain_losses(folder, examples):
-    """By transformers' own logits: the two sums of cross-entropies."""
+def plain_losses(folder, examples, score=lambda model, logits: logits):
+    """By transformers' own logits: the two sums of cross-entropies, the second of what ``score`` makes of them."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain = saturated = 0.0
     for example in examples:
         logits = model(input_ids=torch.from_numpy(example.ids)[None]).logits[0]
         wanted = torch.from_numpy(example.targets)
         plain += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", ignore_index=-100)
-        saturated += torch.nn.functional.cross_entropy(torch.log1p(torch.relu(logits)), wanted, reduction="sum",
-                                                       ignore_index=-100)
+        saturated += torch.nn.functional.cross_entropy(torch.log1p(torch.relu(score(model, logits))), wanted,
+                                                       reduction="sum", ignore_index=-100)
     return torch.stack([plain, saturated])
 
 
@@ -405,6 +425,47 @@ def test_the_loss_on_saturated_logits_keeps_a_relu_alive(folders, pairs_file, tm
         assert lines[-1]["clm_loss"] < lines[0]["clm_loss"]
         last[weight] = lines[-1]["clm_relu_loss"]
     assert last[1.0] < last[0.0] - 0.01
+
+
+def rank_what_is_dying(start, pairs_file, folder, *, adaptation, relu_weight=1.0):
+    """40 steps of ranking where the ReLU begins above the largest logit of half of the documents, with or without
+    adaptation before them: the share of documents that have a term left, and nDCG@10 of their questions."""
+    documents, asked = read_pairs(pairs_file)
+    _, student = open_student(start, decoder={"logit_shift": 0.0})
+    with torch.no_grad():
+        largest = student(student.tokenize_documents(documents), scores=True).amax(1)
+    config = make_config(start, pairs_file, decoder={"logit_shift": float(largest.median())}, batch={"queries": 8},
+                         optimizer={"learning_rate": 3e-3}, run={"steps": adaptation + 40},
+                         warm_start={"steps": adaptation, "objective": "clm", "learning_rate": 3e-3,
+                                     "relu_weight": relu_weight})
+    trainer = make_trainer(config, folder)
+    trainer.run()
+    ids = [f"d{number}" for number in range(len(documents))]
+    dev = training.DevSet("pairs", ids, documents, [Query(f"q{row}", text) for row, text in enumerate(asked)],
+                          {f"q{row}": {doc_id: 1} for row, doc_id in enumerate(ids)}, "nDCG@10")
+    alive = (trainer.student.vectors(documents).getnnz(1) > 0).mean()
+    return float(alive), training.evaluate(trainer.student, None, dev)
+
+
+def read_pairs(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line["positive"] for line in lines], [line["query"] for line in lines]
+
+
+def test_adaptation_brings_a_dying_relu_back_and_ranking_alone_does_not(folders, pairs_file, tmp_path):
+    alive, quality = rank_what_is_dying(folders["llama"], pairs_file, tmp_path / "none", adaptation=0)
+    assert alive < 0.3 and quality < 0.2
+    _, half_quality = rank_what_is_dying(folders["llama"], pairs_file, tmp_path / "plain", adaptation=100,
+                                         relu_weight=0.0)
+    alive, quality = rank_what_is_dying(folders["llama"], pairs_file, tmp_path / "relu", adaptation=100)
+    assert alive == 1.0 and quality > 0.8
+    assert quality > half_quality + 0.1  # the loss on the saturated logits is worth more than a language model
+
+
+def test_a_dead_model_is_worth_nothing_and_no_error_of_the_data(folders):
+    _, student = open_student(folders["llama"], decoder={"logit_shift": 1000.0})
+    dev = training.DevSet("dead", ["d0"], [TEXTS[0]], [Query("q0", TEXTS[0])], {"q0": {"d0": 1}}, "nDCG@10")
+    assert training.evaluate(student, None, dev) == 0.0
 
 
 def test_a_bidirectional_decoder_that_adapts_by_clm_is_causal_until_it_ranks(folders, pairs_file, tmp_path):

@@ -86,6 +86,7 @@ def by_loop(folder, texts, chosen, name="Document"):
             ids = tokenizer(read, add_special_tokens=False, return_tensors="pt").input_ids
             start += chosen.mode == "echo" and is_space(tokenizer, ids[0, start])
             logits = see_all(model, ids) if chosen.mode == "bidirectional" else model(input_ids=ids).logits
+            logits = center(model, logits) if chosen.centered else logits
             weights = activate(logits[0, start:] * scale - chosen.logit_shift, chosen.activation)
             rows.append(weights.sum(0) if chosen.pooling == "sum" else weights.amax(0))
     return torch.stack(rows).numpy()
@@ -94,6 +95,14 @@ def by_loop(folder, texts, chosen, name="Document"):
 def is_space(tokenizer, token_id):
     """Whether a token is the template's space alone, and not the first token of the text with a space before it."""
     return tokenizer.convert_ids_to_tokens(int(token_id)) in ("Ġ", "▁")
+
+
+def center(model, logits):
+    """Less the mean over the vocabulary, which is taken before a cap."""
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    raw = logits if cap is None else torch.atanh(logits / cap) * cap
+    raw = raw - raw.mean(-1, keepdim=True)
+    return raw if cap is None else torch.tanh(raw / cap) * cap
 
 
 def activate(logits, activation="relu"):
@@ -118,8 +127,9 @@ def test_every_family_and_mode_equals_plain_pytorch(family, mode, folders):
     np.testing.assert_allclose(found.toarray(), by_loop(folders[family], TEXTS, chosen), **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "opt", "phi"])
 @pytest.mark.parametrize("changes", [
+    {"centered": True}, {"centered": True, "logit_scale": 0.5, "logit_shift": 0.25, "pooling": "sum"},
     {"logit_scale": "hidden^-1/4", "logit_shift": 0.5}, {"logit_scale": 2.5}, {"activation": "log1p_relu"},
     {"pooling": "sum"}, {"logit_shift": -0.5}, {"pooling": "sum", "logit_scale": 0.5, "logit_shift": 0.25},
 ], ids=str)
@@ -128,6 +138,21 @@ def test_scale_shift_activation_and_sum(family, changes, folders):
     expected = by_loop(folders[family], TEXTS, chosen)
     assert expected.any()
     np.testing.assert_allclose(encode(folders[family], decoder=chosen), expected, rtol=1e-4, atol=3e-4)
+
+
+def test_what_all_logits_have_in_common_is_left_to_chance_and_centered_away(folders, tmp_path):
+    """The same row added to all rows of the output layer gives the same language model, and another encoder."""
+    model, tokenizer = load_plain(folders["phi"])
+    ids, before = torch.arange(4, 24)[None], encode(folders["phi"], decoder=settings(centered=True))
+    plain = encode(folders["phi"], decoder=settings())
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits.softmax(-1)
+        model.lm_head.weight += torch.linspace(-1, 1, model.config.hidden_size)
+        torch.testing.assert_close(model(input_ids=ids).logits.softmax(-1), expected)
+    model.save_pretrained(tmp_path / "same")
+    tokenizer.save_pretrained(tmp_path / "same")
+    np.testing.assert_allclose(encode(tmp_path / "same", decoder=settings(centered=True)), before, **CLOSE)
+    assert np.abs(encode(tmp_path / "same", decoder=settings()) - plain).max() > 0.5
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -364,6 +389,7 @@ def test_what_stands_in_the_file_and_what_is_refused(llama):
     ({"top_k": 0}, "top_k is 0; allowed: 1 or more, or None"),
     ({"max_length": None}, "max_length is None; allowed: 1 or more"),
     ({"fold_tokens": "yes"}, "fold_tokens is 'yes'; allowed: true or false"),
+    ({"centered": 1}, "centered is 1; allowed: true or false"),
     ({"document_prompt": None}, "document_prompt is None; allowed: a text"),
     ({"document_template": "read:"}, r"document_template is 'read:'; in mode 'causal' it must hold {text} once"),
     ({"mode": "echo", "query_template": "{text}"}, r"query_template is '{text}'; in mode 'echo' .* twice"),
@@ -452,8 +478,8 @@ def test_static_query_sides(folders, tmp_path):
 
 def test_the_fingerprint_tells_settings_and_files(folders):
     prints = [Encoder.load(folders["llama"], decoder=chosen).fingerprint for chosen in (
-        settings(), settings("echo"), settings(bos=True), settings(logit_scale=0.5))]
-    assert len({json.dumps(found, sort_keys=True) for found in prints}) == 4
+        settings(), settings("echo"), settings(bos=True), settings(logit_scale=0.5), settings(centered=True))]
+    assert len({json.dumps(found, sort_keys=True) for found in prints}) == 5
     assert prints[1]["decoder"]["mode"] == "echo"
 
 

@@ -746,3 +746,14 @@ def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):
 def test_a_dev_set_that_cannot_hold_its_judged_documents_is_refused(dev_folder):
     with pytest.raises(ConfigError, match="has 20 judged documents"):
         training.read_dev_set(str(dev_folder), max_documents=5)
+
+
+def test_texts_pass_together_with_texts_of_like_length():
+    lengths = [48, 9, 40, 24, 23, 11, 1, 48, 0, 700, 700]
+    order = np.argsort([-length for length in lengths], kind="stable")
+    groups = list(student.groups_of(order, lengths, torch.device("cpu")))
+    assert [[lengths[row] for row in group] for group in groups] == [
+        [700, 700], [48, 48, 40, 24], [23], [11, 9], [1], [0]]
+    assert np.concatenate(groups).tolist() == order.tolist()
+    many = list(student.groups_of(np.arange(100), [100] * 100, torch.device("cpu")))
+    assert [len(group) for group in many] == [20] * 5  # 2048 tokens
