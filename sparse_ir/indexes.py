@@ -33,7 +33,7 @@ from tqdm import tqdm
 import sparse_ir
 from sparse_ir import approximation, data, files, forward, lucene
 from sparse_ir.approximation import EXACT, SearchOptions
-from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch, SparseIRError
+from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch
 from sparse_ir.impacts import LARGEST_IMPACT, Rule, quantize, quantize_query, rule_from_range
 from sparse_ir.ordering import Reordered
 from sparse_ir.pruning import Pruning, prune
@@ -431,7 +431,7 @@ class DocIds(Sequence[str]):
     """The doc_id of each document number, read from a memory map."""
 
     def __init__(self, folder: Path) -> None:
-        self._bounds = np.asarray(np.load(folder / "doc_ids.npy", mmap_mode="r"))
+        self._bounds = memoryview(np.load(folder / "doc_ids.npy", mmap_mode="r"))
         with (folder / "doc_ids.txt").open("rb") as stream:
             filled = self._bounds[-1] > 0  # an empty file cannot be mapped
             self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if filled else b""
@@ -443,11 +443,9 @@ class DocIds(Sequence[str]):
         return self.find([number])[0]
 
     def find(self, numbers: Sequence[int]) -> list[str]:
-        """The doc_ids of several documents, for many at the cost of a few."""
-        places = np.asarray(numbers, dtype=np.int64)
-        starts, ends = self._bounds[places].tolist(), (self._bounds[places + 1] - 1).tolist()
-        text = self._text
-        return [text[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+        """The doc_ids of several documents."""
+        text, bounds = self._text, self._bounds
+        return [text[bounds[number] : bounds[number + 1] - 1].decode() for number in numbers]
 
 
 class _Query(NamedTuple):

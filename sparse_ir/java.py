@@ -93,6 +93,20 @@ def java_class(name: str) -> Any:
         raise JavaError(f"the Java class {name} is not in {find_jar().name}; is this Pyserini supported?") from error
 
 
+def narrow_class(name: str, constructor: str, **methods: str) -> Any:
+    """A Java class with only this constructor and these methods, each by its one signature in Java's own notation.
+
+    For the few calls of every search: of a class that is seen whole, pyjnius looks at all methods again for each new
+    object and at all overloads for each call, which takes as long as a tenth of a search.
+    """
+    start()
+    jnius = importlib.import_module("jnius")
+    found = {method: jnius.JavaMethod(signature) for method, signature in methods.items()}
+    found |= {"__javaclass__": name.replace(".", "/"), "__javaconstructor__": [(constructor, False)]}
+    # pyjnius keeps one class for each name and these parameters: ours must not be the one that others get
+    return jnius.MetaJavaClass(name, (jnius.JavaClass,), found, classparams=(False, False))
+
+
 def class_object(name: str) -> Any:
     """The ``java.lang.Class`` itself, for Java methods that ask for one."""
     return java_class("java.lang.Class").forName(name)

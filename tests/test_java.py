@@ -387,6 +387,14 @@ def test_an_unknown_class_names_the_jar():
         java.java_class("org.example.Missing")
 
 
+def test_a_narrow_class_is_not_what_others_get():
+    name, items = "java.util.ArrayList", java.java_map({"a": "b"}).values()
+    narrow = java.narrow_class(name, "(Ljava/util/Collection;)V", get="(I)Ljava/lang/Object;")(items)
+    assert narrow.get(0) == "b"
+    assert not hasattr(narrow, "size")
+    assert java.java_class(name)().size() == 0
+
+
 def test_maps_keep_their_strings():
     found = java.java_map({"a": "1", "\u00e9\u3000": "\U0001f600"})
     assert (found.size(), found.get("a"), found.get("\u00e9\u3000")) == (2, "1", "\U0001f600")

@@ -1,5 +1,6 @@
 import json
 import math
+import random
 import subprocess
 import sys
 import time
@@ -277,6 +278,46 @@ def test_a_question_takes_less_than_a_tenth_of_a_millisecond(tiny_tokenizer):
         encoder.encode(question)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-4
+
+
+def odd_texts(seed: int, count: int) -> list[str]:
+    """Words, punctuation, special tokens and signs that a tokenizer's rules turn on, put together by chance."""
+    parts = ["What", "is", "a", "the", "unaffable", "NY", "1984", "e.g.", "don't", "(so)", "--", " ", "  ", "\t", "\n",
+             "?", "[MASK]", "[mask]", "[CLS]", "##ing", "É", "e\u0301", "Σ", "東京", "\u200b", "x" * 120, "a" * 9, "@", "_",
+             "^"]
+    generator = random.Random(seed)
+    return [generator.choice(["", " "]).join(generator.choices(parts[: 14 if turn % 2 else None], k=9))
+            for turn in range(count)]
+
+
+@pytest.mark.parametrize("change", ["none", "cased", "added word", "short words", "limit"])
+def test_words_that_are_looked_up_are_those_of_the_tokenizer(change, change_tokenizer):
+    tokenizer, limit = change_tokenizer(change), 6 if change == "limit" else None
+    encoder = queries.ones(tokenizer, "sentence-transformers", max_length=limit)
+    assert (encoder._words is None) == (change in ("cased", "added word"))
+    for text in odd_texts(0, 2000):
+        expected = tokenizer.encode(text, add_special_tokens=False).ids[:limit]
+        assert encoder.encode(text)[0].tolist() == sorted(set(expected)), text
+
+
+@pytest.fixture
+def change_tokenizer():
+    """Makes a tokenizer as BERT's, and with one rule changed."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "a", "the", "una", "##ffa", "##ble", "ny",
+             "1984", ".", "?", "don", "'", "t", "(", ")", "-", "so", "e", "Σ", "##a", "aaaaaaaaa", "@", "What"]
+
+    def make(change: str) -> Tokenizer:
+        longest = 5 if change == "short words" else 100
+        tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]",
+                                               max_input_chars_per_word=longest))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=change != "cased")
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.add_special_tokens(words[:5])
+        if change == "added word":
+            tokenizer.add_tokens(["e.g."])
+        return tokenizer
+
+    return make
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
