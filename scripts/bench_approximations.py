@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir import data, files, indexes, latency, price, rows, tuning, verbs
+from sparse_ir import data, files, indexes, latency, price, rows, searcher, tuning, verbs
 from sparse_ir import vectors as vector_folders
 from sparse_ir.approximation import EXACT, SearchOptions
 from sparse_ir.pruning import Pruning
@@ -158,14 +158,14 @@ def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict
     qrels = data.read_qrels(str(collection))
     asked = tuning.choose_queries(list(data.read_queries(str(collection))), qrels, arguments.max_queries)
     given, encode_ms = encoder if arguments.expand else None, time_encoder(encoder, asked)
-    opened = {name: indexes.Index(place, query_encoder=given) for name, place in places.items()}
-    bm25 = indexes.Index(work / BM25)
+    opened = {name: searcher.Index(place, query_encoder=given) for name, place in places.items()}
+    bm25 = searcher.Index(work / BM25)
     cases: dict[str, tuple[str, SearchOptions]] = {str(options): (str(EXACT), options) for options in OPTIONS}
     cases |= {name: (name, EXACT) for name in places}
     losses = find_losses(opened, cases, asked, qrels)
-    systems = {BM25: tuning.searcher(bm25, arguments.hits),
+    systems = {BM25: tuning.timed_search(bm25, arguments.hits),
                PYSERINI: latency.pyserini_bm25(work / BM25 / "lucene", arguments.hits)}
-    systems |= {name: tuning.searcher(opened[place], arguments.hits, options)
+    systems |= {name: tuning.timed_search(opened[place], arguments.hits, options)
                 for name, (place, options) in cases.items()}
     seconds = latency.time_queries(systems, [query.text for query in asked], rounds=arguments.rounds)
     times = {name: latency.summarize(found.min(axis=0, keepdims=True)) for name, found in seconds.items()}
@@ -201,7 +201,7 @@ def time_encoder(encoder: Any, asked: list[data.Query]) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def find_losses(opened: dict[str, indexes.Index], cases: dict[str, tuple[str, SearchOptions]],
+def find_losses(opened: dict[str, searcher.Index], cases: dict[str, tuple[str, SearchOptions]],
                 asked: list[data.Query], qrels: data.Qrels) -> dict[str, dict[str, Any]]:
     exact = {depth: run_of(opened[str(EXACT)], asked, depth) for depth in DEPTHS}
     losses = {}
@@ -214,7 +214,7 @@ def find_losses(opened: dict[str, indexes.Index], cases: dict[str, tuple[str, Se
     return losses
 
 
-def run_of(index: indexes.Index, asked: list[data.Query], depth: int, options: SearchOptions = EXACT) -> data.Run:
+def run_of(index: searcher.Index, asked: list[data.Query], depth: int, options: SearchOptions = EXACT) -> data.Run:
     return index.search_batch(asked, depth, options=options)[0]
 
 

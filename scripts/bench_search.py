@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from sparse_ir import data, exact, files, indexes, latency, lucene, pydocs, verbs
+from sparse_ir import data, exact, files, indexes, latency, lucene, pydocs, searcher, tuning, verbs
 from sparse_ir.approximation import SearchOptions
 from sparse_ir.vectors import Vectors
 
@@ -86,7 +86,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, arguments)
     questions = read_questions(arguments)
-    with indexes.Index(work / "index") as index:
+    with searcher.Index(work / "index") as index:
         facts = {"documents": index.manifest["counts"]["documents"], "postings": index.manifest["counts"]["postings"],
                  "rounds": arguments.rounds, "lucene": lucene.lucene_version(),
                  "questions": {name: {"count": len(texts), "terms": mean_terms(index, texts)}
@@ -146,24 +146,17 @@ def read_questions(arguments: argparse.Namespace) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------------------ one collection
 
 
-def systems(work: Path, index: indexes.Index, k: int, arguments: argparse.Namespace) -> dict[str, latency.Search]:
+def systems(work: Path, index: searcher.Index, k: int, arguments: argparse.Namespace) -> dict[str, latency.Search]:
     found = {BM25: latency.pyserini_bm25(work / "bm25" / "lucene", k),
-             PEER: latency.pyserini_impact(index.folder / "lucene", k, lucene_query(index)), OURS: ours(index, k)}
+             PEER: latency.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
+             OURS: tuning.timed_search(index, k)}
     for text in arguments.options:
         options = parse_options(text)
-        found[f"sparse_ir, {options}"] = ours(index, k, options)
+        found[f"sparse_ir, {options}"] = tuning.timed_search(index, k, options)
     return found
 
 
-def ours(index: indexes.Index, k: int, options: SearchOptions | None = None) -> latency.Search:
-    def search(text: str) -> list[tuple[str, float]]:
-        hits = index.search(text, k, options)
-        return list(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
-
-    return search
-
-
-def lucene_query(index: indexes.Index) -> Callable[[str], dict[str, int]]:
+def lucene_query(index: searcher.Index) -> Callable[[str], dict[str, int]]:
     return lambda text: {lucene.term_of_token(token): weight for token, weight in index.encode_query(text).items()}
 
 
@@ -173,7 +166,7 @@ def parse_options(text: str) -> SearchOptions:
                                     for name, value in pairs})
 
 
-def mean_terms(index: indexes.Index, texts: list[str]) -> float:
+def mean_terms(index: searcher.Index, texts: list[str]) -> float:
     return statistics.mean(len(index.encode_query(text)) for text in texts)
 
 
@@ -192,7 +185,7 @@ def time_sets(found: dict[str, latency.Search], questions: dict[str, list[str]],
     return result
 
 
-def count_equal(index: indexes.Index, vectors: Vectors, questions: dict[str, list[str]], k: int) -> str:
+def count_equal(index: searcher.Index, vectors: Vectors, questions: dict[str, list[str]], k: int) -> str:
     """How many of some queries have exactly the hits of brute force, document by document and score by score."""
     doc_ids, impacts = indexes.impact_matrix(vectors, index.rule, indexes.folded_weights(index.query_encoder,
                                                                                          index.rule))
@@ -204,7 +197,7 @@ def count_equal(index: indexes.Index, vectors: Vectors, questions: dict[str, lis
         columns = [numbers[token] for token in weights]
         query = sparse.csr_matrix((list(weights.values()), columns, [0, len(columns)]), shape=(1, impacts.shape[1]))
         expected = [(doc_id, float(score)) for doc_id, score in exact.search_exact(query, impacts, doc_ids, k)[0]]
-        equal += ours(index, k)(text) == expected
+        equal += tuning.timed_search(index, k)(text) == expected
     return f"{equal} of {len(texts)}"
 
 
@@ -221,9 +214,10 @@ def measure_in_new_process(system: str, work: Path, arguments: argparse.Namespac
 def measure_memory(system: str, work: Path, arguments: argparse.Namespace) -> float:
     """Peak resident megabytes of this process after some queries on one system."""
     texts = [text for part in read_questions(arguments).values() for text in part]
-    with indexes.Index(work / "index") as index:
-        search = {BM25: lambda k: latency.pyserini_bm25(work / "bm25" / "lucene", k), OURS: lambda k: ours(index, k),
+    with searcher.Index(work / "index") as index:
+        search = {BM25: lambda k: latency.pyserini_bm25(work / "bm25" / "lucene", k),
                   PEER: lambda k: latency.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
+                  OURS: lambda k: tuning.timed_search(index, k),
                   }[system](arguments.hits[0])
         for text in texts * 3:
             search(text)
@@ -327,7 +321,7 @@ def measure_growth(work: Path, documents: int, questions: dict[str, list[str]],
     name = next(iter(questions))
     few = {name: questions[name][:40]}
     plain = argparse.Namespace(**{**vars(arguments), "options": [], "rounds": min(arguments.rounds, 5)})
-    with indexes.Index(place / "index") as index:
+    with searcher.Index(place / "index") as index:
         times = {str(k): time_sets(systems(place, index, k, plain), few, plain)[name] for k in arguments.hits}
     sizes = {BM25: files.folder_size(place / "bm25" / "lucene") / 1e6,
              OURS: files.folder_size(place / "index" / "lucene") / 1e6}

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import data, files, indexes, java, lucene
+from sparse_ir import data, files, java, lucene, searcher
 
 Answer = tuple[list[str], list[float]]
 
@@ -59,12 +59,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool) -> dict[str, Any]:
     """Search until the time is over; counts of searches, wrong answers and replaced versions, and resident memory."""
-    with indexes.Index(place) as index:
+    with searcher.Index(place) as index:
         expected = {text: answer(index, text, k) for text in texts}
         counts, wrong, versions, lock = [0] * callers, list[str](), [0], threading.Lock()
         end = time.monotonic() + seconds
 
-        def note(text: str, searched: indexes.Index) -> None:
+        def note(text: str, searched: searcher.Index) -> None:
             if answer(searched, text, k) != expected[text]:
                 with lock:
                     wrong.append(text)
@@ -78,7 +78,7 @@ def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int,
         def exchange() -> None:
             while time.monotonic() < end:
                 swap_in_a_copy(place)
-                with indexes.Index(place) as newer:
+                with searcher.Index(place) as newer:
                     for text in texts[:20]:
                         note(text, newer)
                 versions[0] += 1
@@ -94,7 +94,7 @@ def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int,
             "growth_mb": round(memory[1] - memory[0], 1)}
 
 
-def answer(index: indexes.Index, text: str, k: int) -> Answer:
+def answer(index: searcher.Index, text: str, k: int) -> Answer:
     hits = index.search(text, k)
     return hits.doc_ids, hits.scores.tolist()
 

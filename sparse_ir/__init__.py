@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOMES = dict.fromkeys(
     ("encode", "index", "build", "bm25", "search", "evaluate", "verify", "export", "idf"), "sparse_ir.verbs"
 ) | {"compare": "sparse_ir.comparison", "explain": "sparse_ir.explanation", "tune": "sparse_ir.tuning",
-     "demo": "sparse_ir.showcase", "Index": "sparse_ir.indexes", "SearchOptions": "sparse_ir.approximation",
+     "demo": "sparse_ir.showcase", "Index": "sparse_ir.searcher", "SearchOptions": "sparse_ir.approximation",
      "Encoder": "sparse_ir.encoder"}
 
 __all__ = ["__version__", *_HOMES]

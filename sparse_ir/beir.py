@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from sparse_ir import benchmarks, data, files, indexes, lucene, rows, vectors, verbs
+from sparse_ir import benchmarks, data, files, indexes, lucene, rows, searcher, vectors, verbs
 from sparse_ir.benchmarks import Collection
 from sparse_ir.errors import ConfigError, DataError
 
@@ -221,18 +221,18 @@ def _survey(collection: Collection) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ building
 
 
-def _open(plan: Plan, system: System, collection: Collection, work: Path) -> indexes.Index:
+def _open(plan: Plan, system: System, collection: Collection, work: Path) -> searcher.Index:
     """The index of a system, built where it is not there yet."""
     folder = work / "index"
     if system.kind in BM25_SYSTEMS:
         if not folder.exists():
             parameters = lucene.Bm25(**BM25_SYSTEMS[system.kind])
             indexes.build_bm25_index(_reader(collection), folder, parameters, progress=plan.progress)
-        return indexes.Index(folder)
+        return searcher.Index(folder)
     if not folder.exists():
         _build_impacts(plan, system, collection, work)
     neural = system.kind == "impact"
-    return indexes.Index(folder, query_encoder=_load_neural(plan, system, collection)[1] if neural else None)
+    return searcher.Index(folder, query_encoder=_load_neural(plan, system, collection)[1] if neural else None)
 
 
 def _build_impacts(plan: Plan, system: System, collection: Collection, work: Path) -> None:
@@ -296,7 +296,7 @@ def _add_time(work: Path, clock: _Stopwatch) -> None:
 # ------------------------------------------------------------------------------------------------ one row
 
 
-def _make_row(plan: Plan, system: System, index: indexes.Index, work: Path, collection: Collection,
+def _make_row(plan: Plan, system: System, index: searcher.Index, work: Path, collection: Collection,
               facts: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     qrels = data.read_qrels(collection.qrels)
     queries = [query for query in data.read_queries(collection.queries) if query.query_id in qrels]
@@ -326,7 +326,7 @@ def _make_row(plan: Plan, system: System, index: indexes.Index, work: Path, coll
     rows.write_row(plan.output, rows.Row(result, _timing(work, seconds, encode_seconds)), run)
 
 
-def _query_terms(index: indexes.Index, queries: Sequence[data.Query]) -> tuple[list[list[str]], list[float]]:
+def _query_terms(index: searcher.Index, queries: Sequence[data.Query]) -> tuple[list[list[str]], list[float]]:
     """The distinct Lucene terms of each query, and the seconds it took to find them (encoding; analysis for BM25)."""
     terms, seconds = [], []
     for query in queries:
@@ -340,7 +340,7 @@ def _query_terms(index: indexes.Index, queries: Sequence[data.Query]) -> tuple[l
     return terms, seconds
 
 
-def _search(plan: Plan, index: indexes.Index, queries: Sequence[data.Query],
+def _search(plan: Plan, index: searcher.Index, queries: Sequence[data.Query],
             remove_query: bool) -> tuple[data.Run, np.ndarray]:
     """The run, and the seconds of each query from text to hits, on one thread and a warm index."""
     index.search_batch(queries[:WARM_UP_QUERIES], plan.hits)
@@ -363,7 +363,7 @@ def _describe_system(system: System, manifest: Mapping[str, Any], rule: Mapping[
             "hash": files.sha256_of_json(parts), **parts}
 
 
-def _efficiency(index: indexes.Index, terms: Sequence[Sequence[str]], documents: int) -> dict[str, Any]:
+def _efficiency(index: searcher.Index, terms: Sequence[Sequence[str]], documents: int) -> dict[str, Any]:
     """What a search costs, without a clock.
 
     ``flops`` is ``sum over terms j of p_j(query) x p_j(document)``, with ``p_j`` the share of the queries, and of the

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from sparse_ir import data, explanation_view, files, impacts, indexes, lucene, verbs
+from sparse_ir import data, explanation_view, files, impacts, indexes, lucene, searcher, verbs
 from sparse_ir import vectors as vector_folders
 from sparse_ir.approximation import EXACT
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch
@@ -76,7 +76,7 @@ class _Hit(NamedTuple):
     rank: int | None  # None: not among the first RANKED
 
 
-def _rank(index: indexes.Index, query: str, wanted: Sequence[str], hits: int) -> list[_Hit]:
+def _rank(index: searcher.Index, query: str, wanted: Sequence[str], hits: int) -> list[_Hit]:
     """The documents to explain, best first."""
     found = index.search(query, RANKED if wanted else hits, EXACT)
     ranks = {doc_id: rank for rank, doc_id in enumerate(found.doc_ids, 1)}
@@ -106,7 +106,7 @@ def _read_texts(source: str, wanted: Iterable[str]) -> dict[str, str]:
     raise DataError(f"{source}: document {min(left)!r} is not in it, allowed: the corpus of the index")
 
 
-def _find_terms(index: indexes.Index, text: str) -> list[Place] | None:
+def _find_terms(index: searcher.Index, text: str) -> list[Place] | None:
     """The terms that stand in a text, and where; None for a query side that cannot say."""
     if index.query_encoder is None:
         return list(_find_analysed(text))
@@ -128,7 +128,7 @@ def _names(places: Iterable[Place] | None) -> set[str] | None:
 # ------------------------------------------------------------------------------------------------ one document
 
 
-def _describe_query(index: indexes.Index, query: str, asked: set[str] | None) -> dict[str, dict[str, Any]]:
+def _describe_query(index: searcher.Index, query: str, asked: set[str] | None) -> dict[str, dict[str, Any]]:
     """Term -> its weight in the engine, that of the query encoder, and whether it stands in the query."""
     given = dict(_encode(index, query))
     ranked = sorted(index.query_terms(query).items(), key=lambda item: -given.get(item[0], item[1]))
@@ -136,7 +136,7 @@ def _describe_query(index: indexes.Index, query: str, asked: set[str] | None) ->
                    "in_query": None if asked is None else term in asked} for term, weight in ranked}
 
 
-def _encode(index: indexes.Index, query: str) -> list[tuple[str, float]]:
+def _encode(index: searcher.Index, query: str) -> list[tuple[str, float]]:
     """The query as its encoder gives it, before any rounding; nothing for BM25."""
     if index.query_encoder is None or not query.strip():
         return []
@@ -145,7 +145,7 @@ def _encode(index: indexes.Index, query: str) -> list[tuple[str, float]]:
     return [(names[token_id], weight) for token_id, weight in zip(token_ids, weights.tolist(), strict=True)]
 
 
-def _explain(index: indexes.Index, query: str, hit: _Hit, asked: set[str] | None, read: set[str] | None,
+def _explain(index: searcher.Index, query: str, hit: _Hit, asked: set[str] | None, read: set[str] | None,
              trace: Mapping[str, _Trace] | None) -> dict[str, Any]:
     """One document: its score, and each term's part of it."""
     weights, is_bm25 = index.query_terms(query), index.query_encoder is None
@@ -186,13 +186,13 @@ class _Trace(NamedTuple):
     reason: str | None  # why it is 0 or less than it would be
 
 
-def _lost_in_query(index: indexes.Index, query: str) -> dict[str, float]:
+def _lost_in_query(index: searcher.Index, query: str) -> dict[str, float]:
     """Terms of the query whose weights round to zero, with these weights."""
     kept = index.query_terms(query)
     return {term: weight for term, weight in _encode(index, query) if term not in kept}
 
 
-def _trace(index: indexes.Index, folder: Path, query: str, ranked: Sequence[_Hit]) -> dict[str, dict[str, _Trace]]:
+def _trace(index: searcher.Index, folder: Path, query: str, ranked: Sequence[_Hit]) -> dict[str, dict[str, _Trace]]:
     """doc_id -> term -> what became of it, from the vectors to the index."""
     opened, encoder = vector_folders.Vectors(folder), index.query_encoder
     assert encoder is not None
@@ -212,7 +212,7 @@ def _trace(index: indexes.Index, folder: Path, query: str, ranked: Sequence[_Hit
     return traces
 
 
-def _trace_row(index: indexes.Index, query: str, row: sparse.csr_matrix) -> dict[str, _Trace]:
+def _trace_row(index: searcher.Index, query: str, row: sparse.csr_matrix) -> dict[str, _Trace]:
     """Quantize and prune one document as the index was built, and see where each query term ends."""
     encoder, rule = index.query_encoder, index.rule
     if encoder is None or not query.strip():
@@ -246,7 +246,7 @@ def _reason(rule: impacts.Rule, boost: int, before: float, after: float, exact: 
     return CLIPPED if before == rule.max_impact and exact > boost * before + boost / 2 else None
 
 
-def _describe_trace(index: indexes.Index, hit: _Hit, parts: Mapping[str, float],
+def _describe_trace(index: searcher.Index, hit: _Hit, parts: Mapping[str, float],
                     trace: Mapping[str, _Trace]) -> dict[str, Any]:
     kept = {term: float(of.kept) for term, of in trace.items() if of.kept}
     if kept != dict(parts):

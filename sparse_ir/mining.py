@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sparse_ir import data, files, indexes, lucene, pairs
+from sparse_ir import data, files, indexes, lucene, pairs, searcher
 from sparse_ir.errors import ConfigError
 from sparse_ir.teachers import DenseTeacher
 
@@ -136,7 +136,7 @@ def _finder(
         folder = Path(index) if index is not None else Path(scratch) / "bm25"
         if index is None:
             indexes.build_bm25_index(lambda: data.read_documents(input), folder, lucene.Bm25(0.9, 0.4))
-        with indexes.Index(folder) as opened:
+        with searcher.Index(folder) as opened:
             facts = {key: value for key, value in indexes.read_manifest(folder).items()
                      if key in ("kind", "counts", "rule", "encoder", "bm25", "query_encoder")}
             yield lambda asked: opened.search_batch(asked, depth, threads=threads)[0], facts

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sparse_ir import data, files, indexes, pydocs, verbs
+from sparse_ir import data, files, pydocs, searcher, verbs
 
 SHOWN_QUESTIONS = ("q001", "q042", "q050")
 STANDARD_LIBRARY = ("python",)
@@ -37,7 +37,7 @@ def demo(output: Path = Path("indexes/demo"), *, model: str = verbs.DEFAULT_MODE
     built = {"sparse_ir": _build_sparse(model, output, progress), "BM25": _build_bm25(output, progress)}
     for name, report in built.items():
         systems[name] = _measure(output, report, output / f"{name}.trec")
-    with indexes.Index(output / "index") as index:
+    with searcher.Index(output / "index") as index:
         answers = [_answer(index, query) for query in _shown(data.read_queries(output))]
     return {"collection": str(output), "packages": pydocs.installed_versions(packages),
             "judged_documents_not_installed": len(missing), "systems": systems, "answers": answers}
@@ -98,7 +98,7 @@ def _shown(queries: Iterable[data.Query]) -> list[data.Query]:
     return [query for query in found if query.query_id in SHOWN_QUESTIONS] or found[:3]
 
 
-def _answer(index: indexes.Index, query: data.Query) -> dict[str, Any]:
+def _answer(index: searcher.Index, query: data.Query) -> dict[str, Any]:
     hits = index.search(query.text, 3)
     return {"question": query.text, "hits": [
         {"doc_id": doc_id, "score": score, "matched": index.matched_terms(query.text, doc_id)}

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sparse_ir import approximation, data, indexes, latency, price, rows, verbs
+from sparse_ir import approximation, data, indexes, latency, price, rows, searcher, verbs
 from sparse_ir.approximation import EXACT, SearchOptions
 from sparse_ir.errors import BudgetMissed, ConfigError
 from sparse_ir.queries import QueryEncoder
@@ -89,7 +89,7 @@ def tune(
         own = opened.query_encoder
         if own is None or "sha256" not in opened.manifest:
             raise ConfigError(f"{index} has no options to tune; only impact indexes of this package do")
-        baselines = {_BM25: stack.enter_context(indexes.Index(bm25))} if bm25 is not None else {}
+        baselines = {_BM25: stack.enter_context(searcher.Index(bm25))} if bm25 is not None else {}
         bench = _Bench(opened, baselines, asked, limits, hits, rounds)
         opened.query_encoder = remembering = Remembering(own)
         losses = _find_losses(bench, judged, progress)
@@ -156,8 +156,8 @@ class Remembering:
 class _Bench(NamedTuple):
     """What is measured: the index, its baselines, the queries, and how."""
 
-    opened: indexes.Index
-    baselines: Mapping[str, indexes.Index]
+    opened: searcher.Index
+    baselines: Mapping[str, searcher.Index]
     asked: Sequence[data.Query]
     limits: Sequence[Limit]
     hits: int
@@ -165,8 +165,8 @@ class _Bench(NamedTuple):
 
     def time(self, grid: Sequence[SearchOptions]) -> dict[str, latency.Latency]:
         """The times of all settings and baselines, in turn."""
-        systems = {name: searcher(baseline, self.hits) for name, baseline in self.baselines.items()}
-        systems |= {str(options): searcher(self.opened, self.hits, options) for options in grid}
+        systems = {name: timed_search(baseline, self.hits) for name, baseline in self.baselines.items()}
+        systems |= {str(options): timed_search(self.opened, self.hits, options) for options in grid}
         seconds = latency.time_queries(systems, [query.text for query in self.asked], rounds=self.rounds)
         return {name: latency.summarize(found) for name, found in seconds.items()}
 
@@ -202,7 +202,7 @@ def _confirm(bench: _Bench, trials: Sequence[Trial]) -> tuple[Trial | None, dict
     return None, {}
 
 
-def searcher(opened: indexes.Index, hits: int, options: SearchOptions | None = None) -> latency.Search:
+def timed_search(opened: searcher.Index, hits: int, options: SearchOptions | None = None) -> latency.Search:
     """A search as ``latency`` times it: from the text to a list of ``(doc_id, score)``."""
     def search(text: str) -> list[tuple[str, float]]:
         found = opened.search(text, hits, options)

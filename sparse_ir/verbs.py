@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sparse_ir import checkpoint as layouts
 from sparse_ir import conventions as conventions_module
-from sparse_ir import data, files, impacts, indexes, lucene
+from sparse_ir import data, files, impacts, indexes, lucene, searcher
 from sparse_ir import measures as measures_module
 from sparse_ir import queries as query_sides
 from sparse_ir import vectors as vector_folders
@@ -449,7 +449,7 @@ def check_index_options(scale: float | None, bits: int | None, threads: int) -> 
 
 def open_index(
     folder: Path, query_model: str | None = None, scale: float | None = None, *, tuned: bool = False,
-) -> indexes.Index:
+) -> searcher.Index:
     """Open an index of any kind for the queries of a command; see ``search`` for the options."""
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; build an index first")
@@ -457,27 +457,27 @@ def open_index(
     if not is_foreign and not indexes.needs_query_encoder(folder):
         if scale is not None:
             raise ConfigError(f"{folder} keeps its own rule; --scale is for indexes that Pyserini built")
-        return indexes.Index(folder, query_model=query_model, tuned=tuned)
+        return searcher.Index(folder, query_model=query_model, tuned=tuned)
     if query_model is None:
-        return indexes.Index(folder)  # raises, saying what is missing
+        return searcher.Index(folder)  # raises, saying what is missing
     from sparse_ir.encoder import Encoder
 
     rule = impacts.Rule(scale) if scale is not None else None
     query_encoder = Encoder.load(query_model).query_encoder()
     if is_foreign:
-        return indexes.Index(folder, query_encoder=query_encoder, rule=rule, tuned=tuned)
+        return searcher.Index(folder, query_encoder=query_encoder, rule=rule, tuned=tuned)
     return _open_without_query_side(folder, query_encoder, rule, tuned)
 
 
 def _open_without_query_side(
     folder: Path, query_encoder: Any, rule: impacts.Rule | None, tuned: bool,
-) -> indexes.Index:
+) -> searcher.Index:
     """An index from JSON vectors. Their whole numbers were made by a scale that only their maker knows."""
     static = isinstance(query_encoder, query_sides.StaticQueryEncoder)
     if rule is None and not static and indexes.read_manifest(folder)["rule"]["scale"] == 1.0:
         raise ConfigError(f"{folder} was built from whole numbers: name the scale that made them (often 100), by which "
                           "the query weights are multiplied")
-    opened = indexes.Index(folder, query_encoder=query_encoder, tuned=tuned)
+    opened = searcher.Index(folder, query_encoder=query_encoder, tuned=tuned)
     opened.rule = rule or opened.rule
     return opened
 

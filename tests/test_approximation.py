@@ -22,7 +22,7 @@ from small_indexes import (
     write_matrix,
 )
 
-from sparse_ir import data, files, indexes
+from sparse_ir import data, files, indexes, searcher
 from sparse_ir.approximation import EXACT, SearchOptions, choose_terms, read_tuned, write_tuned
 from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
 from sparse_ir.impacts import Rule
@@ -45,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "index"
 
 
-def open_index(folder: Path, **options) -> indexes.Index:
-    return indexes.Index(folder, query_encoder=TermQueries(VOCABULARY), **options)
+def open_index(folder: Path, **options) -> searcher.Index:
+    return searcher.Index(folder, query_encoder=TermQueries(VOCABULARY), **options)
 
 
 def random_weights(seed: int, count: int) -> list[dict[int, int]]:
@@ -189,7 +189,7 @@ def test_a_folded_index_knows_the_weights_that_were_folded_in(tmp_path):
     queries = static_queries(np.linspace(3.0, 0.5, TERMS))
     made = make_vectors(tmp_path / "v", MATRIX, queries, doc_ids=DOC_IDS)
     indexes.build_impact_index(made, tmp_path / "i", indexes.choose_rule(made, queries), queries)
-    with indexes.Index(tmp_path / "i") as index:
+    with searcher.Index(tmp_path / "i") as index:
         heaviest = pairs_of(index.search("t7", 10))
         assert pairs_of(index.search("t50 t7 t31", 10, SearchOptions(top_terms=1))) == heaviest
 
@@ -243,7 +243,7 @@ def test_an_index_of_pyserini_takes_options_but_no_candidates(tmp_path):
 
 def test_a_bm25_index_takes_none(tmp_path):
     indexes.build_bm25_index(lambda: [data.Document("d1", "", "red wine")], tmp_path / "i")
-    with indexes.Index(tmp_path / "i") as index, pytest.raises(ConfigError, match="BM25 index and takes no search opt"):
+    with searcher.Index(tmp_path / "i") as index, pytest.raises(ConfigError, match="BM25 index and takes no search"):
         index.search("red", 5, SearchOptions(top_terms=1))
 
 

@@ -17,7 +17,7 @@ import pytest
 from commands import ENVIRONMENT, read_tree, write_collection, write_lines
 from small_indexes import changed_environment
 
-from sparse_ir import beir, benchmarks, data, files, indexes, lucene, rows, vectors, verbs
+from sparse_ir import beir, benchmarks, data, files, indexes, lucene, rows, searcher, vectors, verbs
 from sparse_ir.beir import System
 from sparse_ir.benchmarks import Benchmark
 from sparse_ir.errors import ConfigError, DataError, LockedError
@@ -156,7 +156,7 @@ def test_multifield_scores_are_those_of_its_two_fields_added(data_dir, tmp_path)
     for name, corpus in corpora.items():
         parameters = lucene.Bm25(title=2.0 if name == "both" else 0.0)
         indexes.build_bm25_index(lambda corpus=corpus: corpus, tmp_path / name, parameters)
-        with indexes.Index(tmp_path / name) as index:
+        with searcher.Index(tmp_path / name) as index:
             scores[name] = index.search_batch(list(data.read_queries(data_dir / "alpha")))[0]
     assert any(scores["title"].values())
     for query_id, hits in scores["both"].items():

@@ -19,7 +19,7 @@ from tiny_decoders import FAMILIES, TEXTS
 from tokenizers import Tokenizer
 
 from sparse_ir import checkpoint as layouts
-from sparse_ir import decoders, indexes, java, lucene, queries, vectors
+from sparse_ir import decoders, indexes, java, lucene, queries, searcher, vectors
 from sparse_ir.checkpoint import DecoderSettings
 from sparse_ir.data import Document
 from sparse_ir.encoder import Encoder
@@ -707,7 +707,7 @@ def test_every_token_reaches_lucene_and_comes_back(kind, folded, tmp_path):
     impacts = np.rint(expected.toarray().astype(np.float64) * SCALE)
     totals = dict(zip(encoder.vocabulary, impacts.sum(0).astype(int).tolist(), strict=True))
     assert read_terms(next(path for path in tmp_path.glob("i/**") if indexes.is_lucene_folder(path))) == totals
-    with indexes.Index(tmp_path / "i") as index:
+    with searcher.Index(tmp_path / "i") as index:
         query = index.encode_query(TEXTS[-1])
         hits = dict(zip(*index.search(TEXTS[-1], k=len(TEXTS)), strict=True))
     ids, weights = side.encode(TEXTS[-1])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import run_command
 
-from sparse_ir import checkpoint, files, indexes, verbs
+from sparse_ir import checkpoint, files, indexes, searcher, verbs
 from sparse_ir.encoder import Encoder
 from sparse_ir.queries import StaticQueryEncoder
 
@@ -89,7 +89,7 @@ def test_sentence_transformers_reads_the_same_vectors(model):
 def test_default_builds_and_answers_offline_and_knows_the_collection(corpus, tmp_path):
     done = run_command("build", "--model", "default", "--input", corpus, "--output", tmp_path / "index", "--json")
     assert done.returncode == 0, done.stderr
-    with indexes.Index(tmp_path / "index") as index:
+    with searcher.Index(tmp_path / "index") as index:
         assert {doc_id: index.search(text, 1).doc_ids[0] for doc_id, text in QUESTIONS.items()} \
             == {doc_id: doc_id for doc_id in DOCUMENTS}
     manifests = {}

@@ -19,7 +19,7 @@ from made_rows import HOSTILE
 from scipy import sparse
 from small_indexes import make_vectors, random_matrix, shuffled_ids, static_queries
 
-from sparse_ir import data, explanation, explanation_view, indexes, lucene, queries, vectors, verbs
+from sparse_ir import data, explanation, explanation_view, indexes, lucene, queries, searcher, vectors, verbs
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.explanation import explain
 from sparse_ir.impacts import Rule, quantize
@@ -53,7 +53,7 @@ def parts_of(document: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", ["folded", "plain", "pruned"])
 def test_contributions_add_up_to_the_engines_score_for_every_document(root, name):
-    with indexes.Index(root / name) as index:
+    with searcher.Index(root / name) as index:
         indexed = list(indexes.DocIds(root / name))
         hits = index.search(QUERY, ROWS)
         boosts, rule = index.query_terms(QUERY), index.rule
@@ -174,7 +174,7 @@ def test_terms_in_a_text_have_their_places(tiny_tokenizer, tmp_path):
     assert "".join(text[start:end] for _, start, end in found) == text.replace(" ", "")
     documents = [data.Document("d", "Foxes", "jumped over_the lazy dogs")]
     indexes.build_bm25_index(lambda: documents, tmp_path / "index")
-    with indexes.Index(tmp_path / "index") as index:
+    with searcher.Index(tmp_path / "index") as index:
         assert explanation._find_terms(index, "Foxes jumped the-dogs") == [
             ("fox", 0, 5), ("jump", 6, 12), ("dog", 17, 21)]
 
@@ -227,7 +227,7 @@ def test_vectors_of_another_index_are_refused(root, tmp_path):
     with pytest.raises(IndexMismatch, match="has other impacts than these vectors give"):
         explain(root / "plain", QUERY, vectors=rolled.folder)
     short = make_vectors(tmp_path / "short", MATRIX, static_queries(WEIGHTS))
-    with indexes.Index(root / "plain") as index, pytest.raises(IndexMismatch, match=r"short has no document 'none'"):
+    with searcher.Index(root / "plain") as index, pytest.raises(IndexMismatch, match=r"short has no document 'none'"):
         explanation._trace(index, short.folder, QUERY, [explanation._Hit("none", 1.0, 1)])
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 from small_indexes import TermQueries, make_vectors, pairs_of, random_matrix, static_queries, vocabulary_of_size
 
-from sparse_ir import files, indexes
+from sparse_ir import files, indexes, searcher
 from sparse_ir.errors import DamagedError
 from sparse_ir.forward import ForwardIndex, ForwardWriter
 from sparse_ir.impacts import Rule
@@ -136,7 +136,7 @@ def test_an_index_with_boosted_queries_keeps_one_by_default(tmp_path, threads):
     manifest = indexes.build_impact_index(made, tmp_path / "i", Rule(1.0), queries, threads=threads)
     assert {"forward/offsets.npy", "forward/token_ids.npy", "forward/impacts.npy"} <= manifest["files"].keys()
     assert manifest["counts"]["empty"] > 0, "rows of the forward index are Lucene's numbers, without the empty ones"
-    with indexes.Index(tmp_path / "i", query_encoder=queries) as index:
+    with searcher.Index(tmp_path / "i", query_encoder=queries) as index:
         hits = index.search("t1:2 t2 t5:3", ROWS)
         numbers = [[*indexes.DocIds(tmp_path / "i")].index(doc_id) for doc_id in hits.doc_ids]
         assert index.forward.scores(np.array(numbers), np.array([1, 2, 5]), np.array([2, 1, 3])).tolist() \
@@ -150,7 +150,7 @@ def test_a_folded_index_keeps_one_only_when_asked(tmp_path):
     for asked, expected in ((None, False), (True, True), (False, False)):
         manifest = indexes.build_impact_index(made, tmp_path / "i", rule, queries, forward_index=asked)
         assert indexes.has_forward_index(manifest) is expected
-        with indexes.Index(tmp_path / "i") as index:
+        with searcher.Index(tmp_path / "i") as index:
             assert (index.forward is not None) is expected
             assert pairs_of(index.search("t1 t2", 3))
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from small_indexes import changed_environment, make_vectors, pairs_of, random_matrix, run_python, static_queries
 
-from sparse_ir import indexes
+from sparse_ir import indexes, searcher
 from sparse_ir.errors import DamagedError, LockedError
 from sparse_ir.impacts import Rule
 from sparse_ir.vectors import Vectors
@@ -35,7 +35,7 @@ FILES = ["manifest.json", "doc_ids.txt", "doc_ids.npy", "samples.jsonl", "uninde
 BUILD = """
     import os, signal, sys
     from pathlib import Path
-    from sparse_ir import indexes, java
+    from sparse_ir import indexes, java, searcher
     from sparse_ir.impacts import Rule
     from sparse_ir.vectors import Vectors
 
@@ -98,7 +98,7 @@ def root(template: Path, tmp_path: Path) -> Path:
 
 
 def answers(index: Path) -> list[Any]:
-    with indexes.Index(index) as opened:
+    with searcher.Index(index) as opened:
         return [pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)]
 
 
@@ -155,7 +155,7 @@ def test_killed_first_build_leaves_nothing_that_opens(root):
     assert killed.returncode == -signal.SIGKILL
     assert not (root / "index").exists()
     with pytest.raises(DamagedError, match="is no index of this package"):
-        indexes.Index(root / "index")
+        searcher.Index(root / "index")
     assert_next_build_cleans_up(root)
 
 
@@ -298,7 +298,7 @@ def test_every_damage_is_found(root, name, damage):
     with pytest.raises(DamagedError, match="index"):
         indexes.verify_index(root / "index")
     with pytest.raises(DamagedError, match="index"):
-        indexes.Index(root / "index")  # sizes are looked at whenever an index is opened
+        searcher.Index(root / "index")  # sizes are looked at whenever an index is opened
 
 
 def test_bits_all_over_the_manifest_count(root):
@@ -365,7 +365,7 @@ def reseal(index: Path, change: Any) -> None:
 def test_open_index_answers_while_it_is_replaced(root):
     new = Vectors(root / "new")
     old_answers = answers(root / "index")
-    with indexes.Index(root / "index") as opened:
+    with searcher.Index(root / "index") as opened:
         for _ in range(2):
             indexes.build_impact_index(new, root / "index", RULE, new.query_encoder())
             assert [pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)] == old_answers
@@ -389,7 +389,7 @@ def test_an_index_exchanged_between_two_reads_of_one_file_is_opened_again(root, 
     assert len(answers(root / "index")) == 19
     assert calls
     monkeypatch.setattr(indexes.np, "load", load)
-    with indexes.Index(root / "index") as opened:
+    with searcher.Index(root / "index") as opened:
         assert opened.manifest["counts"]["documents"] == len(built)
 
 
@@ -411,7 +411,7 @@ def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):
         for attempt in itertools.count():
             if process.poll() is not None and attempt > 20:
                 break
-            with indexes.Index(root / "index") as opened:
+            with searcher.Index(root / "index") as opened:
                 found = [pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)]
                 documents = opened.manifest["counts"]["documents"]
             seen.add(documents)

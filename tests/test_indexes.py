@@ -25,7 +25,7 @@ from small_indexes import (
     vocabulary_of_size,
 )
 
-from sparse_ir import data, indexes, java, lucene, vectors
+from sparse_ir import data, indexes, java, lucene, searcher, vectors
 from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
 from sparse_ir.impacts import Rule, quantize
 
@@ -66,8 +66,8 @@ def bm25(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def open_plain(root: Path, **options: Any) -> indexes.Index:
-    return indexes.Index(root / "index", query_encoder=TermQueries(VOCABULARY), **options)
+def open_plain(root: Path, **options: Any) -> searcher.Index:
+    return searcher.Index(root / "index", query_encoder=TermQueries(VOCABULARY), **options)
 
 
 def random_queries(seed: int, count: int, weighted: bool = True) -> list[str]:
@@ -92,7 +92,7 @@ def test_search_equals_brute_force(plain, k):
 
 
 def test_folded_search_equals_brute_force_on_the_folded_impacts(folded):
-    with indexes.Index(folded / "index") as index:
+    with searcher.Index(folded / "index") as index:
         weights = np.linspace(0.2, 3.0, TERMS).astype(np.float32)
         weights[0] = 0  # the unknown token
         impacts = quantize(sparse.csr_matrix(MATRIX, dtype=np.float32), index.rule, weights).impacts
@@ -103,7 +103,7 @@ def test_folded_search_equals_brute_force_on_the_folded_impacts(folded):
 
 @pytest.mark.parametrize("text", ["", "   ", "unknown words"])
 def test_a_query_without_known_terms_has_no_hits(plain, folded, text):
-    with open_plain(plain) as first, indexes.Index(folded / "index") as second:
+    with open_plain(plain) as first, searcher.Index(folded / "index") as second:
         for index in (first, second):
             assert index.search(text).doc_ids == []
             assert index.encode_query(text) == {}
@@ -128,7 +128,7 @@ def test_matched_terms_of_bm25_add_up_to_the_score(tmp_path, title):
     texts = [data.Document(f"d{number}", " ".join(draw.choices(words, k=3)), " ".join(draw.choices(words, k=40)))
              for number in range(200)]
     indexes.build_bm25_index(lambda: texts, tmp_path / "index", lucene.Bm25(title=title))
-    with indexes.Index(tmp_path / "index") as index:
+    with searcher.Index(tmp_path / "index") as index:
         for query in ("word1 word2 word2 word3", "word7", " ".join(words)):
             for doc_id, score in pairs_of(index.search(query, 40)):
                 parts = index.matched_terms(query, doc_id)
@@ -185,7 +185,7 @@ def test_counts_add_up_and_lost_documents_are_named(tmp_path, threads):
     assert report["ok"]
     assert report["documents"] == report["indexed"] + report["empty"] + report["rounded_to_nothing"] == 6
     assert report["sampled_documents"] == 3
-    with indexes.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:3])) as index:
+    with searcher.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:3])) as index:
         assert index.search("t1 t2", 10).doc_ids == ["d3", "d0", "d5"]
 
 
@@ -195,7 +195,7 @@ def test_a_collection_without_a_single_weight_gives_an_empty_index(tmp_path):
     manifest = indexes.build_impact_index(made, tmp_path / "i", indexes.choose_rule(made, queries), queries, threads=2)
     assert (manifest["counts"]["documents"], manifest["counts"]["indexed"], manifest["counts"]["empty"]) == (5, 0, 5)
     assert indexes.verify_index(tmp_path / "i")["terms"] == 0
-    with indexes.Index(tmp_path / "i") as index:
+    with searcher.Index(tmp_path / "i") as index:
         assert index.search("t1", 10).doc_ids == []
 
 
@@ -236,7 +236,7 @@ def test_doc_ids_of_any_script(tmp_path):
     doc_ids = ["\u00e9", "\U0001f600", "a" * 300, "\u4e2d\u6587", "0", "-1"]
     made = make_vectors(tmp_path / "v", random_matrix(1, 6, 3, 1.0, 1), TermQueries(VOCABULARY[:3]), doc_ids=doc_ids)
     indexes.build_impact_index(made, tmp_path / "i", Rule(1.0), TermQueries(VOCABULARY[:3]))
-    with indexes.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:3])) as index:
+    with searcher.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:3])) as index:
         assert index.search("t1", 10).doc_ids == sorted(doc_ids, reverse=True)
 
 
@@ -286,10 +286,10 @@ def test_rules_that_make_no_sense_are_refused(plain):
 def test_another_query_side_is_refused(folded):
     weights = np.linspace(0.2, 3.0, TERMS)
     with pytest.raises(IndexMismatch, match=r"another query side: weights_sha256 differ"):
-        indexes.Index(folded / "index", query_encoder=static_queries(weights * 2))
+        searcher.Index(folded / "index", query_encoder=static_queries(weights * 2))
     with pytest.raises(IndexMismatch, match=r"another query side: name differ"):
-        indexes.Index(folded / "index", query_encoder=static_queries(weights, "other name"))
-    indexes.Index(folded / "index", query_encoder=static_queries(weights)).close()
+        searcher.Index(folded / "index", query_encoder=static_queries(weights, "other name"))
+    searcher.Index(folded / "index", query_encoder=static_queries(weights)).close()
 
 
 def test_another_tokenizer_is_refused(folded):
@@ -302,12 +302,12 @@ def test_another_tokenizer_is_refused(folded):
     tokenizer.normalizer = normalizers.Lowercase()
     other = StaticQueryEncoder(tokenizer, np.linspace(0.2, 3.0, TERMS).astype(np.float32), "opensearch", name="small")
     with pytest.raises(IndexMismatch, match=r"another query side: tokenizer_sha256 differ"):
-        indexes.Index(folded / "index", query_encoder=other)
+        searcher.Index(folded / "index", query_encoder=other)
 
 
 def test_another_vocabulary_is_refused(plain, folded, tmp_path):
     with pytest.raises(IndexMismatch, match="another vocabulary than this query encoder's"):
-        indexes.Index(folded / "index", query_encoder=static_queries(np.ones(TERMS + 1)))
+        searcher.Index(folded / "index", query_encoder=static_queries(np.ones(TERMS + 1)))
     with pytest.raises(IndexMismatch, match=r"another vocabulary \(41 tokens\) than the documents \(40 tokens\)"):
         indexes.build_impact_index(vectors.Vectors(plain / "vectors"), tmp_path / "i", Rule(1.0),
                                    TermQueries(vocabulary_of_size(TERMS + 1)))
@@ -328,23 +328,23 @@ def test_vectors_without_a_query_side_need_one_to_be_opened(plain, tmp_path):
     assert indexes.needs_query_encoder(tmp_path / "i")
     assert not indexes.needs_query_encoder(plain / "index")
     with pytest.raises(ConfigError, match="was built from vectors without a query side: name the query model"):
-        indexes.Index(tmp_path / "i")
-    with indexes.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY)) as index:
+        searcher.Index(tmp_path / "i")
+    with searcher.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY)) as index:
         for text in random_queries(4, 10):
             assert pairs_of(index.search(text, 10)) == exact_pairs(as_row(text), MATRIX, DOC_IDS, 10)
 
 
 def test_bm25_takes_no_query_side(bm25):
     with pytest.raises(IndexMismatch, match="is a BM25 index and takes no query encoder"):
-        indexes.Index(bm25 / "index", query_encoder=TermQueries(VOCABULARY))
+        searcher.Index(bm25 / "index", query_encoder=TermQueries(VOCABULARY))
     with pytest.raises(IndexMismatch, match="is a BM25 index and takes no query encoder"):
-        indexes.Index(bm25 / "index", query_model="some/model")
+        searcher.Index(bm25 / "index", query_model="some/model")
 
 
 def test_folders_that_are_no_index(tmp_path, plain):
     for folder in (tmp_path, tmp_path / "missing", plain / "vectors"):
         with pytest.raises(DamagedError, match=r"is no index of this package|is not an index manifest of format 1"):
-            indexes.Index(folder)
+            searcher.Index(folder)
 
 
 @pytest.mark.parametrize("content", ["file", "folder"])
@@ -412,7 +412,7 @@ def test_constructed_ties(tmp_path):
     matrix = sparse.csr_matrix(np.ones((8, 2), dtype=np.float32))
     made = make_vectors(tmp_path / "v", matrix, TermQueries(VOCABULARY[:2]), doc_ids=doc_ids)
     indexes.build_impact_index(made, tmp_path / "i", Rule(1.0), TermQueries(VOCABULARY[:2]))
-    with indexes.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:2])) as index:
+    with searcher.Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:2])) as index:
         assert index.search("t1", 8).doc_ids == ["\u00e9", "z", "d9", "d10", "d", "D9", "9", "10"]
         for k in range(1, 8):
             assert index.search("t1", k).doc_ids == index.search("t1", 8).doc_ids[:k]
@@ -453,7 +453,7 @@ def test_pyserini_opens_our_impact_index(plain, pyserini, k):
 def test_pyserini_opens_our_bm25_index(bm25, pyserini):
     """Pyserini shows scores rounded to four decimals."""
     theirs = pyserini.LuceneSearcher(str(bm25 / "index" / "lucene"))
-    with indexes.Index(bm25 / "index") as index:
+    with searcher.Index(bm25 / "index") as index:
         for text in ("red fox", "wine", "foxes jumping", "the dogs", "the", "slept nothing red"):
             ours = index.search(text, 10)
             found = {hit.docid: hit.score for hit in theirs.search(text, 10)}
@@ -480,13 +480,13 @@ def test_our_reader_opens_an_index_that_pyserini_built(plain, tmp_path):
                           "--pretokenized")
         assert done.returncode == 0, done.stderr[-500:]
         assert indexes.is_lucene_folder(output)
-        with indexes.Index(output, query_encoder=TermQueries(VOCABULARY), rule=Rule(1.0)) as index:
+        with searcher.Index(output, query_encoder=TermQueries(VOCABULARY), rule=Rule(1.0)) as index:
             for text in random_queries(7, 15):
                 for k in (3, 40, ROWS):
                     assert pairs_of(index.search(text, k)) == exact_pairs(as_row(text), MATRIX, DOC_IDS, k)
         for options in ({}, {"query_encoder": TermQueries(VOCABULARY)}, {"rule": Rule(1.0)}):
             with pytest.raises(ConfigError, match="is a bare Lucene index: name the query model and the scale"):
-                indexes.Index(output, **options)
+                searcher.Index(output, **options)
 
 
 # ------------------------------------------------------------------------------------------------ many threads
@@ -494,7 +494,7 @@ def test_our_reader_opens_an_index_that_pyserini_built(plain, tmp_path):
 
 def test_many_threads_on_three_indexes_answer_like_one(plain, folded, bm25):
     """4,800 searches over three open indexes by 16 threads that change places as often as Python lets them."""
-    opened = [open_plain(plain), indexes.Index(folded / "index"), indexes.Index(bm25 / "index")]
+    opened = [open_plain(plain), searcher.Index(folded / "index"), searcher.Index(bm25 / "index")]
     words = ["red fox", "wine", "dogs", "nothing", "the"]
     texts = [random_queries(8, 25), random_queries(9, 25, weighted=False), words]
     expected = [[pairs_of(index.search(text, 8)) for text in part] for index, part in zip(opened, texts, strict=True)]

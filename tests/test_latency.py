@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_indexes import TermQueries, make_vectors, pairs_of, random_matrix, vocabulary_of_size
 
-from sparse_ir import data, indexes, latency, lucene
+from sparse_ir import data, indexes, latency, lucene, searcher
 from sparse_ir.errors import ConfigError
 from sparse_ir.impacts import Rule
 
@@ -106,12 +106,12 @@ def test_pyserinis_searchers_find_what_ours_find(tmp_path: Path):
     indexes.build_impact_index(made, tmp_path / "i", Rule(1.0), TermQueries(vocabulary))
     indexes.build_bm25_index(lambda: [data.Document(f"d{n}", "", f"red fox number {n} " + "fox " * n)
                                       for n in range(9)], tmp_path / "b")
-    with indexes.Index(tmp_path / "i", query_encoder=TermQueries(vocabulary)) as ours:
+    with searcher.Index(tmp_path / "i", query_encoder=TermQueries(vocabulary)) as ours:
         encode = lambda text: {lucene.term_of_token(token): weight for token, weight in  # noqa: E731
                                ours.encode_query(text).items()}
         theirs = latency.pyserini_impact(tmp_path / "i" / "lucene", 5, encode)
         for text in ("t1:3 t2:1", "t5:7 t6:2 t7:1"):
             assert [score for _, score in theirs(text)] == pytest.approx(ours.search(text, 5).scores.tolist(), abs=1e-4)
-    with indexes.Index(tmp_path / "b") as ours:
+    with searcher.Index(tmp_path / "b") as ours:
         found = latency.pyserini_bm25(tmp_path / "b" / "lucene", 4)("fox 3")
         assert dict(found) == pytest.approx(dict(pairs_of(ours.search("fox 3", 4))), abs=1e-4)

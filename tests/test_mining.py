@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from sparse_ir import indexes, mining, pairs, verbs
+from sparse_ir import mining, pairs, searcher, verbs
 from sparse_ir.errors import ConfigError
 from sparse_ir.mining import Rules, judge
 
@@ -122,7 +122,7 @@ def test_an_index_mines_what_it_finds(collection, tmp_path):
     verbs.build("lexical", str(collection), tmp_path / "index")
     report = mining.mine(str(collection), tmp_path / "negatives.jsonl", miner="index", index=tmp_path / "index",
                          depth=6, negatives=2)
-    with indexes.Index(tmp_path / "index") as index:
+    with searcher.Index(tmp_path / "index") as index:
         hits = index.search(QUERIES["q1"], 6).doc_ids
     assert read(tmp_path / "negatives.jsonl")["q1"]["negatives"] == [doc_id for doc_id in hits if doc_id != "p1"][:2]
     assert report["kept"] >= 3

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 from small_indexes import exact_pairs, make_vectors, pairs_of, random_matrix, shuffled_ids, static_queries
 
-from sparse_ir import indexes, ordering, verbs
+from sparse_ir import indexes, ordering, searcher, verbs
 from sparse_ir.errors import DamagedError
 from sparse_ir.vectors import Vectors
 
@@ -75,7 +75,7 @@ def test_reordered_indexes_have_the_same_hits_at_every_cut(tmp_path, threads):
     assert manifest["counts"] == plain["counts"] and manifest["counts"]["empty"] >= 2
     truth = matrix.tolil()
     truth[[5, 100]] = 0
-    with indexes.Index(tmp_path / "i") as index, indexes.Index(tmp_path / "p") as other:
+    with searcher.Index(tmp_path / "i") as index, searcher.Index(tmp_path / "p") as other:
         assert index.reader.stored_ids(range(50)) != other.reader.stored_ids(range(50))
         for text in ("t1", "t2 t3", "t4 t5 t6 t7 t8"):
             query = sparse.csr_matrix(np.isin(np.arange(TERMS), [int(term[1:]) for term in text.split()])[None] * 1)

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 from small_indexes import TermQueries, exact_pairs, make_vectors, pairs_of, random_matrix, vocabulary_of_size
 
-from sparse_ir import indexes
+from sparse_ir import indexes, searcher
 from sparse_ir.errors import ConfigError
 from sparse_ir.impacts import Rule
 from sparse_ir.pruning import Pruning, prune
@@ -92,7 +92,7 @@ def test_a_pruned_index_counts_what_it_dropped_and_scores_what_it_kept(tmp_path,
     assert report["documents"] == sum(report[name] for name in ("indexed", "empty", "rounded_to_nothing",
                                                                 "pruned_to_nothing"))
     left = prune(sparse.csr_matrix(np.rint(matrix.toarray()), dtype=np.int32), Pruning(min_impact=3)).impacts
-    with indexes.Index(tmp_path / "i", query_encoder=queries) as index:
+    with searcher.Index(tmp_path / "i", query_encoder=queries) as index:
         row = sparse.csr_matrix([[0, 1, 2, 3]])
         assert pairs_of(index.search("t1:1 t2:2 t3:3", 5)) == exact_pairs(row, left, [f"d{i}" for i in range(5)], 5)
 

@@ -283,8 +283,8 @@ def test_a_question_takes_less_than_a_tenth_of_a_millisecond(tiny_tokenizer):
 def odd_texts(seed: int, count: int) -> list[str]:
     """Words, punctuation, special tokens and signs that a tokenizer's rules turn on, put together by chance."""
     parts = ["What", "is", "a", "the", "unaffable", "NY", "1984", "e.g.", "don't", "(so)", "--", " ", "  ", "\t", "\n",
-             "?", "[MASK]", "[mask]", "[CLS]", "##ing", "É", "e\u0301", "Σ", "東京", "\u200b", "x" * 120, "a" * 9, "@", "_",
-             "^"]
+             "?", "[MASK]", "[mask]", "[CLS]", "##ing", "É", "e\u0301", "Σ", "東京", "\u200b", "x" * 120, "a" * 9, "@",
+             "_", "^"]
     generator = random.Random(seed)
     return [generator.choice(["", " "]).join(generator.choices(parts[: 14 if turn % 2 else None], k=9))
             for turn in range(count)]

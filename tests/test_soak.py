@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_indexes import make_vectors, random_matrix, static_queries
 
-from sparse_ir import indexes, lucene
+from sparse_ir import indexes, lucene, searcher
 
 TERMS = 40
 TEXTS = [f"t{1 + number % 39} t{1 + number * 7 % 39} t3" for number in range(30)]
@@ -36,7 +36,7 @@ def test_sixteen_callers_while_versions_are_exchanged(soak_search, place):
     assert found["versions"] >= 1
     assert found["fewest_searches_of_a_caller"] > 0
     assert found["growth_mb"] < 300  # the same process compiles code; minutes of the script show the rest
-    with indexes.Index(place) as index:
+    with searcher.Index(place) as index:
         assert len(index.search(TEXTS[0], 20).doc_ids) == 20
 
 

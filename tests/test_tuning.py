@@ -11,7 +11,7 @@ import pytest
 from commands import report_of, run_command, write_lines
 from small_indexes import TermQueries, make_vectors, random_matrix, vocabulary_of_size
 
-from sparse_ir import data, files, indexes, lucene, tuning
+from sparse_ir import data, files, indexes, lucene, searcher, tuning
 from sparse_ir.approximation import EXACT, SearchOptions
 from sparse_ir.errors import BudgetMissed, ConfigError, DataError
 from sparse_ir.impacts import Rule
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = {f"q{first}": " ".join(f"t{first + step}:{12 - step}" for step in range(10)) for first in range(1, 9)}
     asked = [{"_id": query_id, "text": text} for query_id, text in texts.items()]
     write_lines(root / "queries.jsonl", [*asked, {"_id": "empty", "text": ""}])
-    with indexes.Index(root / "index", query_encoder=queries) as opened:
+    with searcher.Index(root / "index", query_encoder=queries) as opened:
         best = {query_id: opened.search(text, 3).doc_ids for query_id, text in texts.items()}
     lines = [f"{query_id}\t{doc_id}\t1\n" for query_id, doc_ids in best.items() for doc_id in doc_ids]
     (root / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of all that, whose index is opened with its query encoder."""
     monkeypatch.setattr(tuning.verbs, "open_index",
-                        lambda path, *_: indexes.Index(path, query_encoder=TermQueries(VOCABULARY)))
+                        lambda path, *_: searcher.Index(path, query_encoder=TermQueries(VOCABULARY)))
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
@@ -170,7 +170,7 @@ def test_the_smallest_loss_that_holds_is_stored_and_then_used(folder, clock, bud
     assert measured["overlap"] == trials[report["setting"]]["overlap"]
     assert (measured["overlap"] < 1) == (num_terms < 7)
     assert measured["low"] <= measured["difference"] <= measured["high"] <= 0
-    with indexes.Index(folder / "index", query_encoder=TermQueries(VOCABULARY), tuned=True) as opened:
+    with searcher.Index(folder / "index", query_encoder=TermQueries(VOCABULARY), tuned=True) as opened:
         assert str(opened.options) == report["setting"]
     assert indexes.verify_index(folder / "index")["ok"]
 

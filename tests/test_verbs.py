@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import read_tree, write_collection, write_lines
 
-from sparse_ir import data, indexes, vectors, verbs
+from sparse_ir import data, indexes, searcher, vectors, verbs
 from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch, ModelError
 
 
@@ -159,7 +159,7 @@ def test_every_query_side_leads_to_a_run(side, collection, tiny_folder, tmp_path
     assert report["rule"]["folded"] == (side != "neural")
     found = verbs.search(tmp_path / "index", str(collection), tmp_path / "run")
     assert found["hits"] > 0
-    opened = indexes.Index(tmp_path / "index")
+    opened = searcher.Index(tmp_path / "index")
     with opened:
         assert opened.query_encoder.fingerprint["kind"] == ("neural" if side == "neural" else "static")
     if side == "idf":
@@ -175,7 +175,7 @@ def test_the_collections_own_idf_enters_static_query_weights(collection, tiny_fo
     weights = []
     for share in (None, 0.5):
         verbs.build(str(tiny_folder), str(collection), tmp_path / f"index-{share}", collection_idf=share, **options)
-        with indexes.Index(tmp_path / f"index-{share}") as opened:
+        with searcher.Index(tmp_path / f"index-{share}") as opened:
             weights.append(opened.query_encoder.weights)
     used = weights[0] > 0
     assert not np.allclose(weights[0], weights[1])
