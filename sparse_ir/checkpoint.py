@@ -13,7 +13,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -220,7 +220,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The description of a local folder or of a hub model (downloaded once, its commit recorded).
 
-    ``decoder``: how a decoder is read, in the place of what its folder says.
+    ``decoder``: how a decoder is read, in the place of what its folder says; prompts and top_k that it leaves unsaid
+    are those of a ``config_sentence_transformers.json`` beside a ``modules.json``.
     Raises ``ModelError`` when there is no such model, no network, or a layout that is no learned-sparse encoder.
     """
     folder, commit = _resolve(model, revision, allow_pickle)
@@ -235,7 +236,7 @@ def read_layout(
     """Describe a local model folder; raises ``ModelError`` with the reason when it cannot be used."""
     name = name or folder.name
     idf_path = folder / "idf.json" if (folder / "idf.json").is_file() else None
-    settings_here = decoder or read_decoder_settings(folder)
+    settings_here = read_decoder_settings(folder) if decoder is None else _fill_in(folder, decoder)
     if settings_here is not None or (folder / _ADAPTER_FILE).is_file():
         return _read_decoder(folder, name, revision, settings_here, allow_pickle, idf_path)
     if not (folder / "modules.json").is_file():
@@ -264,6 +265,29 @@ def read_layout(
     )
 
 
+def _fill_in(folder: Path, decoder: DecoderSettings) -> DecoderSettings:
+    """Settings that a user gives, with what the layout of sentence-transformers says where they say nothing."""
+    if not (folder / "modules.json").is_file():
+        return decoder
+    place = folder / _first_path(folder)
+    task = read_object(place / "sentence_bert_config.json", required=False).get("transformer_task")
+    if not (place / "config.json").is_file() or (is_sparse_encoder(folder) and task != "text-generation"):
+        raise ModelError(f"{folder} is no decoder but a sparse encoder as its modules.json says; drop decoder=... "
+                         "(--decoder)")
+    stated = read_object(folder / "config_sentence_transformers.json", required=False)
+    prompts = stated.get("prompts") or {}
+    return replace(
+        decoder, document_prompt=decoder.document_prompt or prompts.get("document") or "",
+        query_prompt=decoder.query_prompt or prompts.get("query") or "",
+        top_k=decoder.top_k or stated.get("max_active_dims"),
+    )
+
+
+def _first_path(folder: Path) -> str:
+    """Where the first module of a ``modules.json`` lies, relative to the folder."""
+    return str(_read_json(folder / "modules.json")[0].get("path", ""))
+
+
 def find_folder(
     model: str | Path, revision: str | None = None, *, allow_pickle: bool = False
 ) -> tuple[Path, str | None]:
@@ -273,8 +297,7 @@ def find_folder(
     """
     folder, commit = _resolve(model, revision, allow_pickle)
     if not is_sparse_encoder(folder) and (folder / "modules.json").is_file():
-        first = _read_json(folder / "modules.json")[0]
-        folder = folder / str(first.get("path", ""))
+        folder = folder / _first_path(folder)
     return folder, commit
 
 
@@ -508,8 +531,9 @@ def _read_decoder(
     if settings is None:
         raise ModelError(f"{folder} is an adapter, and nothing says how its decoder reads a text (causal, echo, "
                          f"bidirectional ...); give decoder=..., or put {_DECODER_FILE} beside {_ADAPTER_FILE}")
-    adapter = folder if (folder / _ADAPTER_FILE).is_file() else None
-    base = folder if adapter is None else _base_of(folder, allow_pickle)
+    place = folder / _first_path(folder) if (folder / "modules.json").is_file() else folder
+    adapter = place if (place / _ADAPTER_FILE).is_file() else None
+    base = place if adapter is None else _base_of(place, allow_pickle)
     config = read_object(base / "config.json", required=True)
     if not config.get("model_type"):
         raise ModelError(f"{base / 'config.json'} names no model_type, so this is no transformers model")

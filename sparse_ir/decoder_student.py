@@ -124,11 +124,10 @@ class DecoderStudent(Student):
             self.model.requires_grad_(True)
             self.output_layer.requires_grad_(True)
             return
-        import peft
         from transformers.pytorch_utils import Conv1D
 
         self.output_layer.requires_grad_(False)
-        targets = self._lora.targets
+        targets, peft = self._lora.targets, decoders.import_peft()
         config = peft.LoraConfig(
             r=self._lora.r, lora_alpha=self._lora.alpha, lora_dropout=self._lora.dropout, task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),  # as GPT-2 has them

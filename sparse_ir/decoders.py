@@ -235,7 +235,7 @@ def quantization(bits: int, device: str) -> dict[str, Any]:
                           "(the extra 'bits'), or use 'bfloat16'")
     import transformers
 
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every 8-bit product
+    _quiet_bitsandbytes()
     config = transformers.BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return {"quantization_config": config, "device_map": {"": device}}
@@ -246,7 +246,7 @@ def load_adapter(model: Any, folder: Path, *, merge: bool = True, allow_pickle: 
 
     Raises ``ModelError`` for another kind of adapter, and when adapter and network do not fit each other exactly.
     """
-    peft = _import_peft()
+    peft = import_peft()
     layouts.weight_files(folder, allow_pickle=allow_pickle)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
@@ -289,7 +289,14 @@ def save_adapter(
         layouts.write_decoder_settings(target, settings, base_sha256=base_sha256)
 
 
-def _import_peft() -> Any:
+def _quiet_bitsandbytes() -> None:
+    """Without its lines for every 8-bit product, and for a kernel from the hub, which are warnings there."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def import_peft() -> Any:
+    """The package, which imports bitsandbytes where that is installed; raises ``ModelError`` without it."""
+    _quiet_bitsandbytes()
     try:
         import peft
     except ImportError as error:

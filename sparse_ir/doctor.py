@@ -46,6 +46,8 @@ _GAIN = (0.15, 0.25)  # of reciprocal rank by a prompt that is not set
 _VANISHED = (0.25, 0.5)  # share of the weights that round to nothing
 _FOUND = (0.5, 0.35)  # mean reciprocal rank of 16 passages; chance gives .21
 _BITS = 8
+_SAY_HOW = ('a decoder: say how it reads a text in a file like {"format": 1, "mode": "causal"} (README), and give it '
+            "with --decoder, or put it into the model's folder as sparse_ir.json")
 _PROMPTS = ("query: ", "passage: ")
 _PROMPT_IN_CARD = re.compile(r"[\"'`](query: ?|passage: ?|search_query: ?|Instruct: ?[^\"'`]{0,40})", re.IGNORECASE)
 
@@ -111,7 +113,7 @@ def examine(
     but cannot be loaded is a fault. Raises ``ModelError`` when there is none, ``ConfigError`` for an option and
     ``DataError`` for fewer than four texts that are not empty.
     """
-    layouts.find_folder(model, revision)
+    folder, _ = layouts.find_folder(model, revision)
     pairs = _read_probes()
     passages = [text for text in texts if text.strip()] if texts is not None else [pair["passage"] for pair in pairs]
     if len(set(passages)) < 4:
@@ -130,8 +132,15 @@ def examine(
             found += [check(patient) for check in tqdm(CHECKS, desc="examining", unit=" checks",
                                                        disable=None if progress else True)]
     except (ModelError, ConfigError) as error:
-        found.append(Finding("loading", "fault", {"reason": str(error)}, "see the reason"))
+        unsaid = options.get("decoder") is None and _says_nothing(folder)
+        found.append(Finding("loading", "fault", {"reason": str(error)}, _SAY_HOW if unsaid else "see the reason"))
     return _report(kind, found)
+
+
+def _says_nothing(folder: Path) -> bool:
+    """Whether this is a decoder or an adapter, and nothing in its folder says how it reads a text."""
+    return not (folder / "sparse_ir.json").is_file() and (
+        networks.is_decoder(folder) or (folder / "adapter_config.json").is_file())
 
 
 def _read_probes() -> list[dict[str, str]]:
@@ -404,11 +413,19 @@ def check_truncation(patient: Patient) -> Finding:
         _static_words_read(query, words)
     evidence = {"max_length": encoder.fingerprint["max_length"], "network_holds": encoder.network.capacity,
                 "words_of_a_document": read, "words_of_a_query": asked}
-    document = _judge("truncation", read, _WORDS, evidence, "the end of an ordinary passage is never seen: raise "
-                      "max_length (--max-length, or in the model's folder), where the network holds more")
-    query_finding = _judge("truncation", asked, _QUERY_WORDS, evidence, "the end of a long question is never seen: "
-                           "raise the query side's max_length")
+    document = _judge("truncation", read, _WORDS, evidence, "the end of an ordinary passage is never seen: " + (
+        "this network holds no more; cut documents into passages, or take a network that holds more"
+        if _is_full(encoder) else "raise max_length (--max-length, or in the model's folder)"))
+    query_finding = _judge("truncation", asked, _QUERY_WORDS, evidence, "the end of a long question is never seen: " + (
+        "this network holds no more" if isinstance(query, NeuralQueryEncoder) and _is_full(query.encoder) else
+        "raise the query side's max_length"))
     return document if document.severity == "fault" or not query_finding.severity else query_finding
+
+
+def _is_full(encoder: Encoder) -> bool:
+    """Whether texts are cut where the network ends, and not before."""
+    capacity = encoder.network.capacity
+    return capacity is not None and encoder.fingerprint["max_length"] >= capacity
 
 
 def _words_read(encoder: Encoder, words: Sequence[str]) -> int:

@@ -143,12 +143,14 @@ def _load_with_report(
             use_safetensors=found[0].suffix == ".safetensors", **{"dtype": torch.float32, **options},
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        hint = "; a decoder needs sparse_ir.json beside it, or decoder=..." if _is_decoder(folder) else ""
+        as_masked = classes == "AutoModelForMaskedLM"
+        hint = "; a decoder needs sparse_ir.json beside it, or decoder=..." if as_masked and is_decoder(folder) else ""
         raise ModelError(f"{folder} cannot be loaded as {_KINDS[classes]} ({first_line(error)}){hint}") from error
     return model, sorted(report["missing_keys"])
 
 
-def _is_decoder(folder: Path) -> bool:
+def is_decoder(folder: Path) -> bool:
+    """Whether ``config.json`` names the class of a decoder."""
     path = folder / "config.json"
     named = (files.read_json(path) if path.is_file() else {}).get("architectures") or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)

@@ -53,7 +53,7 @@ class EncodeOptions(TypedDict, total=False):
         allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of refusing them.
         collection_idf: Share of the collection's own IDF in static query weights, 0 to 1; default 0, "default" 0.5.
         allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
-        decoder: A sparse_ir.json that says how a decoder is read, where the model has none or another is wanted.
+        decoder: A sparse_ir.json that says how a decoder is read; for models that have none, or to read one otherwise.
         shard_size: Documents per shard; a killed run loses at most the shards in work.
     """
 
@@ -368,7 +368,7 @@ def doctor(
         revision: Commit of a hub model.
         device: cpu, cuda, ...; default: the accelerator when there is one.
         max_length: Tokens read of each document; default: what the model states.
-        decoder: A sparse_ir.json that says how a decoder is read, where the model has none or another is wanted.
+        decoder: A sparse_ir.json that says how a decoder is read; for models that have none, or to read one otherwise.
         allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
         progress: Show a progress bar.
     """

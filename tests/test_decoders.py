@@ -629,6 +629,35 @@ def test_a_causal_decoder_saved_by_sentence_transformers(family, folders, tmp_pa
     np.testing.assert_allclose(encode(tmp_path / "ours"), encoder.encode(TEXTS).toarray(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("path", ["", "0_Transformer"])
+def test_settings_for_a_folder_of_a_dense_decoder(path, folders, tmp_path):
+    """Its prompts and active dimensions hold where the settings say nothing of them, and are recorded."""
+    place = tmp_path / "dense" / path
+    shutil.copytree(folders["llama"], place)
+    (tmp_path / "dense" / "modules.json").write_text(json.dumps([
+        {"path": path, "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]))
+    stated = {"prompts": {"query": "find: ", "document": "read: "}, "max_active_dims": 7}
+    (tmp_path / "dense" / "config_sentence_transformers.json").write_text(json.dumps(stated))
+    with pytest.raises(ModelError, match="Pooling makes this a dense sentence embedding; expected"):
+        Encoder.load(tmp_path / "dense")
+    encoder = Encoder.load(tmp_path / "dense", decoder=settings())
+    expected = encode(folders["llama"], decoder=settings(document_prompt="read: "), top_k=7)
+    np.testing.assert_array_equal(encoder.encode(TEXTS).toarray(), expected)
+    assert encoder.query_encoder().fingerprint["prompt"] == "find: " and encoder.fingerprint["top_k"] == 7
+    other = Encoder.load(tmp_path / "dense", decoder=settings(document_prompt="own: ", top_k=3))
+    assert other.fingerprint["prompt"] == "own: " and other.fingerprint["top_k"] == 3
+    encoder.query_encoder().save(tmp_path / "query")
+    assert queries.load_query_encoder(tmp_path / "query").fingerprint == encoder.query_encoder().fingerprint
+
+
+def test_settings_of_a_decoder_are_not_for_a_sparse_encoder(tiny_folder, tmp_path):
+    Encoder.load(tiny_folder).save(tmp_path / "sparse")
+    for mode in MODES:  # else a masked network would be read as a bidirectional decoder
+        with pytest.raises(ModelError, match=r"is no decoder but a sparse encoder .* drop deco.*=\.\.\. \(--decoder\)"):
+            Encoder.load(tmp_path / "sparse", decoder=settings(mode))
+
+
 # ------------------------------------------------------------------------------------------------ folding
 
 

@@ -262,6 +262,14 @@ def test_truncation(length, severity, healthy):
     assert found["severity"] == severity
     assert found["evidence"]["max_length"] == length and found["evidence"]["network_holds"] == 512
     assert length // 2 < found["evidence"]["words_of_a_document"] < length
+    assert "never seen: raise max_length (--max-length" in found["remedy"]
+
+
+def test_truncation_where_the_network_ends_is_not_mended_by_a_longer_limit(tmp_path):
+    folder = make_decoder(tmp_path / "m", max_position_embeddings=64)
+    found = findings(folder, decoder=DecoderSettings(logit_shift=SHIFT))["truncation"]
+    assert found["evidence"]["max_length"] == found["evidence"]["network_holds"] == 64
+    assert "this network holds no more; cut documents into passages" in found["remedy"]
 
 
 def test_padding_on_the_left_without_positions(tmp_path):
@@ -322,10 +330,27 @@ def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_p
     (found,) = doctor.examine(str(copy))["findings"]
     assert (found["name"], found["severity"]) == ("loading", "fault")
     assert "lacks weights that a decoder needs (lm_head.weight)" in found["evidence"]["reason"]
+    assert found["remedy"] == "see the reason"
     with pytest.raises(ModelError, match="is no folder, and no hub name"):
         doctor.examine(str(tmp_path / "nothing" / "here"))
     with pytest.raises(ConfigError, match="the lexical model is no neural network"):
         verbs.doctor("lexical")
+
+
+def test_a_decoder_that_says_nothing_of_how_it_reads(copy):
+    (copy / "sparse_ir.json").unlink()
+    (found,) = doctor.examine(str(copy))["findings"]
+    assert "a decoder needs sparse_ir.json beside it" in found["evidence"]["reason"]
+    assert "with --decoder, or put it into the model's folder as sparse_ir.json" in found["remedy"]
+
+
+def test_the_shipped_model_is_no_decoder(tmp_path):
+    path = tmp_path / "any.json"
+    path.write_text('{"format": 1}')
+    (found,) = verbs.doctor("default", decoder=path)["findings"]
+    assert found["name"] == "loading" and found["remedy"] == "see the reason"
+    assert "is no decoder but a sparse encoder as its modules.json says; drop decoder=... (--decoder)" in \
+        found["evidence"]["reason"]
 
 
 @pytest.mark.parametrize("length", [4, 5000, -1])

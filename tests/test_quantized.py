@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -168,3 +171,13 @@ def test_adapters_train_on_a_rounded_base_and_resume_bit_for_bit(base, folders, 
     one, other = (load_file(training.list_checkpoints(tmp_path / run)[-1] / "model.safetensors")
                   for run in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_nothing_is_said_on_the_way(folders, pairs_file, tmp_path):
+    """In a fresh process: what importing bitsandbytes and every 8-bit product would say stays unsaid."""
+    make_trainer(make_config(folders["llama"], pairs_file, lora={"r": 2}, run={"steps": 1}), tmp_path).run()
+    code = ("import sys; from sparse_ir.encoder import Encoder\n"
+            "print(Encoder.load(sys.argv[1], precision='8bit', device='cpu').encode(['bees carry pollen']).nnz)")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True,
+                          env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+    assert int(done.stdout) > 0 and done.stderr == ""
