@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_decoders
 import tiny_models
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,9 @@ def folder_with_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "wait for threads"}\n')
     (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     tiny_models.build("bert", folder / "my_model")
+    tiny_decoders.build("llama", folder / "my_decoder")
+    (settings,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    (folder / "my_decoder.json").write_text(settings)
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     (configuration,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     (folder / "my_training.toml").write_text(configuration)
