@@ -5,7 +5,8 @@
 
 Measured: documents and tokens per second of encoding, and of a step with LoRA on all linear layers (InfoNCE and FLOPS
 on ``--batch`` pairs), best of ``--rounds``, with the peak of memory (of the GPU, or of the process). ``--estimate``
-needs no machine: its arithmetic stands in ``estimate``. Sizes are those of Llama 3.2 1B and Llama 3.1 8B, and smaller.
+needs no machine: its arithmetic, for LoRA and for training the whole network, stands in ``estimate``; several GPUs are
+counted as ideal scaling. Sizes are those of Llama 3.2 1B and Llama 3.1 8B, and smaller.
 """
 
 from __future__ import annotations
@@ -49,11 +50,14 @@ LORA = 16
 def main() -> None:
     arguments = parse_arguments()
     if arguments.estimate:
-        found: dict[str, Any] = {f"{size}, {gpus} GPU": estimate(SIZES[size], gpus)
-                                 for size in ("1b", "8b") for gpus in (1, 8)}
+        found: dict[str, Any] = {f"{size}, {'LoRA' if lora else 'whole'}, {gpus} GPU": estimate(SIZES[size], gpus, lora)
+                                 for size in ("1b", "8b") for lora in (True, False) for gpus in (1, 8)}
     else:
         found = measure(arguments)
     print(as_markdown(found))
+    if arguments.estimate:
+        print("\nMemory is that of each GPU: a network is not divided. Hours on several GPUs are those on one, divided "
+              "by their number: ideal scaling, without any communication.")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -84,31 +88,34 @@ def parameters(size: Size) -> tuple[int, int]:
     return layers + tables, size.layers * LORA * sum(one + other for one, other in shapes)
 
 
-def estimate(size: Size, gpus: int, queries: int = 32, candidates: int = 16, tokens: int = 192, steps: int = 15_717,
-             micro_batch: int = 32) -> dict[str, float]:
+def estimate(size: Size, gpus: int, lora: bool = True, queries: int = 32, candidates: int = 16, tokens: int = 192,
+             steps: int = 15_717, micro_batch: int = 32) -> dict[str, float]:
     """Memory of a GPU and hours of one epoch of MS MARCO (CSPLADE's contrastive stage), on paper.
 
-    * weights: 2 bytes a parameter (bfloat16, frozen); adapters: 16 bytes each (float32, gradient, two moments).
+    * weights: with LoRA 2 bytes a parameter (bfloat16, frozen). The whole network: 16 (float32, gradient, two moments)
+      and 2 for its copy in bfloat16 under autocast. Adapters: 16 bytes each.
     * activations under gradient checkpointing: a state of 2 x width bytes for each layer and token of a micro-batch,
       and one layer at work, 34 x width bytes a token (Korthikanti et al., arXiv 2205.05198).
     * vectors: 4 bytes x vocabulary for each text of the whole batch, four times over (rows, gathered rows, gradient,
       penalty); the pooling works in blocks and adds 0.5 GB at most.
     * operations: 2 a parameter and token for a forward pass. Micro-batches cost one without gradient, then
-      checkpointing two forward passes and a backward one of the same size, since frozen weights get no gradient: 8.
-    * hours = operations / (GPUs x 312e12 x 0.4). Attention (a few percent at 192 tokens) and the loading of data are
-      left out.
+      checkpointing two forward passes and a backward one, of the same size where frozen weights get no gradient, of
+      twice that otherwise: 8 with LoRA, 10 without.
+    * hours = operations / (GPUs x 312e12 x 0.4): ideal scaling. Attention (a few percent at 192 tokens), communication
+      and the loading of data are left out.
     """
     network, adapters = parameters(size)
+    trained = adapters if lora else 0
     texts = queries * (candidates + 1)
     work = micro_batch * tokens
     parts = {
-        "weights_gb": 2 * network / 1e9, "adapters_gb": 16 * adapters / 1e9,
+        "weights_gb": (2 if lora else 18) * network / 1e9, "adapters_gb": 16 * trained / 1e9,
         "activations_gb": work * size.width * (2 * size.layers + 34) / 1e9,
         "vectors_gb": 4 * 4 * texts * size.vocabulary / 1e9 + 0.5,
     }
-    operations = 8 * network * steps * (queries * candidates * tokens + queries * 32)
-    return {"parameters_m": network / 1e6, "adapters_m": adapters / 1e6, **parts, "memory_gb": sum(parts.values()),
-            "hours_an_epoch": operations / (gpus * PEAK * USE) / 3600}
+    operations = (8 if lora else 10) * network * steps * (queries * candidates * tokens + queries * 32)
+    return {"parameters_m": network / 1e6, "trained_m": (trained or network) / 1e6, **parts,
+            "memory_gb": sum(parts.values()), "hours_an_epoch": operations / (gpus * PEAK * USE) / 3600}
 
 
 def make_model(folder: Path, size: Size) -> None:

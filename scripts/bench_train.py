@@ -66,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--run", choices=(PEER, OURS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.steps <= UNCOUNTED:
+        parser.error(f"--steps is {arguments.steps}; the first {UNCOUNTED} are not counted, so allowed: "
+                     f"{UNCOUNTED + 1} or more")
     arguments.texts = max(arguments.batch, 64)
     return arguments
 

@@ -417,12 +417,12 @@ def _report(plan: Plan, systems: Sequence[System], names: Sequence[str], made: i
     folders = {name.replace(":", "-") for name in names}
     chosen = [row for row in rows.read_rows(plan.output)
               if row.dataset in folders and row.system in {system.name for system in systems}]
-    shown = {f"{row.dataset} / {row.system}": _round(row.measures) for row in rows.merge_groups(chosen)}
+    shown = {f"{row.dataset} / {row.system}": _round(row.shown_measures) for row in rows.merge_groups(chosen)}
     averages = {system: _round(values) for system, values in rows.average(chosen).items()}
     return {"results": str(plan.output), "rows_made": made, "rows_found": len(chosen) - made, "rows": shown,
             **({"average of BEIR's 13": averages} if averages else {}),
             **({"skipped": dict(skipped)} if skipped else {})}
 
 
-def _round(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in values.items()}
+def _round(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 4) for name, value in values.items()}

@@ -1,8 +1,8 @@
 """The verb ``explain``: what each term adds to a score, what was lost on the way, and why A is above B.
 
 The figures are the engine's own: for an impact index query weight x impact, for BM25 Lucene's score of each term alone.
-They add up to the score that the search gives. How they are shown is the business of ``explanation_view``.
-Next file to read: ``showcase``.
+They add up to the score that the search gives: whole numbers exactly, BM25's as a sum in float32. How they are shown
+is the business of ``explanation_view``. Next file to read: ``showcase``.
 """
 
 from __future__ import annotations

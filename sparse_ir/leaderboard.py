@@ -129,21 +129,14 @@ def _describe_dataset(of: Sequence[Row]) -> dict[str, Any]:
 
 def _check_depths(grid: Mapping[str, Mapping[str, Row]], measure: str) -> None:
     for row in (row for of in grid.values() for row in of.values()):
-        if _measures(row)[measure] is None:
+        if row.shown_measures[measure] is None:
             raise DataError(f"row {row.dataset}/{row.system} has {row.result['run']['hits_per_query']} hits per query, "
                             f"allowed: as many as {measure} looks at; make the row again, or order by another measure")
 
 
-def _measures(row: Row) -> dict[str, float | None]:
-    """The row's measures; None for one that looks deeper than the run goes, which is another measure in truth."""
-    deepest = row.result["run"]["hits_per_query"]
-    return {column: None if deepest < min(int(column.partition("@")[2]), row.result["dataset"]["documents"]) else value
-            for column, value in row.measures.items()}
-
-
 def _make_cells(of: Mapping[str, Row], found: Sequence[Row], measure: str, baseline: str) -> dict[str, dict[str, Any]]:
     compared = _compare([{system: row.per_query[measure] for system, row in of.items()}], baseline)
-    return {system: {**_measures(row), **compared[system],
+    return {system: {**row.shown_measures, **compared[system],
                      "efficiency": _efficiency(row, timing := _timing(row, found)),
                      "provenance": _provenance(row, timing)} for system, row in of.items()}
 
@@ -502,7 +495,7 @@ def make_mteb_files(found: Sequence[Row]) -> dict[str, Any]:
 
 def _mteb_result(row: Row) -> dict[str, Any]:
     facts = row.result["dataset"]
-    scores = {_MTEB_NAMES[column]: value for column, value in _measures(row).items() if value is not None}
+    scores = {_MTEB_NAMES[column]: value for column, value in row.shown_measures.items() if value is not None}
     return {
         "dataset_revision": files.sha256_of_json([facts[f"{part}_sha256"] for part in ("corpus", "queries", "qrels")]),
         "task_name": _TASKS[row.dataset], "mteb_version": None,

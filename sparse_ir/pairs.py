@@ -161,8 +161,9 @@ def _find_positives(
     for query_id, judged in qrels.items():
         relevant = [doc_id for doc_id, relevance in judged.items() if relevance >= 1]
         if not relevant:
-            raise DataError(f"{_find_line(qrels_path, query_id)}: query {query_id!r} has no positive, allowed: at "
-                            "least one document of relevance >= 1")
+            raise DataError(f"{_find_line(qrels_path, query_id)}: query {query_id!r} has no positive, for all its "
+                            f"{len(judged)} documents have a relevance below 1; allowed: one of 1 or more, or no line "
+                            "of this query")
         there = [positions[doc_id] for doc_id in relevant if doc_id in positions]
         missing += [(query_id, doc_id) for doc_id in relevant if doc_id not in positions]
         if there:

@@ -72,6 +72,13 @@ class Row(NamedTuple):
         return self.result["measures"]
 
     @property
+    def shown_measures(self) -> dict[str, float | None]:
+        """The measures; None for one that looks deeper than the run goes, which is another measure in truth."""
+        hits, documents = self.result["run"]["hits_per_query"], self.result["dataset"]["documents"]
+        return {column: None if hits < min(int(column.partition("@")[2]), documents) else value
+                for column, value in self.measures.items()}
+
+    @property
     def per_query(self) -> dict[str, dict[str, float]]:
         """Column -> query_id -> value, for all judged queries."""
         return self.result["per_query"]
@@ -388,13 +395,21 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
     }, {})
 
 
-def average(rows: Sequence[Row], names: Sequence[str] = benchmarks.BEIR_13) -> dict[str, dict[str, float]]:
-    """System -> column -> mean over the data sets ``names``; only systems that have a row for every one of them."""
-    found: dict[str, dict[str, Mapping[str, float]]] = {}
+def average(rows: Sequence[Row], names: Sequence[str] = benchmarks.BEIR_13) -> dict[str, dict[str, float | None]]:
+    """System -> column -> mean over the data sets ``names``; only systems that have a row for every one of them.
+
+    None where one of the runs is too short for the measure.
+    """
+    found: dict[str, dict[str, Mapping[str, float | None]]] = {}
     for row in merge_groups(rows):
-        found.setdefault(row.system, {})[row.dataset] = row.measures
-    return {system: {column: _mean([of[name][column] for name in names]) for column in COLUMNS}
+        found.setdefault(row.system, {})[row.dataset] = row.shown_measures
+    return {system: {column: _mean_of_all([of[name][column] for name in names]) for column in COLUMNS}
             for system, of in found.items() if set(names) <= set(of)}
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
 
 
 def _mean(values: Sequence[float]) -> float:

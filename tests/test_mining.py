@@ -10,6 +10,7 @@ import pytest
 from sparse_ir import mining, pairs, searcher, verbs
 from sparse_ir.errors import ConfigError
 from sparse_ir.mining import Rules, judge
+from sparse_ir.teachers import DenseTeacher
 
 HITS = [("a", 9.0), ("p", 8.0), ("b", 7.0), ("empty", 6.0), ("c", 4.0), ("d", 1.0)]
 DOCUMENTS = {
@@ -148,7 +149,29 @@ def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
     assert read(tmp_path / "dense.jsonl")["q1"]["negatives"] == [doc_id for doc_id, _ in order if doc_id != "p1"][:2]
 
 
+def test_a_dense_miner_pools_as_it_is_told(collection, tiny_folder, tmp_path):
+    """A folder that states no pooling: each way is that of the teacher of the same name, and none is refused."""
+    import transformers
+
+    folder, found = tmp_path / "model", {}
+    transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tiny_folder)).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
+    for pooling in ("cls", "mean"):
+        report = mining.mine(str(collection), tmp_path / f"{pooling}.jsonl", miner="dense", model=str(folder),
+                             pooling=pooling, depth=7, negatives=4)
+        assert report["kept"] > 0
+        teacher = DenseTeacher(folder, pooling=pooling)
+        scores = teacher.scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
+        order = sorted(zip(DOCUMENTS, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True)
+        found[pooling] = read(tmp_path / f"{pooling}.jsonl")["q1"]["negatives"]
+        assert found[pooling] == [doc_id for doc_id, _ in order[:7] if doc_id != "p1"][:4]
+    assert found["cls"] != found["mean"]
+    with pytest.raises(ConfigError, match="a plain transformers model, which states no pooling; give one of: cls, max"):
+        mining.mine(str(collection), tmp_path / "x.jsonl", miner="dense", model=str(folder))
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    ({"pooling": "mean"}, "pooling is for the miner dense, not bm25"),
     ({"negatives": 0}, "at least 1 negative"), ({"depth": 5, "negatives": 5, "skip": 1}, "at least skip"),
     ({"consistency": 0}, "consistency is 0"), ({"margin": 1.0}, "margin is 1.0"),
     ({"miner": "dense"}, "the miner dense needs a model"), ({"model": "x"}, "no other takes one"),

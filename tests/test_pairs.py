@@ -82,7 +82,8 @@ def test_missing_documents_are_an_error_or_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"judgements": [("q1", "d1", 1), ("q2", "d2", 0)]}, r"train.tsv:3: query 'q2' has no positive, allowed: at least"),
+    ({"judgements": [("q1", "d1", 1), ("q2", "d2", 0)]},
+     r"train.tsv:3: query 'q2' has no positive, for all its 1 documents have a relevance below 1; allowed: one of 1"),
     ({"judgements": [("q1", "d1", 1), ("q9", "d2", 1)]}, r"train.tsv:3: query 'q9' is not in .*queries.jsonl.gz"),
     ({"queries": {"q1": "first", "q2": " \t"}}, r"queries.jsonl.gz:2: text of query 'q2' is ' \\t', allowed: a text"),
     ({"documents": {"d1": "one", "d2": "two", "d3": ""}}, r"corpus.jsonl:3: document 'd3' is empty, and the positive"),

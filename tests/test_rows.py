@@ -375,3 +375,7 @@ def test_the_average_is_over_complete_systems_only(qrels_path):
     assert set(found) == {"bm25"}
     assert found["bm25"]["MRR@10"] == pytest.approx((0.5 + 8 / 12) / 2)
     assert rows.average(whole) == {}
+    whole[3].result["run"]["hits_per_query"] = 5  # of 9 documents
+    shallow = rows.average(whole, names)["bm25"]
+    assert shallow == {**dict.fromkeys(rows.COLUMNS), "MRR@10": None}
+    assert rows.average(whole[:1], names[:1])["bm25"]["R@1000"] == whole[0].measures["R@1000"]

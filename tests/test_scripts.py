@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -36,6 +37,28 @@ def test_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout  # the Markdown table
     assert json.loads(figures.read_text())
+
+
+def test_too_few_steps_are_refused() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPTS / "bench_train.py"), "--steps", "2"], capture_output=True,
+                          text=True, timeout=600)
+    assert done.returncode == 2 and "--steps is 2; the first 2 are not counted, so allowed: 3 or more" in done.stderr
+
+
+def test_the_estimate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer of width 2: four square matrices, three of 2 x 3, and a tied table of 10 words."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    bench = importlib.import_module("bench_decoder")
+    size = bench.Size(layers=1, width=2, inner=3, heads=1, groups=1, vocabulary=10, tied=True)
+    network = 4 * 2 * 2 + 3 * 2 * 3 + 10 * 2
+    for lora, weights, passes in ((True, 2, 8), (False, 18, 10)):
+        found = bench.estimate(size, 1, lora)
+        assert found["weights_gb"] == pytest.approx(weights * network / 1e9)
+        assert found["hours_an_epoch"] == pytest.approx(
+            passes * network * 15_717 * (32 * 16 * 192 + 32 * 32) / (312e12 * 0.4) / 3600)
+        assert bench.estimate(size, 8, lora)["hours_an_epoch"] == pytest.approx(found["hours_an_epoch"] / 8)
+        assert bench.estimate(size, 8, lora)["memory_gb"] == found["memory_gb"]
+    assert bench.estimate(size, 1, False)["adapters_gb"] == 0 and found["trained_m"] == network / 1e6
 
 
 @pytest.mark.parametrize("planted", [0, 2])
