@@ -113,8 +113,8 @@ class Encoder:
         * ``tokens_per_batch``: memory against speed; it does not change the vectors beyond rounding.
         * ``convention``: ``"opensearch"`` leaves special tokens out of the vectors, as that project's code does.
         * ``allow_pickle``: read an older ``pytorch_model.bin`` when there is no safetensors file.
-        * ``decoder``: how a decoder is read, in the place of its ``sparse_ir.json``; needed where there is none. What it
-          leaves unsaid of prompts and ``top_k`` is what a folder of sentence-transformers states.
+        * ``decoder``: how a decoder is read, in the place of its ``sparse_ir.json``; needed where there is none. What
+          it leaves unsaid of prompts and ``top_k`` is what a folder of sentence-transformers states.
 
         Raises ``ModelError`` for a checkpoint that cannot be used, ``ConfigError`` for an option.
         """
