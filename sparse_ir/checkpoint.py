@@ -634,7 +634,8 @@ def _neural_side(class_name: str, folder: Path, pooling_folder: Path, task: str)
     max_length = config.get(f"{task}_length") or config.get("max_seq_length")
     lowercase, decoder = bool(config.get("do_lower_case", False)), None
     if config.get("transformer_task") == "text-generation":  # that library pools whatever its tokenizer gives
-        decoder = DecoderSettings(pooled="all", bos=True, pooling=strategy, activation=activation)
+        bos = config["processing_kwargs"]["text"].get("add_special_tokens", True)
+        decoder = DecoderSettings(pooled="all", bos=bos, pooling=strategy, activation=activation)
     return NeuralSide(folder, strategy, activation, max_length, lowercase, decoder)
 
 
@@ -651,9 +652,8 @@ def _check_transformer_config(class_name: str, folder: Path, config: Mapping[str
         "modality_config", {}
     ):
         raise ModelError(f"{path}: modality_config is not the plain reading of text; supported: forward > logits")
-    if decoder and config.get("processing_kwargs") != _ALL_LOGITS:
-        raise ModelError(f"{path}: without processing_kwargs {_ALL_LOGITS} the decoder pools the last token only, "
-                         "which is not supported")
+    if decoder:
+        _check_reading_of_decoder(path, config.get("processing_kwargs") or {})
     for key in (*(() if decoder else ("processing_kwargs",)), "query_expansion", "processor_kwargs", "tokenizer_args",
                 "config_kwargs", "config_args"):
         if {name: value for name, value in (config.get(key) or {}).items() if name != "trust_remote_code"}:
@@ -661,6 +661,17 @@ def _check_transformer_config(class_name: str, folder: Path, config: Mapping[str
     for key in ("model_kwargs", "model_args"):
         if unknown := set(config.get(key) or {}) - _HARMLESS_MODEL_OPTIONS:
             raise ModelError(f"{path}: {key} sets {', '.join(sorted(unknown))}, which is not supported")
+
+
+def _check_reading_of_decoder(path: Path, options: Mapping[str, Any]) -> None:
+    text = options.get("text") or {}
+    if not isinstance(text, dict) or text.get("logits_to_keep", 1) != 0:
+        raise ModelError(f"{path}: without processing_kwargs {_ALL_LOGITS} the decoder pools the last token only, "
+                         "which is not supported")
+    strange = (set(options) - {"text"}) | (set(text) - {"logits_to_keep", "add_special_tokens"})
+    if strange or not isinstance(text.get("add_special_tokens", True), bool):
+        raise ModelError(f"{path}: processing_kwargs is {options}; supported for a decoder: logits_to_keep 0 and "
+                         "add_special_tokens (true or false) of text")
 
 
 def _static_side(root: Path, folder: Path) -> StaticSide:

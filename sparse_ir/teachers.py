@@ -312,11 +312,33 @@ class PairTeacher:
 
     in_batch = False
 
-    def __init__(self, name: str, network: towers.Network, cache: Path | None, fingerprint: dict[str, Any]) -> None:
-        """``fingerprint``: the facts that decide the scores, but those of the network."""
-        self.name, self._network = name, network
-        self.fingerprint: dict[str, Any] = {"name": name, **network.provenance, **fingerprint}
-        self._stored = Stored(Cache(cache, name, "pairs", self.fingerprint, _versions()), self._compute)
+    def __init__(
+        self,
+        model: str | Path,
+        build: Callable[..., towers.Network],
+        facts: dict[str, Any],
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        cache: Path | None = None,
+        device: str | None = None,
+        dtype: Dtype = "float32",
+        max_length: int | None = None,
+        tokens_per_batch: int | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
+        """Describe the model and open its cache; the network is loaded when a pair is not in the cache.
+
+        ``build`` checks a folder and describes its network; ``facts`` decide the scores besides it. ``max_length`` is
+        that of the pair; other options as for ``DenseTeacher``. Raises ``ModelError`` for a model of another kind,
+        ``ConfigError`` for an option, ``IndexMismatch`` for the cache of another teacher.
+        """
+        folder, commit = towers.resolve(model, revision, allow_pickle)
+        self._network = build(folder=folder, dtype=dtype, device=towers.choose_device(device), max_length=max_length,
+                              tokens_per_batch=tokens_per_batch, allow_pickle=allow_pickle)
+        self.name = name or (folder.name if commit is None else str(model))
+        self.fingerprint: dict[str, Any] = {"name": self.name, **self._network.provenance, **facts, "revision": commit}
+        self._stored = Stored(Cache(cache, self.name, "pairs", self.fingerprint, _versions()), self._compute)
 
     @property
     def forward_passes(self) -> int:
@@ -377,73 +399,37 @@ class PairTeacher:
 
 
 class CrossEncoderTeacher(PairTeacher):
-    """A sequence classifier with one label."""
+    """A sequence classifier with one label; of a pair that is too long the longer text is cut first."""
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        name: str | None = None,
-        revision: str | None = None,
-        cache: Path | None = None,
-        device: str | None = None,
-        dtype: Dtype = "float32",
-        max_length: int | None = None,
-        activation: Literal["identity", "sigmoid"] = "identity",
-        tokens_per_batch: int | None = None,
-        allow_pickle: bool = False,
-    ) -> None:
-        """Describe the model and open its cache; the network is loaded when a pair is not in the cache.
-
-        ``activation``: distillation wants the logit as it is, because a sigmoid is flat where a teacher is sure;
-        ``"sigmoid"`` gives values in 0..1. Other options as for ``DenseTeacher``. ``max_length`` is that of the pair;
-        the longer of the two texts is cut first. Raises ``ModelError`` for a model without exactly one label,
-        ``ConfigError`` for an option, ``IndexMismatch`` for the cache of another teacher.
-        """
-        folder, commit = towers.resolve(model, revision, allow_pickle)
+    def __init__(self, model: str | Path, *, activation: Literal["identity", "sigmoid"] = "identity",
+                 **options: Any) -> None:
+        """``activation``: distillation wants the logit as it is, because a sigmoid is flat where a teacher is sure;
+        ``"sigmoid"`` gives values in 0..1. ``options`` as for ``PairTeacher``."""
         self._activation = towers.check_option("activation", activation, ("identity", "sigmoid"))
-        towers.check_cross_encoder(folder)
-        network = towers.Network(
-            folder=folder, classes="AutoModelForSequenceClassification", dtype=dtype,
-            device=towers.choose_device(device), max_length=max_length,
-            stated_length=towers.stated_length(folder), lowercase=False, tokens_per_batch=tokens_per_batch,
-            allow_pickle=allow_pickle,
-        )
-        super().__init__(name or (folder.name if commit is None else str(model)), network, cache,
-                         {"kind": "cross-encoder", "revision": commit, "activation": activation})
+        super().__init__(model, _cross_encoder, {"kind": "cross-encoder", "activation": activation}, **options)
 
     def _scores_of(self, outputs_B1: Any) -> Any:
         return outputs_B1 if self._activation == "identity" else outputs_B1.sigmoid()
 
 
+def _cross_encoder(folder: Path, **options: Any) -> towers.Network:
+    towers.check_cross_encoder(folder)
+    return towers.Network(folder=folder, classes="AutoModelForSequenceClassification", lowercase=False,
+                          stated_length=towers.stated_length(folder), **options)
+
+
 class MonoT5Teacher(PairTeacher):
     """monoT5: a T5 that says "true" or "false"; the score is the logarithm of the probability of "true"."""
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        name: str | None = None,
-        revision: str | None = None,
-        cache: Path | None = None,
-        device: str | None = None,
-        dtype: Dtype = "float32",
-        max_length: int | None = None,
-        tokens_per_batch: int | None = None,
-        allow_pickle: bool = False,
-    ) -> None:
-        """As ``CrossEncoderTeacher``; ``max_length`` (default 512) is that of the whole prompt, see ``towers.MonoT5``.
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        """``options`` as for ``PairTeacher``; ``max_length`` (default 512) is that of the whole prompt, see
+        ``towers.MonoT5``."""
+        super().__init__(model, _monot5, {"kind": "monot5"}, **options)
 
-        Raises ``ModelError`` for what is no T5, or has no tokens for the two answers.
-        """
-        folder, commit = towers.resolve(model, revision, allow_pickle)
-        towers.check_monot5(folder)
-        network = towers.MonoT5(
-            folder=folder, dtype=dtype, device=towers.choose_device(device), max_length=max_length,
-            tokens_per_batch=tokens_per_batch, allow_pickle=allow_pickle,
-        )
-        super().__init__(name or (folder.name if commit is None else str(model)), network, cache,
-                         {"kind": "monot5", "revision": commit})
+
+def _monot5(folder: Path, **options: Any) -> towers.Network:
+    towers.check_monot5(folder)
+    return towers.MonoT5(folder=folder, **options)
 
 
 # ------------------------------------------------------------------------------------------------ computing once

@@ -160,6 +160,22 @@ def test_distillation_and_gradient_checkpointing(folders, pairs_file, tmp_path):
     assert layouts.read_decoder_settings(tmp_path / "a" / "model").temperature == 10.0
 
 
+def test_distillation_alone_teaches_a_decoder(folders, pairs_file, tmp_path):
+    """No contrastive loss: BM25's order of the batch is learned through adapters, under echo, and saved."""
+    config = make_config(folders["qwen3"], pairs_file, "echo", loss=[{"name": "kl"}], teacher=[{"kind": "bm25"}],
+                         lora={"r": 8}, optimizer={"learning_rate": 1e-2}, decoder={"initial_terms": 40},
+                         model={"max_length": 100, "saved_max_length": 100, "query_max_length": 80},
+                         run={"steps": 40}, batch={"queries": 8})
+    path = tmp_path / "config.toml"
+    path.write_text(recipe.format_config(config))
+    report = runs.train(path, tmp_path / "run")
+    lines = log_of(tmp_path / "run")
+    assert "info_nce" not in lines[0]
+    first, last = (np.mean([line["kl"] for line in part]) for part in (lines[:8], lines[-8:]))
+    assert last < 0.7 * first
+    assert Encoder.load(report["model"]).encode(TEXTS).nnz > 0
+
+
 @pytest.mark.filterwarnings("error::FutureWarning", "error::UserWarning")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_other_libraries_have_nothing_to_warn_of(family, folders, pairs_file, tmp_path):
@@ -486,42 +502,22 @@ def first_state_sees_more(states):
     return not torch.allclose(*found, atol=1e-5)
 
 
-MEMORY = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from tiny_models import SENTENCES
+def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
+    folder = tiny_decoders.build("llama", tmp_path / "m", extra_outputs=64_000, max_position_embeddings=1024)
+    used, tokens = tiny_decoders.measure_growth(f"""
 from sparse_ir import decoder_student, recipe
-
-def mib(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
-
-config = recipe.parse_config({{"model": {{"start": {folder!r}, "query": "neural", "max_length": 512}},
+config = recipe.parse_config({{"model": {{"start": {str(folder)!r}, "query": "neural", "max_length": 512}},
     "data": [{{"path": "x"}}], "run": {{"steps": 2}}, "decoder": {{"mode": "causal", "logit_shift": 40.0}},
     "lora": {{"r": 4}}}})
 student = decoder_student.open_student(config)[1]
 texts = [" ".join(SENTENCES[:8])] * 4
 student(student.tokenize_documents(texts[:1])).sum().backward()
-tokens = sum(len(text.ids) for text in student.tokenize_documents(texts))
-before = mib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
+print(sum(len(text.ids) for text in student.tokenize_documents(texts)))""", """
 student(student.tokenize_documents(texts)).sum().backward()
 examples = student.make_examples(student.bare_ids(texts), recipe.WarmStartSettings(objective="clm"), 0)
-student(examples).sum().backward()
-print(mib("VmHWM") - before, tokens * 64_000 * 4 / 2**20)
-"""
-
-
-def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
-    folder = tiny_decoders.build("llama", tmp_path / "m", extra_outputs=64_000, max_position_embeddings=1024)
-    code = MEMORY.format(tests=str(tiny_decoders.__file__).rsplit("/", 1)[0], folder=str(folder))
-    # blocks that are freed go back to the system at once, so that the peak is that of living tensors
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"})
-    used, logits = map(float, done.stdout.split())
+student(examples).sum().backward()""",
+        MALLOC_MMAP_THRESHOLD_="1000000")  # freed blocks go back to the system, so that the peak is of living tensors
+    logits = int(tokens) * 64_000 * 4 / 2**20
     assert used < 0.6 * logits and logits > 240
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -601,8 +600,11 @@ def test_an_adapter_without_peft_is_refused(folders, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ other libraries
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_a_causal_decoder_saved_by_sentence_transformers(family, folders, tmp_path):
+@pytest.mark.parametrize(("family", "reading"), [
+    ("llama", {}), ("gpt2", {}), ("gemma2", {}), ("llama", {"add_special_tokens": False}),
+    ("gemma2", {"add_special_tokens": True}),
+])
+def test_a_causal_decoder_saved_by_sentence_transformers(family, reading, folders, tmp_path):
     """There every token is pooled that the tokenizer gives, BOS and prompt included.
 
     One text at a time: that library pads on the left without telling the network, which moves GPT-2's positions.
@@ -613,7 +615,7 @@ def test_a_causal_decoder_saved_by_sentence_transformers(family, folders, tmp_pa
     transformer = Transformer(
         str(folders[family]), transformer_task="text-generation", module_output_name="token_embeddings",
         modality_config={"text": {"method": "forward", "method_output_name": "logits"}}, max_seq_length=40,
-        processing_kwargs={"text": {"logits_to_keep": 0}})
+        processing_kwargs={"text": {"logits_to_keep": 0, **reading}})
     SparseEncoder(modules=[transformer, SpladePooling()], prompts={"query": "find: ", "document": "read: "},
                   device="cpu").save_pretrained(str(tmp_path / "m"))
     oracle = SparseEncoder(str(tmp_path / "m"), device="cpu")
@@ -622,9 +624,15 @@ def test_a_causal_decoder_saved_by_sentence_transformers(family, folders, tmp_pa
         list(TEXTS), batch_size=1, convert_to_sparse_tensor=False).numpy(), **CLOSE)
     np.testing.assert_allclose(encoder.query_encoder().encode_batch(TEXTS).toarray(), oracle.encode_query(
         list(TEXTS), batch_size=1, convert_to_sparse_tensor=False).numpy(), **CLOSE)
-    change_json(tmp_path / "m" / "sentence_bert_config.json", processing_kwargs={})
-    with pytest.raises(ModelError, match=r"without processing_kwargs .*logits_to_keep.* pools the last token only"):
-        Encoder.load(tmp_path / "m")
+    assert encoder.checkpoint.document.decoder.bos == reading.get("add_special_tokens", True)
+    for options, message in (
+        ({}, r"without processing_kwargs .*logits_to_keep.* pools the last token only"),
+        ({"text": {"logits_to_keep": 0, "padding": "max_length"}}, "processing_kwargs is .*padding.*; supported"),
+        ({"text": {"logits_to_keep": 0}, "common": {"device": "cpu"}}, r"processing_kwargs is .*common.*; supported"),
+    ):
+        change_json(tmp_path / "m" / "sentence_bert_config.json", processing_kwargs=options)
+        with pytest.raises(ModelError, match=message):
+            Encoder.load(tmp_path / "m")
     encoder.save(tmp_path / "ours")
     np.testing.assert_allclose(encode(tmp_path / "ours"), encoder.encode(TEXTS).toarray(), rtol=1e-6, atol=1e-6)
 
@@ -749,37 +757,16 @@ def test_every_token_reaches_lucene_and_comes_back(kind, folded, tmp_path):
 # ------------------------------------------------------------------------------------------------ memory
 
 
-MEMORY = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from tiny_models import SENTENCES
-from sparse_ir.checkpoint import DecoderSettings
-from sparse_ir.encoder import Encoder
-
-def mib(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
-
-encoder = Encoder.load({folder!r}, decoder=DecoderSettings(mode="echo", logit_shift=40.0), tokens_per_batch=2048)
-encoder.encode(["warm up"])
-before = mib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-encoder.encode([" ".join(SENTENCES[:{sentences}])] * 16)
-print(mib("VmHWM") - before)
-"""
-
-
 @pytest.mark.parametrize("sentences", [1, 16])
 def test_peak_memory_does_not_grow_with_length_times_vocabulary(sentences, tmp_path):
     """At 128,000 terms the logits of one batch of 2048 tokens would take 1000 MiB, those of one long text 240."""
     folder = tiny_decoders.build("llama", tmp_path / "m", extra_outputs=128_000, max_position_embeddings=1024)
-    code = MEMORY.format(tests=os.path.dirname(tiny_models.__file__), folder=str(folder),  # noqa: PTH120
-                         sentences=sentences)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 100
+    growth, _ = tiny_decoders.measure_growth(f"""
+from sparse_ir.checkpoint import DecoderSettings
+from sparse_ir.encoder import Encoder
+encoder = Encoder.load({str(folder)!r}, decoder=DecoderSettings(mode="echo", logit_shift=40.0), tokens_per_batch=2048)
+encoder.encode(["warm up"])""", f"encoder.encode([' '.join(SENTENCES[:{sentences}])] * 16)")
+    assert growth < 100
 
 
 def test_importing_the_module_loads_no_transformers():

@@ -8,6 +8,9 @@ The families differ in what matters to an encoder: positions (rotary, learned, l
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,31 @@ def _owner(tokenizer: Tokenizer, bos: bool) -> Any:
         model_max_length=10**30, padding_side="left", model_input_names=["input_ids", "attention_mask"])
 
 
+def measure_growth(prepare: str, work: str, **environment: str) -> tuple[float, str]:
+    """MiB by which the peak of a fresh process's memory rises in ``work`` over what it holds after ``prepare``.
+
+    Both are code; ``SENTENCES`` and ``torch``, on one thread, are there. Also what the code printed.
+    """
+    code = "\n".join([_MEASURED.format(tests=str(Path(__file__).parent)), prepare, "before = mib('VmRSS')",
+                      "Path('/proc/self/clear_refs').write_text('5')", work, "print(mib('VmHWM') - before)"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, **environment})
+    *printed, growth = done.stdout.split("\n")[:-1]
+    return float(growth), "\n".join(printed)
+
+
+_MEASURED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from tiny_models import SENTENCES
+
+def mib(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+"""
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
           "max_position_embeddings": POSITIONS, "initializer_range": 0.3, **_ENDS}
