@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import run_command
 
-from sparse_ir import checkpoint, files, indexes, searcher, verbs
+from sparse_ir import checkpoint, files, indexes, recipe, searcher, verbs
 from sparse_ir.encoder import Encoder
 from sparse_ir.queries import StaticQueryEncoder
 
@@ -110,3 +112,14 @@ def test_searching_loads_no_torch(corpus, tmp_path):
             "    assert index.search('cooking recipe', 1).doc_ids == ['bread']\n"
             "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_card_has_every_setting_of_this_release() -> None:
+    """Settings that were added later stand there with the defaults by which the model was made."""
+    text = (verbs.shipped_model() / "README.md").read_text(encoding="utf-8")
+    block = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[-1]
+    config = recipe.parse_config(tomllib.loads(block))
+    assert recipe.format_config(config) == block
+    made = recipe.read_config(Path(__file__).parent.parent / "scripts" / "recipes" / "default.toml")
+    for section in ("batch", "loss", "ensemble", "documents", "optimizer", "warm_start", "blend", "run"):
+        assert getattr(config, section) == getattr(made, section)
