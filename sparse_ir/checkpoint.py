@@ -285,7 +285,10 @@ def _fill_in(folder: Path, decoder: DecoderSettings) -> DecoderSettings:
 
 def _first_path(folder: Path) -> str:
     """Where the first module of a ``modules.json`` lies, relative to the folder."""
-    return str(_read_json(folder / "modules.json")[0].get("path", ""))
+    listed = _read_json(folder / "modules.json")
+    if not (isinstance(listed, list) and listed and isinstance(listed[0], dict)):
+        raise ModelError(f"{folder / 'modules.json'} is no list of modules")
+    return str(_relative(folder, str(listed[0].get("path", ""))))
 
 
 def find_folder(
@@ -587,10 +590,14 @@ def _module(folder: Path, type_name: str, path: str) -> tuple[str, str, Path]:
                          f"language model with SpladePooling, or a decoder with {_DECODER_FILE} or decoder=...")
     if class_name not in _ROLES:
         raise ModelError(f"{folder}: module class {class_name} is unknown; known: {', '.join(_ROLES)}")
+    return _ROLES[class_name], class_name, folder / _relative(folder, path)
+
+
+def _relative(folder: Path, path: str) -> PurePosixPath:
     relative = PurePosixPath(path)
     if relative.is_absolute() or ".." in relative.parts:
         raise ModelError(f"{folder}: module path {path!r} leaves the model folder")
-    return _ROLES[class_name], class_name, folder / relative
+    return relative
 
 
 def _route(folder: Path, modules: list[tuple[str, str, Path]], task: str) -> list[tuple[str, str, Path]]:

@@ -132,7 +132,7 @@ def examine(
             found += [check(patient) for check in tqdm(CHECKS, desc="examining", unit=" checks",
                                                        disable=None if progress else True)]
     except (ModelError, ConfigError) as error:
-        unsaid = options.get("decoder") is None and _says_nothing(folder)
+        unsaid = "decoder=..." in str(error) and _says_nothing(folder)
         found.append(Finding("loading", "fault", {"reason": str(error)}, _SAY_HOW if unsaid else "see the reason"))
     return _report(kind, found)
 

@@ -145,6 +145,18 @@ def test_what_is_refused_and_why(tmp_path, changes, message):
         checkpoint.read_layout(write(tmp_path, symmetric(MLM, POOLING, **changes)))
 
 
+@pytest.mark.parametrize(("modules", "message"), [
+    ([], "is no list of modules"), ({"a": 1}, "is no list of modules"), (["x"], "is no list of modules"),
+    ([{"path": "../x"}], r"module path '\.\./x' leaves the model folder"),
+])
+def test_a_broken_list_of_modules_is_refused_whoever_reads_it(tmp_path, modules, message):
+    folder = write(tmp_path, symmetric(MLM, POOLING, **{"modules.json": modules}))
+    for read in (lambda: checkpoint.read_layout(folder, decoder=checkpoint.DecoderSettings()),
+                 lambda: checkpoint.find_folder(folder)):
+        with pytest.raises(ModelError, match=message):
+            read()
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"parameters": {"route_mappings": {"('query', 'text')": "query"}}}, "uses route_mappings"),
     ({"structure": {"query": ["query_0_SparseStaticEmbedding"]}}, r"no route 'document' \(routes: query\)"),
