@@ -151,10 +151,14 @@ def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
 
 def test_a_dense_miner_pools_as_it_is_told(collection, tiny_folder, tmp_path):
     """A folder that states no pooling: each way is that of the teacher of the same name, and none is refused."""
+    import torch
     import transformers
 
     folder, found = tmp_path / "model", {}
-    transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tiny_folder)).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.from_pretrained(tiny_folder, initializer_range=0.5)
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
     for pooling in ("cls", "mean"):
         report = mining.mine(str(collection), tmp_path / f"{pooling}.jsonl", miner="dense", model=str(folder),
