@@ -94,8 +94,6 @@ def quantize_query(token_ids: np.ndarray, weights: np.ndarray, rule: Rule) -> tu
     Under a folded rule every term with a positive weight counts 1; otherwise weights are scaled and rounded like
     document weights.
     """
-    if rule.folded and len(weights) and weights.min() > 0 and weights.max() < np.inf:
-        return token_ids, np.ones(len(weights), np.int32)  # what a static query encoder gives
     check_weights(weights)
     if rule.folded:
         impacts = (weights > 0).astype(np.int32)

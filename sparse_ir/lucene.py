@@ -29,7 +29,7 @@ import numpy as np
 from scipy import sparse
 
 from sparse_ir import java
-from sparse_ir.errors import DamagedError, DataError
+from sparse_ir.errors import DamagedError, DataError, JavaError
 from sparse_ir.impacts import LARGEST_IMPACT
 
 FIELD = "contents"  # the names that Anserini's readers expect
@@ -41,6 +41,7 @@ Kind = Literal["impact", "bm25"]
 
 _ESCAPE = "\u241b"  # SYMBOL FOR ESCAPE: rare, visible, and no white space
 _BUFFER_MEGABYTES = 256.0
+_MANY_HITS, _MANY_TERMS = 100, 24
 _KEPT_TERMS = 2**14  # whose places in an open index are remembered, about 10 MB
 
 
@@ -62,6 +63,7 @@ class Bm25(NamedTuple):
 # ------------------------------------------------------------------------------------------------ terms
 
 
+@functools.lru_cache(maxsize=2**16)
 def term_of_token(token: str) -> str:
     """The Lucene term of a vocabulary token: reversible, and the token itself unless it would be cut or lost.
 
@@ -294,9 +296,11 @@ class Reader:
         parameters = parameters or Bm25()
         similarity = _similarity(kind, parameters)
         self._fields = {FIELD: 1.0, TITLE_FIELD: parameters.title} if parameters.title else {FIELD: 1.0}
-        self._searcher = _searcher_class()(self._reader)
-        self._searcher.setSimilarity(similarity)
-        self._searcher.setQueryCache(None)
+        self._searcher, self._scanner = (searcher_class(self._reader) for searcher_class in _searcher_classes())
+        for searcher in (self._searcher, self._scanner):
+            searcher.setSimilarity(similarity)
+            searcher.setQueryCache(None)
+        self._make_manager = _manager_maker()
         self._generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
         self._analyzer = _analyzer("bm25") if kind == "bm25" else None
         self._writer, self._boosts_reader = _hits_writer(), _boosts_reader()
@@ -309,14 +313,14 @@ class Reader:
         """The ``k`` best documents for ``sum boost x impact`` over the given Lucene terms; no terms give no hits."""
         if not terms:
             return Hits([], np.empty(0, np.float32))
-        return self._top(self._impact_query(terms, boosts), k)
+        return self._top(self._impact_query(terms, boosts), k, len(terms))
 
     def find_candidates(self, terms: Sequence[str], boosts: Sequence[int], count: int) -> np.ndarray:
         """Numbers of the ``count`` best documents for the given Lucene terms, int64; ties by ascending number."""
         if not terms or not self.num_documents:
             return np.empty(0, np.int64)
-        query = self._impact_query(terms, boosts)
-        return np.asarray(self._collect(query, min(count, self.num_documents))[0], dtype=np.int64)
+        query, wanted = self._impact_query(terms, boosts), min(count, self.num_documents)
+        return np.asarray(self._collect(query, wanted, _finds_all(count, len(terms)))[0], dtype=np.int64)
 
     def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> Hits:
         """The ``k`` best of documents ``(N,)`` that were scored elsewhere, float32 ``(N,)``, by the tie rule."""
@@ -421,14 +425,14 @@ class Reader:
             states = java.java_class("org.apache.lucene.index.TermStates").build(self._searcher, place, True)
         return java.java_class("org.apache.lucene.search.TermQuery")(place, states)
 
-    def _top(self, query: Any, k: int) -> Hits:
+    def _top(self, query: Any, k: int, num_terms: int = 1) -> Hits:
         """Lucene breaks ties by document number, so hits that tie with the last one are fetched until all are here."""
         if k < 1:
             raise DataError(f"{k} hits are not allowed; ask for at least 1")
         wanted = k + 4 + k // 8  # tied hits at the end of folded impacts are fewer in 97 of 100 questions and more
         while True:
             wanted = max(1, min(wanted, self.num_documents))
-            numbers, scores = self._collect(query, wanted)
+            numbers, scores = self._collect(query, wanted, _finds_all(k, num_terms))
             if len(numbers) < wanted or wanted == self.num_documents or scores[-1] < scores[k - 1]:
                 break
             wanted *= 4
@@ -449,10 +453,17 @@ class Reader:
                     doc_ids[start:end] = sorted(doc_ids[start:end], reverse=True)
         return Hits(doc_ids[:k], np.array(scores[:k], dtype=np.float32))
 
-    def _collect(self, query: Any, k: int) -> tuple[list[int], list[float]]:
-        """Document numbers and scores of one search, brought over in a single transfer as JSON text."""
+    def _collect(self, query: Any, k: int, find_all: bool = False) -> tuple[list[int], list[float]]:
+        """Document numbers and scores of one search, brought over in a single transfer as JSON text.
+
+        ``find_all``: score every match instead of passing over documents that cannot be among the best.
+        """
         with java.translated_errors("the search failed", DamagedError):
-            found = self._searcher.search(query, k)
+            if find_all:
+                manager = self._make_manager(k)
+                found = self._scanner.search(query, manager)
+            else:
+                found = self._searcher.search(query, k)
             text = self._writer.writeValueAsString(found)
         (hits,) = json.loads(text)
         return [number for _, number in hits], [score for score, _ in hits]
@@ -476,13 +487,37 @@ def _term_query(field: str, term: str) -> Any:
     )
 
 
+def _finds_all(k: int, num_terms: int) -> bool:
+    """True where it takes longer to find out what can be passed over than to score it.
+
+    So it is for long queries, by a third, and for many hits, by up to a fifth; for few hits of short ones it is not,
+    and the less so the larger the collection.
+    """
+    return k >= _MANY_HITS or num_terms > _MANY_TERMS
+
+
 @functools.lru_cache(maxsize=1)
-def _searcher_class() -> Any:
-    return java.narrow_class(
-        "org.apache.lucene.search.IndexSearcher", "(Lorg/apache/lucene/index/IndexReader;)V",
-        search="(Lorg/apache/lucene/search/Query;I)Lorg/apache/lucene/search/TopDocs;",
-        setSimilarity="(Lorg/apache/lucene/search/similarities/Similarity;)V",
-        setQueryCache="(Lorg/apache/lucene/search/QueryCache;)V")
+def _searcher_classes() -> tuple[Any, Any]:
+    """``IndexSearcher`` for the best hits only, and for a collector manager."""
+    query, shared = "Lorg/apache/lucene/search/Query;", {
+        "setSimilarity": "(Lorg/apache/lucene/search/similarities/Similarity;)V",
+        "setQueryCache": "(Lorg/apache/lucene/search/QueryCache;)V"}
+    searches = (f"({query}I)Lorg/apache/lucene/search/TopDocs;",
+                f"({query}Lorg/apache/lucene/search/CollectorManager;)Ljava/lang/Object;")
+    name, constructor = "org.apache.lucene.search.IndexSearcher", "(Lorg/apache/lucene/index/IndexReader;)V"
+    best, every = (java.narrow_class(name, constructor, search=search, **shared) for search in searches)
+    return best, every
+
+
+def _manager_maker() -> Callable[[int], Any]:
+    """Makes what collects the ``k`` best of all matches; Lucene 10 has a class for it, Lucene 9 a method."""
+    whole = 2**31 - 1  # hits that are counted, and therefore found, before any is passed over
+    try:
+        manager_class = java.java_class("org.apache.lucene.search.TopScoreDocCollectorManager")
+    except JavaError:
+        collector_class = java.java_class("org.apache.lucene.search.TopScoreDocCollector")
+        return lambda k: collector_class.createSharedManager(k, None, whole)
+    return lambda k: manager_class(k, whole)
 
 
 @functools.lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from sparse_ir import approximation, data, files, forward, indexes, lucene
 from sparse_ir.approximation import EXACT, SearchOptions
 from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
 from sparse_ir.impacts import Rule, quantize_query
-from sparse_ir.queries import QueryEncoder, load_query_encoder
+from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
 
 
 class _Query(NamedTuple):
@@ -167,9 +167,12 @@ class Index:
     def _read_query(self, text: str) -> _Query:
         if self.query_encoder is None or not text.strip():  # an empty text would give a network's special tokens
             return _Query(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32), [])
-        token_ids, weights = self.query_encoder.encode(text)
-        kept, impacts = quantize_query(token_ids, weights, self.rule)
-        if len(kept) < len(token_ids):
+        kept, weights = self.query_encoder.encode(text)
+        if self.rule.folded and isinstance(self.query_encoder, StaticQueryEncoder):  # its weights are above 0
+            impacts = np.ones(len(kept), np.int32)
+        else:
+            token_ids = kept
+            kept, impacts = quantize_query(token_ids, weights, self.rule)
             weights = weights[np.searchsorted(token_ids, kept)]
         vocabulary, term_of_token = self.query_encoder.vocabulary, lucene.term_of_token
         return _Query(kept, weights, impacts, [term_of_token(vocabulary[token_id]) for token_id in kept.tolist()])

@@ -61,6 +61,22 @@ def test_search_equals_brute_force_with_ties_at_every_cut(small, threads, stored
                     exact_pairs(query, matrix, doc_ids, k)
 
 
+@pytest.mark.parametrize(("many_terms", "many_hits"), [(0, 100), (1000, 100_000)])
+@pytest.mark.parametrize("heaviest", [1, 3])
+def test_passing_documents_over_or_scoring_all_gives_the_same_hits(small, monkeypatch, many_terms, many_hits, heaviest):
+    matrix, doc_ids, folders = small
+    monkeypatch.setattr(lucene, "_MANY_TERMS", many_terms)
+    monkeypatch.setattr(lucene, "_MANY_HITS", many_hits)
+    searched = []
+    with lucene.Reader(folders[2], "impact", look_up(doc_ids)) as reader:
+        monkeypatch.setattr(reader, "_make_manager", lambda k, make=reader._make_manager: searched.append(k) or make(k))
+        for query in random_matrix(5, 6, TERMS, 0.5, heaviest):
+            terms, boosts = [VOCABULARY[i] for i in query.indices], query.data.tolist()
+            for k in (3, 400):
+                assert pairs_of(reader.search_terms(terms, boosts, k)) == exact_pairs(query, matrix, doc_ids, k)
+    assert bool(searched) == (many_terms == 0)
+
+
 @pytest.mark.parametrize("boosts", [[1, 1, 1], [2, 1, 3], [60_000, 1, 1]])
 def test_terms_named_twice_count_twice_with_and_without_boosts(small, boosts):
     matrix, doc_ids, folders = small
