@@ -41,8 +41,8 @@ class Packed:
     """All documents as one endless stream of tokens, cut into sequences of one length: ``at(number)``, from 0.
 
     An epoch is a permutation of the different documents that are not empty; each stands there whole, the end token
-    behind it. Only texts, seed and number decide a sequence. What is read of the stream is counted as it goes by, so
-    that a run that is resumed late tokenizes what lies before once more, and nothing else.
+    behind it. Only texts, seed and number decide a sequence. ``starts`` says where the blocks of documents read so far
+    begin in the stream; whoever sets what an equal object had reached need not tokenize all that lies before.
     """
 
     def __init__(self, texts: Sequence[str], tokenize: Callable[[Sequence[str]], Sequence[np.ndarray]], length: int,
@@ -51,19 +51,19 @@ class Packed:
         self._texts = texts
         self._kept = np.flatnonzero((same == np.arange(len(same))) & [bool(text.strip()) for text in texts])
         self._tokenize, self._length, self._end_id, self._seed = tokenize, length, end_id, seed
-        self._starts = [0]  # where each block of documents begins in the stream
+        self.starts = [0]
         self._orders: dict[int, np.ndarray] = {}
         self._blocks: dict[int, np.ndarray] = {}  # the last two
 
     def at(self, number: int) -> np.ndarray:
         """int64 ``[length]``: the tokens of a sequence."""
         first, last = number * self._length, (number + 1) * self._length
-        while self._starts[-1] < last:
-            self._starts.append(self._starts[-1] + len(self._block(len(self._starts) - 1)))
-        begin = bisect.bisect_right(self._starts, first) - 1
-        end = bisect.bisect_left(self._starts, last)
+        while self.starts[-1] < last:
+            self.starts.append(self.starts[-1] + len(self._block(len(self.starts) - 1)))
+        begin = bisect.bisect_right(self.starts, first) - 1
+        end = bisect.bisect_left(self.starts, last)
         tokens = np.concatenate([self._block(block) for block in range(begin, end)])
-        return tokens[first - self._starts[begin] :][: self._length]
+        return tokens[first - self.starts[begin] :][: self._length]
 
     def _block(self, number: int) -> np.ndarray:
         """The tokens of some documents that follow one another."""

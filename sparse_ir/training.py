@@ -498,6 +498,8 @@ class Trainer:
                 tensors = {"frequency": self.frequency_V, **_moments(self.optimizer)}
                 if self.query_side is not None:
                     tensors["query_weights"] = self.query_side.weights_V.detach()
+                if self._packed is not None:
+                    tensors["packed_starts"] = torch.tensor(self._packed.starts)
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
                 files.write_json(folder / "state.json", {
                     "format": FORMAT, "progress": self.progress.__dict__, "fingerprint": self.fingerprint,
@@ -536,6 +538,8 @@ class Trainer:
         if self.query_side is not None:
             with torch.no_grad():
                 self.query_side.weights_V.copy_(tensors.pop("query_weights"))
+        if self._packed is not None:
+            self._packed.starts = tensors.pop("packed_starts").tolist()
         _restore_moments(self.optimizer, tensors)
         self.progress = Progress(**state["progress"])
         if state.get("dev", self._dev_settings()) != self._dev_settings():  # best at something else

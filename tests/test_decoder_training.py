@@ -376,6 +376,10 @@ def test_packed_documents_stand_in_the_stream_whole_and_once_an_epoch():
     for number in (count - 1, 5, 170):  # a run that is resumed knows nothing but the number
         assert np.array_equal(pack().at(number), sequences[number])
         assert np.array_equal(packed.at(number), sequences[number])
+    resumed = pack()
+    resumed.starts = packed.starts
+    blocks.clear()
+    assert np.array_equal(resumed.at(count - 1), sequences[-1]) and len(blocks) <= 2 < len(packed.starts) - 2
     assert np.array_equal(pack(length=2 * size).at(0), stream[: 2 * size])
     assert not np.array_equal(pack(seed=1).at(0), sequences[0])
 
