@@ -41,8 +41,9 @@ class Packed:
     """All documents as one endless stream of tokens, cut into sequences of one length: ``at(number)``, from 0.
 
     An epoch is a permutation of the different documents that are not empty; each stands there whole, the end token
-    behind it. Only texts, seed and number decide a sequence. ``starts`` says where the blocks of documents read so far
-    begin in the stream; whoever sets what an equal object had reached need not tokenize all that lies before.
+    behind it (attention goes across it, as in pre-training). Only texts, seed and number decide a sequence.
+    ``starts`` says where the blocks of documents read so far begin in the stream; whoever sets what an equal object had
+    reached need not tokenize all that lies before.
     """
 
     def __init__(self, texts: Sequence[str], tokenize: Callable[[Sequence[str]], Sequence[np.ndarray]], length: int,

@@ -58,7 +58,7 @@ EVERYTHING = TrainConfig(
 )
 DECODER = TrainConfig(
     model=ModelSettings("org/decoder", query="neural"), data=(DataSettings("data/a"),), run=RunSettings(200),
-    decoder=DecoderSection("bidirectional", "read {text}", "find {text}", "all", True, "hidden^-1/4", 0.5, 400),
+    decoder=DecoderSection("bidirectional", "read {text}", "find {text}", "all", True, "hidden^-1/4", 0.5, True, 400),
     lora=LoraSettings(64, 16, 0.1, "q_proj,v_proj", "bfloat16", True),
     warm_start=WarmStartSettings(100, 1e-4, objective="mntp", relu_weight=0.5, mask_share=0.3, mask_token="_",
                                  packed_length=2048),
