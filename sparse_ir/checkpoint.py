@@ -269,9 +269,8 @@ def _fill_in(folder: Path, decoder: DecoderSettings) -> DecoderSettings:
     """Settings that a user gives, with what the layout of sentence-transformers says where they say nothing."""
     if not (folder / "modules.json").is_file():
         return decoder
-    place = folder / _first_path(folder)
-    task = read_object(place / "sentence_bert_config.json", required=False).get("transformer_task")
-    if not (place / "config.json").is_file() or (is_sparse_encoder(folder) and task != "text-generation"):
+    reading = read_object(folder / _first_path(folder) / "sentence_bert_config.json", required=False)
+    if is_sparse_encoder(folder) and reading.get("transformer_task") != "text-generation":
         raise ModelError(f"{folder} is no decoder but a sparse encoder as its modules.json says; drop decoder=... "
                          "(--decoder)")
     stated = read_object(folder / "config_sentence_transformers.json", required=False)

@@ -659,6 +659,16 @@ def test_settings_for_a_folder_of_a_dense_decoder(path, folders, tmp_path):
     assert queries.load_query_encoder(tmp_path / "query").fingerprint == encoder.query_encoder().fingerprint
 
 
+def test_settings_for_an_adapter_that_makes_a_dense_embedding(folders, tmp_path):
+    make_adapter(folders["llama"], tmp_path / "adapter")
+    expected = encode(tmp_path / "adapter")
+    (tmp_path / "adapter" / "sparse_ir.json").unlink()
+    (tmp_path / "adapter" / "modules.json").write_text(json.dumps([
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]))
+    np.testing.assert_array_equal(encode(tmp_path / "adapter", decoder=settings()), expected)
+
+
 def test_settings_of_a_decoder_are_not_for_a_sparse_encoder(tiny_folder, tmp_path):
     Encoder.load(tiny_folder).save(tmp_path / "sparse")
     for mode in MODES:  # else a masked network would be read as a bidirectional decoder
