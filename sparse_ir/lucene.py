@@ -305,7 +305,8 @@ class Reader:
         self._analyzer = _analyzer("bm25") if kind == "bm25" else None
         self._writer, self._boosts_reader = _hits_writer(), _boosts_reader()
         self._lists, self._sum = java.java_class("java.util.Arrays"), _sum_class()
-        self._found_term = functools.lru_cache(maxsize=_KEPT_TERMS)(self._find_term)
+        # not a method of this object, which would keep it alive after its last use, and with it Java's objects
+        self._found_term = functools.lru_cache(maxsize=_KEPT_TERMS)(functools.partial(_find_term, self._searcher))
         self._find_ids = find_ids or self.stored_ids
         self.num_documents = int(self._reader.numDocs())
 
@@ -418,18 +419,11 @@ class Reader:
         boosts_by_term = self._boosts_reader.readValue(text)
         return self._generator.buildQuery(FIELD, boosts_by_term)
 
-    def _find_term(self, term: str) -> Any:
-        """The query of one term, and with it the term's place in the index, which is then looked up no more."""
-        place = java.java_class("org.apache.lucene.index.Term")(FIELD, term)
-        with java.translated_errors("the search failed", DamagedError):
-            states = java.java_class("org.apache.lucene.index.TermStates").build(self._searcher, place, True)
-        return java.java_class("org.apache.lucene.search.TermQuery")(place, states)
-
     def _top(self, query: Any, k: int, num_terms: int = 1) -> Hits:
         """Lucene breaks ties by document number, so hits that tie with the last one are fetched until all are here."""
         if k < 1:
             raise DataError(f"{k} hits are not allowed; ask for at least 1")
-        wanted = k + 4 + k // 8  # tied hits at the end of folded impacts are fewer in 97 of 100 questions and more
+        wanted = k + 4 + k // 8  # with room for hits that tie with the last: enough for 97 of 100 questions
         while True:
             wanted = max(1, min(wanted, self.num_documents))
             numbers, scores = self._collect(query, wanted, _finds_all(k, num_terms))
@@ -485,6 +479,14 @@ def _term_query(field: str, term: str) -> Any:
     return java.java_class("org.apache.lucene.search.TermQuery")(
         java.java_class("org.apache.lucene.index.Term")(field, term)
     )
+
+
+def _find_term(searcher: Any, term: str) -> Any:
+    """The query of one term, and with it the term's place in the index, which is then looked up no more."""
+    place = java.java_class("org.apache.lucene.index.Term")(FIELD, term)
+    with java.translated_errors("the search failed", DamagedError):
+        states = java.java_class("org.apache.lucene.index.TermStates").build(searcher, place, True)
+    return java.java_class("org.apache.lucene.search.TermQuery")(place, states)
 
 
 def _finds_all(k: int, num_terms: int) -> bool:

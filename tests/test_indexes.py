@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -540,3 +542,17 @@ def test_building_and_searching_at_once_do_not_mix(plain, tmp_path):
     assert wrong == []
     for name in "ab":
         assert indexes.verify_index(tmp_path / name)["sum_impacts"] == int(MATRIX.sum())
+
+
+def test_a_closed_index_leaves_nothing_behind(folded):
+    """No cycle keeps it: a searcher that opens version after version would wait for the collector with each."""
+    opened = searcher.Index(folded / "index")
+    assert len(opened.search("t1 t2", 5).doc_ids)
+    kept = [weakref.ref(opened), weakref.ref(opened.reader)]
+    gc.disable()
+    try:
+        opened.close()
+        del opened
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
