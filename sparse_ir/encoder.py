@@ -222,7 +222,7 @@ class Encoder:
         )
 
     def save(
-        self, folder: Path, *, layout: Layout | None = None, query_weights: np.ndarray | None = None,
+        self, folder: str | Path, *, layout: Layout | None = None, query_weights: np.ndarray | None = None,
         class_names: ClassNames = "6",
     ) -> None:
         """Write the model as ``"sparse-encoder"``, ``"router"`` (static query side) or plain ``"masked-lm"``.
@@ -236,6 +236,7 @@ class Encoder:
             raise ConfigError(f"precision {self._options.precision!r} has rounded the network; load it with 'float32'")
         if layout not in (None, *get_args(Layout)):
             raise ConfigError(f"layout {layout!r} is unknown; allowed: {', '.join(get_args(Layout))}")
+        folder = Path(folder)
         if self._side.decoder is not None:
             self._save_decoder(folder, layout, query_weights)
             return

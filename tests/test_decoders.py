@@ -349,7 +349,7 @@ def test_save_and_load_again(family, mode, folders, tmp_path):
                       top_k=50, max_length=100, temperature=10.0)
     encoder = Encoder.load(folders[family], decoder=chosen)
     before = encoder.encode(TEXTS)
-    encoder.save(tmp_path / "saved")
+    encoder.save(str(tmp_path / "saved"))
     again = Encoder.load(tmp_path / "saved")
     assert layouts.read_decoder_settings(tmp_path / "saved") == chosen
     assert (again.encode(TEXTS) != before).nnz == 0 and before.getnnz(1).max() == 50
