@@ -132,6 +132,7 @@ def test_search_tables_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyP
     found = json.loads((ROOT / "scripts" / "results" / "search.json").read_text(encoding="utf-8"))
     assert bench_search.format_latency(found) in README
     assert bench_search.format_costs(found) in README
+    assert bench_search.format_growth(found) in README
 
 
 def test_files_that_the_readme_links_to_exist() -> None:
