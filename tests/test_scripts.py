@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import write_collection
@@ -80,3 +81,47 @@ def test_printed_figures_are_checked_to_the_last_digit(planted: int, tmp_path: P
     assert done.returncode == int(planted > 0), done.stderr
     assert done.stdout.count("| same |") == 5 - planted
     assert done.stdout.count("| DIFFERENT |") == planted
+
+
+@pytest.fixture
+def compare_decoders(tmp_path, monkeypatch):
+    """Runs the comparison in its smallest form, with further options; returns the figures."""
+    write_collection(tmp_path / "pairs", 60, queries=30, seed=1)
+    (tmp_path / "pairs" / "qrels" / "test.tsv").rename(tmp_path / "pairs" / "qrels" / "train.tsv")
+    write_collection(tmp_path / "made", 40, queries=12)
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = importlib.import_module("compare_decoders")
+    small = {"train": tmp_path / "pairs", "collections": tmp_path / "made", "output": tmp_path / "runs",
+             "json": tmp_path / "figures.json", "layers": 1, "width": 64, "vocabulary": 400, "length": 24, "batch": 4,
+             "steps": 4, "adaptation-steps": 2, "terms": 20, "query-terms": 8, "words": 12, "documents": 30, "lora": 2}
+
+    def run(*options: str) -> dict[str, Any]:
+        fixed = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["compare_decoders.py", *fixed, *options])
+        module.main()
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    return run
+
+
+def test_decoders_are_compared_at_the_same_sparsity_and_what_is_done_stays(compare_decoders, tmp_path, capsys):
+    found = compare_decoders("--only", "causal", "bidirectional, mntp", "echo, untrained")
+    assert list(found) == ["BM25", "causal", "bidirectional, mntp", "echo, untrained"]
+    for name, row in found.items():
+        made = row["collections"]["made"]
+        assert len(made["per_query"]) == 12 and 0 < made["terms"] <= 20
+        assert name == "BM25" or made["terms_found"] >= made["terms"]
+    configuration = (tmp_path / "runs" / "variants" / "bidirectional-mntp-1" / "config.toml").read_text()
+    assert 'objective = "mntp"' in configuration and "centered = true" in configuration
+    corpus = (tmp_path / "runs" / "collections" / "made" / "corpus.jsonl").read_text().splitlines()
+    assert len(corpus) == 30 and max(len(json.loads(line)["text"].split()) for line in corpus) == 12
+    done = sorted((tmp_path / "runs" / "variants").glob("*/figures.json"))
+    times = [path.stat().st_mtime_ns for path in done]
+    again = compare_decoders("--only", "causal", "--seeds", "1", "2")
+    assert [path.stat().st_mtime_ns for path in done] == times
+    assert again["causal"]["seeds"] == [1, 2] and again["echo, untrained"] == found["echo, untrained"]
+    first, second = again["causal"]["collections"]["made"]["by_seed"]
+    assert again["causal"]["collections"]["made"]["nDCG@10"] == pytest.approx((first + second) / 2)
+    assert first == found["causal"]["collections"]["made"]["nDCG@10"]
+    table = capsys.readouterr().out.rstrip().split("\n")[-4:]
+    assert [row.split(" | ")[0][2:] for row in table] == list(again)
