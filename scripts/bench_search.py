@@ -34,6 +34,7 @@ from sparse_ir.approximation import SearchOptions
 from sparse_ir.vectors import Vectors
 
 BM25, PEER, OURS = "BM25 (LuceneSearcher)", "LuceneImpactSearcher", "sparse_ir, exact"
+SOURCES = "sources.json"
 CHECKED = 5  # queries of each set whose hits are compared with brute force
 NOISE, DROPPED = 0.2, 0.15  # of a repeated document: deviation of a weight's logarithm, share of terms left out
 PYSERINI_COMMAND = """
@@ -70,7 +71,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--per-set", type=int, default=100, help="questions of each set, drawn at random")
     parser.add_argument("--hits", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--options", nargs="+", default=[], help='search options, such as "mass=0.8 candidates=5"')
+    parser.add_argument("--options", nargs="+", default=[], type=parse_options,
+                        help='search options, such as "mass=0.8 candidates=5"')
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--no-processes", dest="processes", action="store_const", const=(), default=(BM25, PEER, OURS),
                         help="measure neither memory nor cold starts, each of which starts processes")
@@ -79,7 +81,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them as SVG")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    counts = [arguments.per_set, arguments.rounds, *arguments.hits, *arguments.threads, *arguments.growth]
+    if min(counts) < 1:
+        parser.error("questions, rounds, hits, threads and sizes must be at least 1")
+    for folder in (arguments.corpus, arguments.vectors, *arguments.queries):
+        if folder is not None and not folder.exists():
+            parser.error(f"{folder} does not exist")
+    return arguments
 
 
 def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +118,15 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare(work: Path, arguments: argparse.Namespace) -> None:
-    """The two indexes, unless an earlier run has left them in the folder."""
+    """The two indexes, unless an earlier run has left them in the folder; that must be one of the same collection."""
+    sources = {name: str(value) for name in ("corpus", "vectors", "documents") if (value := getattr(arguments, name))}
+    if (work / SOURCES).exists() and (found := files.read_json(work / SOURCES)) != sources:
+        raise SystemExit(f"{work} holds the indexes of {found or 'the demo'}, not of {sources or 'the demo'}; allowed: "
+                         "another --work folder")
+    files.write_json(work / SOURCES, sources)
+    needs_forward = any(options.candidates for options in arguments.options)
+    if needs_forward and (work / "index").exists() and not (work / "index" / "forward").exists():
+        shutil.rmtree(work / "index")  # of a run without candidates
     corpus = arguments.corpus or work / "corpus"
     if not corpus.exists():
         write_demo(corpus, arguments.documents)
@@ -118,8 +135,7 @@ def prepare(work: Path, arguments: argparse.Namespace) -> None:
     if not (work / "bm25").exists():
         verbs.bm25(str(corpus), work / "bm25")
     if not (work / "index").exists():
-        forward = any("candidates" in option for option in arguments.options)
-        verbs.index(vectors_folder(work, arguments), work / "index", forward=forward)
+        verbs.index(vectors_folder(work, arguments), work / "index", forward=needs_forward)
     counts = [indexes.read_manifest(work / name)["counts"]["documents"] for name in ("bm25", "index")]
     if counts[0] != counts[1]:
         raise SystemExit(f"the corpus has {counts[0]} documents and the vectors have {counts[1]}; "
@@ -150,8 +166,7 @@ def systems(work: Path, index: searcher.Index, k: int, arguments: argparse.Names
     found = {BM25: latency.pyserini_bm25(work / "bm25" / "lucene", k),
              PEER: latency.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
              OURS: tuning.timed_search(index, k)}
-    for text in arguments.options:
-        options = parse_options(text)
+    for options in arguments.options:
         found[f"sparse_ir, {options}"] = tuning.timed_search(index, k, options)
     return found
 
@@ -161,9 +176,12 @@ def lucene_query(index: searcher.Index) -> Callable[[str], dict[str, int]]:
 
 
 def parse_options(text: str) -> SearchOptions:
-    pairs = (part.split("=") for part in text.split())
-    return SearchOptions.from_json({name: int(value) if name == "top_terms" else float(value)
-                                    for name, value in pairs})
+    try:
+        pairs = [part.split("=") for part in text.split()]
+        return SearchOptions.from_json({name: int(value) if name == "top_terms" else float(value)
+                                        for name, value in pairs})
+    except ValueError as error:  # ConfigError is one
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of NAME=NUMBER ({error})") from error
 
 
 def mean_terms(index: searcher.Index, texts: list[str]) -> float:

@@ -5,7 +5,7 @@
 With ``--replace`` a copy of the index is swapped in at its place again and again meanwhile, and each version is opened
 and searched by one more caller: searches on versions that were opened before lose nothing. The exit code is 1 when an
 answer differed or memory grew by more than ``--allowed-mb``; memory is read after half of the time, when caches
-are full and code is compiled, and at the end.
+are full and code is compiled, and at the end; the Java heap is 1 GB unless ``SPARSE_IR_JAVA_HEAP`` says otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import random
 import shutil
 import sys
@@ -29,6 +30,7 @@ Answer = tuple[list[str], list[float]]
 
 def main() -> None:
     arguments = parse_arguments()
+    os.environ.setdefault(java.HEAP_VARIABLE, "1g")  # Java fills whatever it is given before it clears up
     texts = [query.text for folder in arguments.queries for query in data.read_queries(folder)]
     texts = random.Random(0).sample(texts, min(len(texts), arguments.texts))
     with tempfile.TemporaryDirectory(dir=arguments.index.parent) as scratch:
@@ -54,7 +56,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--replace", action="store_true", help="swap new versions in meanwhile")
     parser.add_argument("--allowed-mb", type=float, default=50.0, help="growth of resident memory")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.minutes > 0 or min(arguments.texts, arguments.hits, arguments.callers) < 1:
+        parser.error("texts, hits and callers must be at least 1, and minutes above 0")
+    if not (arguments.index / "manifest.json").is_file():
+        parser.error(f"{arguments.index} is no index")
+    return arguments
 
 
 def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class SearchOptions:
     candidates: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is None and name in ("top_terms", "postings"):
+                continue
+            if not isinstance(value, int if name == "top_terms" else (int, float)) or isinstance(value, bool):
+                raise ConfigError(f"{name} {value!r} is not allowed; use a {'whole ' * (name == 'top_terms')}number")
         for name in ("stop_share", "mass"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not allowed; use a share above 0 and up to 1")

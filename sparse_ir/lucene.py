@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from sparse_ir import java
+from sparse_ir import data, java
 from sparse_ir.errors import DamagedError, DataError, JavaError
 from sparse_ir.impacts import LARGEST_IMPACT
 
@@ -390,6 +390,7 @@ class Reader:
         self.close()
 
     def _text_query(self, text: str) -> Any:
+        data.check_text(text)
         where = FIELD if len(self._fields) == 1 else java.java_map(self._fields)
         return self._generator.buildQuery(where, self._analyzer, text)
 
@@ -566,11 +567,8 @@ def analyze(texts: Iterable[str]) -> Iterator[list[str]]:
     utilities = java.java_class("io.anserini.analysis.AnalyzerUtils")
     for position, text in enumerate(texts):
         with java.translated_errors(f"text {position} could not be analysed"):
-            try:
-                found = utilities.analyze(analyzer, text)
-            except UnicodeEncodeError as error:
-                raise DataError(f"text {position} holds a lone surrogate ({text[error.start]!r} at character "
-                                f"{error.start}); allowed: Unicode text") from error
+            data.check_text(text)
+            found = utilities.analyze(analyzer, text)
             terms = mapper.writeValueAsString(found)
         yield json.loads(terms)
 

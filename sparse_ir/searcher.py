@@ -19,7 +19,7 @@ import numpy as np
 
 from sparse_ir import approximation, data, files, forward, indexes, lucene
 from sparse_ir.approximation import EXACT, SearchOptions
-from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
+from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch
 from sparse_ir.impacts import Rule, quantize_query
 from sparse_ir.queries import QueryEncoder, StaticQueryEncoder, load_query_encoder
 
@@ -79,6 +79,7 @@ class Index:
         while True:
             version = indexes.version_of(self.folder)
             self.manifest = indexes.read_manifest(self.folder)
+            self.forward = None
             try:
                 self._open_parts(query_encoder, query_model, rule)
             except Exception:  # of any kind: files may be exchanged between two reads of numpy or of Lucene
@@ -100,6 +101,8 @@ class Index:
             self.query_encoder = self._choose_query_encoder(query_encoder, query_model)
         elif query_encoder is not None or query_model is not None:
             raise IndexMismatch(f"{self.folder} is a BM25 index and takes no query encoder")
+        if self._tuned and kind == "bm25":
+            raise ConfigError(f"{self.folder} is a BM25 index and keeps no tuned options")
         if self._tuned:
             self.options = approximation.read_tuned(self.folder / indexes.TUNED, self.manifest["sha256"])
         if self.query_encoder is not None and indexes.has_forward_index(self.manifest):
@@ -136,9 +139,14 @@ class Index:
 
         ``options``: what may be left out, by default nothing (or what was tuned, where the index was opened so). Hits
         are then ranked by the scores of the terms that are left, or, with candidates, by their exact scores.
-        Raises ``ConfigError`` for options on a BM25 index, and for candidates where there is no forward index.
+        Fewer than ``k`` come back where the terms that are left match fewer documents.
+        Raises ``DataError`` for a lone surrogate and for ``k`` below 1, ``ConfigError`` for options on a BM25 index and
+        for candidates where there is no forward index, ``ClosedError`` after ``close``.
         """
         options = self.options if options is None else options
+        if not isinstance(k, (int, np.integer)) or k < 1:
+            raise DataError(f"{k!r} hits are not allowed; ask for a whole number, at least 1")
+        k = int(k)
         if self.query_encoder is None:
             if options != EXACT:
                 raise ConfigError(f"{self.folder} is a BM25 index and takes no search options ({options})")
@@ -165,6 +173,7 @@ class Index:
         return self.reader.rank(numbers, scores, k)
 
     def _read_query(self, text: str) -> _Query:
+        data.check_text(text)
         if self.query_encoder is None or not text.strip():  # an empty text would give a network's special tokens
             return _Query(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32), [])
         kept, weights = self.query_encoder.encode(text)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sparse_ir import approximation, data, indexes, latency, price, rows, searcher, verbs
 from sparse_ir.approximation import EXACT, SearchOptions
-from sparse_ir.errors import BudgetMissed, ConfigError
+from sparse_ir.errors import BudgetMissed, ConfigError, IndexMismatch
 from sparse_ir.queries import QueryEncoder
 
 _BM25, _EXACT = "bm25", "exact"
@@ -89,7 +89,7 @@ def tune(
         own = opened.query_encoder
         if own is None or "sha256" not in opened.manifest:
             raise ConfigError(f"{index} has no options to tune; only impact indexes of this package do")
-        baselines = {_BM25: stack.enter_context(searcher.Index(bm25))} if bm25 is not None else {}
+        baselines = {_BM25: stack.enter_context(open_bm25(bm25, opened))} if bm25 is not None else {}
         bench = _Bench(opened, baselines, asked, limits, hits, rounds)
         opened.query_encoder = remembering = Remembering(own)
         losses = _find_losses(bench, judged, progress)
@@ -99,11 +99,22 @@ def tune(
                   for options, lost in losses.items()]
         found, again = _confirm(bench, trials)
     report = _report(bench, trials, times, found, again)
+    if indexes.read_manifest(Path(index))["sha256"] != opened.manifest["sha256"]:
+        raise IndexMismatch(f"{index} was replaced by another version meanwhile; tune again")
     if found is None:
         raise BudgetMissed(_nearest(budget, trials), {"index": str(index), "budget": budget, **report})
     approximation.write_tuned(Path(index) / indexes.TUNED, opened.manifest["sha256"], found.options,
                               {"budget": budget, **{name: report[name] for name in report if name != "trials"}})
     return {"index": str(index), "budget": budget, **report}
+
+
+def open_bm25(folder: Path, opened: searcher.Index) -> searcher.Index:
+    """The BM25 index of the same corpus; raises ``ConfigError`` for any other index."""
+    found, documents = indexes.read_manifest(folder), opened.manifest["counts"]["documents"]
+    if found["kind"] != "bm25" or found["counts"]["documents"] != documents:
+        raise ConfigError(f"{folder} is no BM25 index of the same corpus: it is of kind {found['kind']} and has "
+                          f"{found['counts']['documents']} documents, {opened.folder} has {documents}")
+    return searcher.Index(folder)
 
 
 def parse_budget(text: str) -> list[Limit]:

@@ -114,6 +114,8 @@ def test_terms_that_no_document_holds_are_none_of_the_query():
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"stop_share": 0.0}, "stop_share 0.0"), ({"stop_share": 1.5}, "stop_share 1.5"), ({"mass": -1.0}, "mass -1.0"),
     ({"min_ratio": 2.0}, "min_ratio 2.0"), ({"min_ratio": float("nan")}, "min_ratio nan"),
+    ({"mass": "a"}, "mass 'a'"), ({"mass": None}, "mass None"), ({"top_terms": 1.5}, r"top_terms 1\.5"),
+    ({"stop_share": True}, "stop_share True"),
     ({"top_terms": 0}, "top_terms 0"), ({"postings": 0.0}, "postings 0.0"), ({"candidates": 0.5}, "candidates 0.5"),
     ({"candidates": float("inf")}, "candidates inf"), ({"candidates": float("nan")}, "candidates nan"),
 ])  # fmt: skip

@@ -19,7 +19,8 @@ import pytest
 from small_indexes import changed_environment, make_vectors, pairs_of, random_matrix, run_python, static_queries
 
 from sparse_ir import indexes, searcher
-from sparse_ir.errors import DamagedError, LockedError
+from sparse_ir.approximation import SearchOptions
+from sparse_ir.errors import ConfigError, DamagedError, LockedError
 from sparse_ir.impacts import Rule
 from sparse_ir.vectors import Vectors
 
@@ -391,6 +392,40 @@ def test_an_index_exchanged_between_two_reads_of_one_file_is_opened_again(root, 
     monkeypatch.setattr(indexes.np, "load", load)
     with searcher.Index(root / "index") as opened:
         assert opened.manifest["counts"]["documents"] == len(built)
+
+
+def test_no_part_of_the_old_version_is_left_when_the_new_one_has_none(root, monkeypatch):
+    old, new = Vectors(root / "old"), Vectors(root / "new")
+    indexes.build_impact_index(old, root / "index", RULE, old.query_encoder(), forward_index=True)
+    version_of, calls = indexes.version_of, []
+
+    def exchange_before_the_second(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            indexes.build_impact_index(new, root / "index", RULE, new.query_encoder(), forward_index=False)
+        return version_of(folder)
+
+    monkeypatch.setattr(indexes, "version_of", exchange_before_the_second)
+    with searcher.Index(root / "index") as opened:
+        assert opened.manifest["counts"]["documents"] == 80
+        assert opened.forward is None
+        with pytest.raises(ConfigError, match="has no forward index"):
+            opened.search("t1 t2", 3, SearchOptions(mass=0.5, candidates=2))
+
+
+@pytest.mark.parametrize(("name", "change", "match"), [
+    ("doc_ids.txt", b"\xff" * 4, r"doc_ids\.txt is damaged"),
+    ("forward/offsets.npy", b"\x00" * 8, r"offsets\.npy: documents end before they begin"),
+])
+def test_bytes_that_make_no_sense_are_damage(root, name, change, match):
+    built = Vectors(root / "old")
+    indexes.build_impact_index(built, root / "index", RULE, built.query_encoder(), forward_index=True)
+    path = root / "index" / name
+    content = path.read_bytes()
+    middle = len(content) // 2 // 8 * 8
+    path.write_bytes(content[:middle] + change + content[middle + len(change) :])
+    with pytest.raises(DamagedError, match=match), searcher.Index(root / "index") as opened:
+        opened.search("t1 t2 t3 t4 t5 t6 t7", 1000)
 
 
 def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):

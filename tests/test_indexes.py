@@ -28,7 +28,7 @@ from small_indexes import (
 )
 
 from sparse_ir import data, indexes, java, lucene, searcher, vectors
-from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
+from sparse_ir.errors import ClosedError, ConfigError, DamagedError, DataError, IndexMismatch
 from sparse_ir.impacts import Rule, quantize
 
 TERMS, ROWS = 40, 300
@@ -542,6 +542,26 @@ def test_building_and_searching_at_once_do_not_mix(plain, tmp_path):
     assert wrong == []
     for name in "ab":
         assert indexes.verify_index(tmp_path / name)["sum_impacts"] == int(MATRIX.sum())
+
+
+@pytest.mark.parametrize("kind", ["impact", "bm25"])
+def test_what_is_no_question_is_refused_in_one_sentence(folded, tmp_path, kind):
+    folder = folded / "index"
+    if kind == "bm25":
+        folder = tmp_path / "bm25"
+        indexes.build_bm25_index(lambda: [data.Document("d1", "", "t1")], folder)
+    with searcher.Index(folder) as opened:
+        for k in (0, -1, None, "10", 10.0, float("nan")):
+            for text in ("", "t1"):
+                with pytest.raises(DataError, match="hits are not allowed; ask for a whole number"):
+                    opened.search(text, k)
+        assert len(opened.search("t1", np.int64(1)).doc_ids) == 1
+        with pytest.raises(DataError, match=r"lone surrogate .* at character 3"):
+            opened.search("t1 \ud800")
+        with pytest.raises(DataError, match="None is a NoneType; allowed: a text"):
+            opened.search(None)
+    with pytest.raises(ClosedError, match="closed"):
+        opened.search("t1")
 
 
 def test_a_closed_index_leaves_nothing_behind(folded):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,23 @@ def test_errors_of_python_pass_unchanged():
 def test_an_unknown_class_names_the_jar():
     with pytest.raises(JavaError, match=r"the Java class org.example.Missing is not in anserini-.*-fatjar.jar"):
         java.java_class("org.example.Missing")
+
+
+def test_threads_leave_java_when_they_end():
+    """A server with a thread for each request would otherwise leave one behind in Java with each."""
+    threads, entered = java.java_class("java.lang.Thread"), []
+
+    def enter():
+        with java.translated_errors("nothing"):
+            entered.append(threads.currentThread().getName())
+
+    before = threads.activeCount()
+    for _ in range(50):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert len(entered) == 50
+    assert threads.activeCount() <= before + 2
 
 
 def test_a_narrow_class_is_not_what_others_get():

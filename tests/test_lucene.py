@@ -16,7 +16,7 @@ from scipy import sparse
 from small_indexes import exact_pairs, pairs_of, random_matrix, run_python, shuffled_ids, write_matrix
 
 from sparse_ir import java, lucene
-from sparse_ir.errors import DamagedError, DataError, JavaError
+from sparse_ir.errors import ClosedError, DamagedError, DataError, JavaError
 
 ROWS, TERMS = 3000, 60
 VOCABULARY = [f"t{number}" for number in range(TERMS)]
@@ -412,7 +412,7 @@ def test_the_first_searches_of_a_process_may_come_from_many_threads(tmp_path):
 def test_a_closed_reader_says_so(small):
     reader = lucene.Reader(small[2][1], "impact")
     reader.close()
-    with pytest.raises(DamagedError, match="the search failed: AlreadyClosedException"):
+    with pytest.raises(ClosedError, match="the search failed: AlreadyClosedException"):
         reader.search_terms(["t1"], [1], 3)
 
 

@@ -189,6 +189,8 @@ def test_what_does_not_hold_a_second_time_is_passed_over(folder, clock):
 
 
 def test_a_budget_that_nothing_holds_is_reported_with_the_nearest_and_stores_nothing(folder):
+    with pytest.raises(ConfigError, match=r"is no BM25 index of the same corpus: it is of kind impact"):
+        tune(folder, "p50 <= 2 x bm25", bm25=folder / "index")
     with pytest.raises(BudgetMissed, match=r"no setting holds 'p50 .* x bm25'; the nearest, .*nothing was") as caught:
         tune(folder, "p50 <= 0.0001 x bm25", bm25=folder / "bm25")
     assert caught.value.report["setting"] is None
