@@ -185,12 +185,13 @@ class DecoderStudent(Student):
 
         A vocabulary without ``_`` has its byte or an unknown token.
         """
-        token = name or self.owner.mask_token
-        found = self._rules.token_to_id(token or _BLANK)
+        token = self.owner.mask_token if name is None else name
+        found = self._rules.token_to_id(_BLANK if token is None else token)
         if found is None and token is None:
             found = next(reversed(self._rules.encode(_BLANK, add_special_tokens=False).ids), None)
         if found is None:
-            what = f"{token!r} is" if token else f"is not set, the tokenizer names no mask token, and {_BLANK!r} is"
+            unset = f"is not set, the tokenizer names no mask token, and {_BLANK!r} is"
+            what = unset if token is None else f"{token!r} is"
             raise ConfigError(f"warm_start.mask_token {what} no token of this vocabulary; name one that is rare")
         return int(found)
 

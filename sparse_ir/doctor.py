@@ -123,7 +123,8 @@ def examine(
     try:
         checkpoint = layouts.open_checkpoint(model, revision=revision, allow_pickle=allow_pickle,
                                              decoder=options.get("decoder"))
-        kind = _kind_of(checkpoint)
+        kind = "decoder, settings missing" if _says_nothing(folder) and not options.get("decoder") else \
+            _kind_of(checkpoint)
         found.append(check_numbers(checkpoint, allow_pickle))
         if found[0].severity != "fault":  # nothing can be said about what is computed from NaN
             encoder = Encoder.load(model, revision=revision, allow_pickle=allow_pickle, **options)
@@ -134,6 +135,9 @@ def examine(
     except (ModelError, ConfigError) as error:
         unsaid = "decoder=..." in str(error) and _says_nothing(folder)
         found.append(Finding("loading", "fault", {"reason": str(error)}, _SAY_HOW if unsaid else "see the reason"))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        found.append(Finding("loading", "fault", {"reason": f"{type(error).__name__}: {error}"},
+                             "this network, or what its files say, is of a kind that nobody foresaw here"))
     return _report(kind, found)
 
 
@@ -224,8 +228,8 @@ def check_activity(patient: Patient) -> Finding:
                    "no logit is above zero: raise the output bias (a decoder: lower logit_shift), or adapt the model "
                    "with a warm start whose loss sees the saturated logits")
     return found if found.severity else _judge(
-        "activity", dense, _DENSE, evidence, "vectors are not sparse: train with a penalty, raise logit_shift (a "
-        "decoder's), or keep only the heaviest terms with top_k")
+        "activity", dense, _DENSE, evidence, "vectors are not sparse: train with a penalty, keep only the heaviest "
+        "terms with top_k, or (a decoder's settings) set centered to true and raise logit_shift")
 
 
 def check_collapse(patient: Patient) -> Finding:
@@ -400,7 +404,16 @@ def _encode_as_padded(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     with torch.inference_mode():
         hidden_BLH = network.model(input_ids=torch.from_numpy(padded).to(network.device),
                                    attention_mask=torch.from_numpy(mask).to(network.device)).logits
-        return encoder.weights_of(*networks.select_states(hidden_BLH, pooled, network.scale))
+        weights = encoder.weights_of(*networks.select_states(hidden_BLH, pooled, network.scale))
+    return np.stack([_pruned(row, encoder.fingerprint["top_k"], encoder.fingerprint["min_weight"]) for row in weights])
+
+
+def _pruned(weights: np.ndarray, top_k: int | None, min_weight: float) -> np.ndarray:
+    """What the encoder leaves of a vector, float32 ``(V,)``."""
+    kept = np.where(weights >= min_weight, weights, 0)
+    if top_k is not None and top_k < len(kept):
+        kept[np.argsort(-kept, kind="stable")[top_k:]] = 0
+    return kept
 
 
 def check_truncation(patient: Patient) -> Finding:

@@ -189,8 +189,11 @@ def straighten(model: Any, tokenizer: Tokenizer, folder: Path) -> Bend:
     config = model.config.get_text_config()
     with torch.inference_mode():
         expected = model(input_ids=ids.to(model.device)).logits.float()
-        bend = Bend(getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
-                    getattr(config, "final_logit_softcapping", None))
+        scales = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling")]
+        if wrong := [scale for scale in scales if not isinstance(scale, int | float | None)]:
+            raise ModelError(f"{folder}: a scale of the logits of {wrong[0]!r} is not supported; allowed: a number")
+        multiplied, divided = (1.0 if scale is None else scale for scale in scales)  # MPT names one and has none
+        bend = Bend(multiplied / divided, getattr(config, "final_logit_softcapping", None))
         for owner in (model, config):
             for name, neutral in (("logit_scale", 1.0), ("logits_scaling", 1.0), ("final_logit_softcapping", None)):
                 if getattr(owner, name, neutral) != neutral:

@@ -138,6 +138,9 @@ class LoraSettings:
     def check(self) -> None:
         _at_least("lora.r", self.r, 1)
         _positive("lora.alpha", self.alpha)
+        if not all(name.strip() for name in self.targets.split(",")):
+            raise ConfigError(f"lora.targets is {self.targets!r}; allowed: 'all-linear', or names of layers with "
+                              "commas between them")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}; allowed: 0 or more and less than 1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -539,6 +540,8 @@ student(examples).sum().backward()""",
     ({"warm_start": {"objective": "clm", "packed_length": 3}}, "warm_start.packed_length is 3; allowed: 4 or more"),
     ({"warm_start": {"packed_length": 8}}, "packed_length is 8 and objective 'bag_of_words', which takes documents"),
     ({"lora": {"r": 0}}, "lora.r is 0; allowed: 1 or more"),
+    ({"lora": {"targets": ""}}, "lora.targets is ''; allowed: 'all-linear', or names of layers"),
+    ({"lora": {"targets": "q_proj,"}}, "lora.targets is 'q_proj,'; allowed"),
     ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
     ({"lora": {"base": "4bit", "merge": True}}, "lora.base '4bit' cannot be merged"),
     ({"lora": {}, "blend": {"start": 0.5}}, "trains adapters; drop one of both"),
@@ -559,9 +562,10 @@ def test_starts_that_cannot_be_trained_are_refused(folders, pairs_file, tmp_path
         open_student(tiny_folder)
     with pytest.raises(ConfigError, match="max_length is 500; this network reads at most 256"):
         open_student(folders["llama"], model={"max_length": 500})
-    with pytest.raises(ConfigError, match=r"mask_token '\[MASK\]' is no token of this vocabulary"):
-        open_student(folders["llama"], "bidirectional",
-                     warm_start={"steps": 1, "objective": "mntp", "mask_token": "[MASK]"})
+    for token in ("", "[MASK]"):
+        with pytest.raises(ConfigError, match=f"mask_token {re.escape(repr(token))} is no token of this vocabulary"):
+            open_student(folders["llama"], "bidirectional",
+                         warm_start={"steps": 1, "objective": "mntp", "mask_token": token})
     for name, limit, prompts in (("query_max_length", 12, {}), ("max_length", 12, {}), ("saved_max_length", 12, {}),
                                  ("query_max_length", 20, {"query_prompt": "a prompt of some words: "})):
         with pytest.raises(ConfigError, match=rf"^model.{name} is {limit}; prompt and template alone take \d+ tokens"):

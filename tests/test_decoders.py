@@ -126,6 +126,17 @@ def test_every_family_and_mode_equals_plain_pytorch(family, mode, folders):
     np.testing.assert_allclose(found.toarray(), by_loop(folders[family], TEXTS, chosen), **CLOSE)
 
 
+@pytest.mark.parametrize("mode", ["causal", "echo"])
+def test_a_family_that_names_a_scale_of_logits_and_has_none(mode, tmp_path):
+    folder = tiny_decoders.build("mpt", tmp_path / "mpt")
+    assert load_plain(folder)[0].config.logit_scale is None
+    np.testing.assert_allclose(encode(folder, decoder=settings(mode)), by_loop(folder, TEXTS, settings(mode)), **CLOSE)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "logit_scale": "inv_sqrt_d_model"}))
+    with pytest.raises(ModelError, match="a scale of the logits of 'inv_sqrt_d_model' is not supported"):
+        encode(folder, decoder=settings(mode))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "opt", "phi"])
 @pytest.mark.parametrize("changes", [
     {"centered": True}, {"centered": True, "logit_scale": 0.5, "logit_shift": 0.25, "pooling": "sum"},

@@ -283,6 +283,22 @@ def test_padding_on_the_left_without_positions(tmp_path):
     assert "padding" not in findings(folder)
 
 
+def test_leaving_light_terms_out_is_no_matter_of_padding(healthy):
+    """What is compared are vectors with as many terms, and not those that the encoder would cut."""
+    found = findings(healthy, decoder=DecoderSettings(centered=True, top_k=5))
+    assert "padding" not in found
+
+
+def test_a_network_of_an_unforeseen_kind_is_a_fault(healthy, monkeypatch):
+    def fail(*_, **__):
+        raise TypeError("unsupported operand type(s) for /: 'NoneType' and 'float'")
+
+    monkeypatch.setattr(doctor.Encoder, "load", fail)
+    found = findings(healthy)["loading"]
+    assert found["severity"] == "fault"
+    assert found["evidence"]["reason"] == "TypeError: unsupported operand type(s) for /: 'NoneType' and 'float'"
+
+
 def test_a_network_that_sees_its_padding(tmp_path):
     found = findings(make_masked(tmp_path / "m", kind="FNet", initializer_range=0.2, tpu_short_seq_length=512,
                                  type_vocab_size=1))["padding"]
@@ -339,7 +355,9 @@ def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_p
 
 def test_a_decoder_that_says_nothing_of_how_it_reads(copy):
     (copy / "sparse_ir.json").unlink()
-    (found,) = doctor.examine(str(copy))["findings"]
+    report = doctor.examine(str(copy))
+    assert report["kind"] == "decoder, settings missing"
+    (found,) = report["findings"]
     assert "a decoder needs sparse_ir.json beside it" in found["evidence"]["reason"]
     assert "with --decoder, or put it into the model's folder as sparse_ir.json" in found["remedy"]
 

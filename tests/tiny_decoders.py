@@ -166,6 +166,7 @@ _CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt_neo": (transformers.GPTNeoConfig, {
         "hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4,
         "max_position_embeddings": POSITIONS, **_ENDS}),
+    "mpt": (transformers.MptConfig, {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": POSITIONS, **_ENDS}),
     "lfm2": (transformers.Lfm2Config, {**_GROUPED, "layer_types": ["conv", "full_attention"]}),
 }
 TOKENIZERS: dict[str, Callable[[], Any]] = {
@@ -176,4 +177,5 @@ _TOKENIZER_OF = {
     "llama": "byte-level with BOS", "mistral": "byte-fallback BPE", "qwen3": "byte-level",
     "gemma2": "byte-fallback Unigram", "gpt2": "byte-level", "opt": "byte-level with BOS", "phi": "byte-level",
     "granite": "byte-level", "gpt_neo": "byte-level", "lfm2": "byte-level",
+    "mpt": "byte-level",
 }
