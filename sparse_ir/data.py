@@ -55,14 +55,14 @@ _SEEN_IDS_CACHE_KIB = 4096
 _VECTOR_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")  # those that Anserini reads
 
 
-def check_text(text: str) -> None:
-    """Raise ``DataError`` for what neither a tokenizer nor Java can take: no text at all, or half of a character."""
+def check_text(text: str, name: str = "the text") -> None:
+    """Raise ``DataError``, which names the text, for what neither a tokenizer nor Java can take: no text at all, or half of a character."""
     if not isinstance(text, str):
         raise DataError(f"{text!r:.60} is a {type(text).__name__}; allowed: a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"the text holds a lone surrogate ({text[error.start]!r} at character {error.start}); allowed: "
+        raise DataError(f"{name} holds a lone surrogate ({text[error.start]!r} at character {error.start}); allowed: "
                         "Unicode text") from error
 
 

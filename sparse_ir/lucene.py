@@ -567,7 +567,7 @@ def analyze(texts: Iterable[str]) -> Iterator[list[str]]:
     utilities = java.java_class("io.anserini.analysis.AnalyzerUtils")
     for position, text in enumerate(texts):
         with java.translated_errors(f"text {position} could not be analysed"):
-            data.check_text(text)
+            data.check_text(text, f"text {position}")
             found = utilities.analyze(analyzer, text)
             terms = mapper.writeValueAsString(found)
         yield json.loads(terms)
