@@ -56,7 +56,7 @@ _VECTOR_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")  # those that An
 
 
 def check_text(text: str, name: str = "the text") -> None:
-    """Raise ``DataError``, which names the text, for what neither a tokenizer nor Java can take: no text at all, or half of a character."""
+    """Raise ``DataError`` for what neither a tokenizer nor Java can take: no text at all, or half of a character."""
     if not isinstance(text, str):
         raise DataError(f"{text!r:.60} is a {type(text).__name__}; allowed: a text")
     try:
