@@ -26,7 +26,7 @@ from tqdm import tqdm
 from sparse_ir import checkpoint as layouts
 from sparse_ir import impacts, networks, queries
 from sparse_ir.checkpoint import Checkpoint, NeuralSide
-from sparse_ir.encoder import Encoder, NeuralQueryEncoder
+from sparse_ir.encoder import Encoder, NeuralQueryEncoder, keep_heaviest
 from sparse_ir.errors import ConfigError, DataError, ModelError
 
 Severity = Literal["fault", "warning"]
@@ -405,15 +405,12 @@ def _encode_as_padded(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         hidden_BLH = network.model(input_ids=torch.from_numpy(padded).to(network.device),
                                    attention_mask=torch.from_numpy(mask).to(network.device)).logits
         weights = encoder.weights_of(*networks.select_states(hidden_BLH, pooled, network.scale))
-    return np.stack([_pruned(row, encoder.fingerprint["top_k"], encoder.fingerprint["min_weight"]) for row in weights])
-
-
-def _pruned(weights: np.ndarray, top_k: int | None, min_weight: float) -> np.ndarray:
-    """What the encoder leaves of a vector, float32 ``(V,)``."""
-    kept = np.where(weights >= min_weight, weights, 0)
-    if top_k is not None and top_k < len(kept):
-        kept[np.argsort(-kept, kind="stable")[top_k:]] = 0
-    return kept
+    limits = encoder.fingerprint["top_k"], encoder.fingerprint["min_weight"]
+    for row in weights:
+        ids, kept = keep_heaviest(np.arange(len(row)), row, *limits)
+        row[:] = 0
+        row[ids] = kept
+    return weights
 
 
 def check_truncation(patient: Patient) -> Finding:

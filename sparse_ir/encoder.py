@@ -307,7 +307,7 @@ class Encoder:
         ends = torch.cumsum(torch.bincount(texts, minlength=len(scores_BV)), 0).tolist()
         ids, values = token_ids.to(torch.int32).cpu().numpy(), weights.float().cpu().numpy()
         for start, end in zip([0, *ends], ends, strict=False):
-            yield _prune(ids[start:end], values[start:end], self._options.top_k, self._options.min_weight)
+            yield keep_heaviest(ids[start:end], values[start:end], self._options.top_k, self._options.min_weight)
 
     def _static_query_encoder(self, allow_unknown: bool) -> queries.StaticQueryEncoder:
         side, convention = self._checkpoint.query, self._options.convention
@@ -614,7 +614,8 @@ def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _prune(ids: np.ndarray, weights: np.ndarray, top_k: int | None, min_weight: float) -> Row:
+def keep_heaviest(ids: np.ndarray, weights: np.ndarray, top_k: int | None, min_weight: float) -> Row:
+    """What ``top_k`` and ``min_weight`` leave of one vector: ascending ids, and weights > 0."""
     kept = (weights > 0) & (weights >= min_weight)
     ids, weights = ids[kept], weights[kept]
     if top_k is not None and len(ids) > top_k:
