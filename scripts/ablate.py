@@ -26,6 +26,8 @@ def main() -> None:
     arguments = parse_arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     base = recipe.config_to_json(recipe.read_config(arguments.base))
+    if arguments.steps:
+        base = changed(base, run={"steps": arguments.steps})
     variants = make_variants(base, arguments.terms)
     unknown = set(arguments.only or []) - set(variants)
     if unknown:
@@ -47,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--collections", nargs="+", required=True, help="BEIR folders to measure on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="the teachers' scores; default: OUTPUT/teachers")
+    parser.add_argument("--steps", type=int, help="length of every run; default: as in the configuration")
     parser.add_argument("--terms", type=float, nargs="+", default=[60.0, 100.0], help="further targets of the curve")
     parser.add_argument("--precision", default="float32", help="of encoding: float32, bfloat16, int8")
     parser.add_argument("--only", nargs="+", help="names of variants")
@@ -89,11 +92,14 @@ def path_of(name: str, output: Path) -> Path:
 def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Train and evaluate one variant, and keep its figures."""
     path = path_of(name, arguments.output)
+    configuration, text = path.parent / "config.toml", recipe.format_config(recipe.parse_config(config))
+    if configuration.is_file() and configuration.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{path.parent} holds a run with another configuration; choose another --output")
     if path.is_file():
         return
     path.parent.mkdir(exist_ok=True)
-    configuration = path.parent / "config.toml"
-    configuration.write_text(recipe.format_config(recipe.parse_config(config)), encoding="utf-8")
+    with files.atomic_writer(configuration) as stream:
+        stream.write(text)
     report = runs.train(configuration, path.parent / "run", cache=arguments.cache or arguments.output / "teachers")
     figures: dict[str, Any] = {"terms_in_training": report["documents_terms"], "collections": {}}
     for collection in arguments.collections:

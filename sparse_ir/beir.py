@@ -160,7 +160,7 @@ def _measure_corpus(plan: Plan, system: System, sets: Sequence[tuple[str, Collec
 
 def _measure_sets(plan: Plan, system: System, pending: Sequence[tuple[str, Collection, dict[str, Any]]],
                   place: Path) -> None:
-    surveys = [_survey(found) for _, found, _ in pending]
+    surveys = [rows.survey(found) for _, found, _ in pending]
     _, collection, identity = pending[0]
     key = {name: identity[name] for name in ("corpus_sha256", "kind", "options", "fingerprint")}
     work = place / files.sha256_of_json(key)[:16]
@@ -194,28 +194,6 @@ def _is_finished(plan: Plan, system: System, collection: Collection, identity: M
         raise ConfigError(f"{folder} is a row of something else ({differences}); delete it to have it made again, give "
                           "the system another name with NAME=MODEL, or choose another output")
     return True
-
-
-def _survey(collection: Collection) -> dict[str, Any]:
-    """Counts of a data set, known before anything is encoded for it.
-
-    Raises ``DataError`` when no judged query, or no judged document, is there at all: the parts do not belong together.
-    """
-    qrels = data.read_qrels(collection.qrels)
-    judged = {doc_id for judgements in qrels.values() for doc_id in judgements}
-    absent, documents = set(judged), 0
-    for document in data.read_documents(collection.corpus, check_unique=False):
-        documents += 1
-        absent.discard(document.doc_id)
-    asked = {query.query_id for query in data.read_queries(collection.queries)}
-    missing = [query_id for query_id in qrels if query_id not in asked]
-    for what, gone, of, place in (("documents", absent, judged, collection.corpus),
-                                  ("queries", missing, qrels, collection.queries)):
-        if len(gone) == len(of):
-            raise DataError(f"{collection.qrels}: none of its {len(of)} {what} is in {place} (first: {min(gone)!r}), "
-                            "allowed: qrels of this data set")
-    return {"documents": documents, "queries": len(qrels), "judgements": sum(map(len, qrels.values())),
-            "absent_documents": len(absent), "absent_queries": len(missing)}
 
 
 # ------------------------------------------------------------------------------------------------ building

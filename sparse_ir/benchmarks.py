@@ -30,6 +30,7 @@ PAUSE_SECONDS = 2.0  # before the second attempt; doubled before each further on
 TIMEOUT_SECONDS = (30.0, 120.0)  # to connect, to wait for the next bytes
 _CHUNK_BYTES = 1 << 20
 _LARGEST_EXPANSION = 20  # JSON lines shrink to a third or a quarter; a zip bomb to a thousandth
+_LONGEST_NAME = 255  # bytes: that of a file system
 _MOST_MEMBERS = 10_000
 _SOURCE = "source.json"
 _BEIR_ADDRESS = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
@@ -398,6 +399,9 @@ def _check_members(name: str, members: list[zipfile.ZipInfo], limit: int) -> Non
         if reason := _danger(member, seen):
             raise DataError(f"{name}: member {member.orig_filename!r} {reason}; nothing was unpacked")
         seen.add(member.filename)
+    folders = {str(folder) for member in members for folder in PurePosixPath(member.filename).parents}
+    if both := folders & {member.filename for member in members if not member.is_dir()}:
+        raise DataError(f"{name}: member {min(both)!r} is a file and a folder at once; nothing was unpacked")
     total = sum(member.file_size for member in members)
     if total > limit:
         raise DataError(f"{name} would unpack to {total} bytes, allowed: {limit}; nothing was unpacked")
@@ -415,6 +419,8 @@ def _danger(member: zipfile.ZipInfo, seen: set[str]) -> str | None:
         return "is a link or a device"
     if member.flag_bits & 1:
         return "is encrypted"
+    if "\0" in member.orig_filename or max(map(len, member.orig_filename.encode().split(b"/"))) > _LONGEST_NAME:
+        return f"has a zero in its name, or more than {_LONGEST_NAME} bytes between two slashes"
     return "stands there twice" if member.filename in seen else None
 
 

@@ -115,10 +115,20 @@ def _find_terms(index: searcher.Index, text: str) -> list[Place] | None:
 
 
 def _find_analysed(text: str) -> Iterator[Place]:
-    """BM25's terms. Each word is analysed alone, so that its place is known."""
-    words = list(re.finditer(r"[^\W_]+", text))
-    for word, terms in zip(words, lucene.analyze(word[0] for word in words), strict=True):
-        yield from ((term, *word.span()) for term in terms)
+    """BM25's terms, as Lucene cuts the text: white space always ends a word, other signs (``3.5``, ``don't``) may not.
+
+    The place of a term is that of its letters and digits where these alone give the same terms, else all up to the
+    next white space.
+    """
+    chunks = list(re.finditer(r"\S+", text))
+    words = [list(re.finditer(r"[^\W_]+", chunk[0])) for chunk in chunks]
+    found = iter(list(lucene.analyze([*(chunk[0] for chunk in chunks), *(word[0] for of in words for word in of)])))
+    whole = list(itertools.islice(found, len(chunks)))
+    for chunk, of, terms in zip(chunks, words, whole, strict=True):
+        singly = [(term, chunk.start() + word.start(), chunk.start() + word.end())
+                  for word, parts in zip(of, itertools.islice(found, len(of)), strict=True) for term in parts]
+        same = [term for term, _, _ in singly] == terms
+        yield from singly if same else ((term, *chunk.span()) for term in terms)
 
 
 def _names(places: Iterable[Place] | None) -> set[str] | None:

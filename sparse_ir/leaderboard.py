@@ -54,7 +54,7 @@ def leaderboard(
         data_dir: Folder of the data sets, for the texts on the page; what is not there is shown by its id.
         queries: Queries on the page for each system and data set: those that differ most from the baseline.
         documents: Documents shown of each ranking on the page, with their text.
-        verify: Check run and qrels hashes and all measures first (needs the data); not timings, costs or versions.
+        verify: Check runs, data sets and all measures first (needs the data); not depth, times, costs or versions.
     """
     results, output, data_dir = Path(results), Path(output), Path(data_dir)
     if min(queries, documents) < 0:
@@ -135,7 +135,7 @@ def _check_depths(grid: Mapping[str, Mapping[str, Row]], measure: str) -> None:
 
 
 def _make_cells(of: Mapping[str, Row], found: Sequence[Row], measure: str, baseline: str) -> dict[str, dict[str, Any]]:
-    compared = _compare([{system: row.per_query[measure] for system, row in of.items()}], baseline)
+    compared = _compare([_strata(of, measure)], baseline)
     return {system: {**row.shown_measures, **compared[system],
                      "efficiency": _efficiency(row, timing := _timing(row, found)),
                      "provenance": _provenance(row, timing)} for system, row in of.items()}
@@ -144,7 +144,7 @@ def _make_cells(of: Mapping[str, Row], found: Sequence[Row], measure: str, basel
 def _timing(row: Row, found: Sequence[Row]) -> dict[str, Any]:
     """What a clock measured; of a row put together from others, the means over these."""
     parts = [other for other in found if other.system == row.system
-             and other.dataset in row.result["dataset"].get("parts", [row.dataset])]
+             and other.dataset in {facts["name"] for facts in row.parts.values()}]
     latencies = [part.timing.get("search_latency_ms") or {} for part in parts]
     rates = [(part.result["dataset"]["documents"], part.timing.get("encode_documents_per_second")) for part in parts]
     return {"documents_per_second": _join_rates(rates),
@@ -171,8 +171,7 @@ def _make_means(grid: Mapping[str, Mapping[str, Row]], cells: Mapping[str, Mappi
     if not grid:
         return {}
     systems = next(iter(grid.values()))
-    compared = _compare([{system: row.per_query[measure] for system, row in of.items()} for of in grid.values()],
-                        baseline)
+    compared = _compare([_strata(of, measure) for of in grid.values()], baseline)
     means = {}
     for system in systems:
         parts = [cells[name][system] for name in grid]
@@ -186,46 +185,56 @@ def _make_means(grid: Mapping[str, Mapping[str, Row]], cells: Mapping[str, Mappi
     return means
 
 
-def _compare(parts: Sequence[Mapping[str, Mapping[str, float]]], baseline: str) -> dict[str, dict[str, Any]]:
-    """System -> interval of its mean over the parts, and its comparison with the baseline (None for that one itself).
+def _strata(of: Mapping[str, Row], measure: str) -> list[dict[str, dict[str, float]]]:
+    """A data set as parts whose means count alike, each system -> query_id -> value: a forum each, or the whole set."""
+    forums = [f"{name}/" for name in next(iter(of.values())).forums] or [""]
+    return [{system: {query_id: value for query_id, value in row.per_query[measure].items()
+                      if query_id.startswith(forum)} for system, row in of.items()} for forum in forums]
 
-    ``parts`` are data sets: system -> query_id -> value.
+
+def _compare(datasets: Sequence[Sequence[Mapping[str, Mapping[str, float]]]], baseline: str
+             ) -> dict[str, dict[str, Any]]:
+    """System -> interval of its mean over data sets, and its comparison with the baseline (None for that one itself).
+
+    ``datasets`` as ``_strata`` gives them: each data set counts alike, and in it each part.
     """
-    pooled = {system: _pool([part[system] for part in parts]) for system in parts[0]}
+    parts = [part for strata in datasets for part in strata]
+    shares = [1 / (len(datasets) * len(strata)) for strata in datasets for _ in strata]
+    pooled = {system: _pool([part[system] for part in parts], shares) for system in parts[0]}
     others = {system: values for system, values in pooled.items() if system != baseline and baseline in pooled}
     found = significance.compare(pooled[baseline], others, samples=SAMPLES) if others else {}
     compared = {}
     for system in pooled:
-        low, high = _interval([list(part[system].values()) for part in parts])
+        low, high = _interval([list(part[system].values()) for part in parts], shares)
         compared[system] = {**dict.fromkeys(_COMPARISON), "low": low, "high": high}
         if system in found:
             result = found[system]
             delta_low, delta_high = _interval([[value - part[baseline][query_id] for query_id, value
-                                                in part[system].items()] for part in parts])
+                                                in part[system].items()] for part in parts], shares)
             compared[system] |= {"delta": result.difference, "delta_low": delta_low, "delta_high": delta_high,
                                  "p": result.p, "p_adjusted": result.p_adjusted, "wins": result.wins,
                                  "ties": result.ties, "losses": result.losses}
     return compared
 
 
-def _pool(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """All queries of several data sets, weighted so that their plain mean is the mean of the data sets' means."""
+def _pool(values: Sequence[Mapping[str, float]], shares: Sequence[float]) -> dict[str, float]:
+    """All queries of several parts, weighted so that their plain mean is the sum of the parts' means times shares."""
     total = sum(map(len, values))
-    return {f"{number}/{query_id}": value * (total / (len(values) * len(of)))
-            for number, of in enumerate(values) for query_id, value in of.items()}
+    return {f"{number}/{query_id}": value * (total * share / len(of))
+            for number, (of, share) in enumerate(zip(values, shares, strict=True)) for query_id, value in of.items()}
 
 
-def _interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Bootstrap interval of the mean of several data sets' means.
+def _interval(values: Sequence[Sequence[float]], shares: Sequence[float]) -> tuple[float, float]:
+    """Bootstrap interval of the sum of several parts' means, each times its share.
 
-    The data sets are given, only their queries are drawn: so each value counts by its distance from the mean of its
-    set, weighted as in ``_pool``, and the variance of the mean of all is that of drawing within each set.
+    The parts are given, only their queries are drawn: so each value counts by its distance from the mean of its part,
+    weighted as in ``_pool``, and the variance of the mean of all is that of drawing within each part.
     """
     total = sum(map(len, values))
     means = [math.fsum(of) / len(of) for of in values]
-    middle = math.fsum(means) / len(means)
-    return significance.bootstrap_interval([middle + (value - mean) * (total / (len(values) * len(of)))
-                                            for of, mean in zip(values, means, strict=True) for value in of])
+    middle = math.fsum(mean * share for mean, share in zip(means, shares, strict=True))
+    return significance.bootstrap_interval([middle + (value - mean) * (total * share / len(of)) for of, mean, share
+                                            in zip(values, means, shares, strict=True) for value in of])
 
 
 def _is_whole(name: str, facts: Mapping[str, Any]) -> bool:
@@ -374,7 +383,7 @@ def _describe(board: Board) -> list[str]:
 def format_csv(board: Board) -> str:
     """One line for each system and data set, and for its mean; published figures with ``origin`` published."""
     columns = ["origin", "system", "kind", "dataset", *COLUMNS, *_COMPARISON, *_EFFICIENCY, *_PROVENANCE, "status",
-               "source"]
+               "source", "note"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
@@ -386,7 +395,7 @@ def format_csv(board: Board) -> str:
                                  **{key: value for key, value in line.items() if key in columns}})
     for record in board["published"]:
         for name, value in record["values"].items():
-            known = {key: record[key] for key in ("system", "kind", "status", "source")}
+            known = {key: record[key] for key in ("system", "kind", "status", "source", "note")}
             writer.writerow({"origin": "published", "dataset": name, board["measure"]: value, **known})
     return stream.getvalue()
 
@@ -409,8 +418,11 @@ def format_latex(board: Board) -> str:
         lines += [r"\midrule", f"\\multicolumn{{{len(header)}}}{{l}}{{{title}}} \\\\"]
     for record in board["published"]:
         cells = [_percent((record["values"] | {"mean": record["mean"]}).get(name)) for name in names]
-        lines.append(_latex_line([_escape_latex(record["system"]), *cells, *["--"] * len(_LATEX_COSTS)]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        name = _escape_latex(f"{record['system']} ({record['status']})")
+        lines.append(_latex_line([name, *cells, *["--"] * len(_LATEX_COSTS)]))
+    sources = [f"% {record['system']}: {record['source']}{'; ' if record['note'] else ''}{record['note'] or ''}"
+               for record in board["published"]]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *sources]) + "\n"
 
 
 def _latex_line(cells: Iterable[str]) -> str:
@@ -485,7 +497,7 @@ def make_mteb_files(found: Sequence[Row]) -> dict[str, Any]:
     for system, of in systems.items():
         facts = of[0].result["system"]
         hashes = sorted({row.result["system"]["hash"] for row in of})
-        revision = facts.get("revision") or files.sha256_of_json(hashes)[:16]
+        revision = re.sub(r"^[.]+|[^A-Za-z0-9._+-]", "_", facts.get("revision") or files.sha256_of_json(hashes)[:16])
         name = system.replace("--", "/", 1) if "--" in system else f"local/{system}"
         folder = f"mteb/results/{name.replace('/', '__')}/{revision}"
         made[f"{folder}/model_meta.json"] = _mteb_model(name, revision)

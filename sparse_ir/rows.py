@@ -28,6 +28,7 @@ import numpy as np
 
 import sparse_ir
 from sparse_ir import benchmarks, data, files, measures
+from sparse_ir.benchmarks import Collection
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 
 FORMAT = 1
@@ -35,17 +36,22 @@ RESULT, TIMING, RUN = "result.json", "timing.json", "run.trec.gz"
 COLUMNS = ("nDCG@10", "R@100", "R@1000", "MRR@10")
 MEAN = "mean"  # beside the names of data sets, in tables
 _NUMBER = (int, float)
+_MAYBE = type(None)
 _PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {  # part of a row -> what is read of it, and as what
     "dataset": {**dict.fromkeys(("name", "source", "split", "corpus_sha256", "queries_sha256", "qrels_sha256"), str),
                 **dict.fromkeys(("documents", "queries", "judgements", "absent_documents", "absent_queries",
                                  "relevance_level"), int), "remove_identical": bool},
-    "system": {"name": str, "kind": str, "hash": str},
+    "system": {**dict.fromkeys(("name", "kind", "hash"), str), **dict.fromkeys(("model", "revision"), (str, _MAYBE))},
     "measures": dict.fromkeys(COLUMNS, _NUMBER),
     "per_query": dict.fromkeys(COLUMNS, dict),
     "efficiency": dict.fromkeys(("mean_query_terms", "mean_document_terms", "flops", "index_bytes"), _NUMBER),
     "run": {"sha256": str, "hits_per_query": int},
     "versions": {}, "identity": {},
 }
+_TIMES: dict[str, type | tuple[type, ...]] = {
+    "encode_documents_per_second": (*_NUMBER, _MAYBE), "search_latency_ms": (dict, _MAYBE), "hardware": dict,
+    "date": (str, _MAYBE)}
+_RULES = ("name", "split", "remove_identical", "relevance_level")  # of a data set
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -65,6 +71,17 @@ class Row(NamedTuple):
     def system(self) -> str:
         """Name of the system."""
         return str(self.result["system"]["name"])
+
+    @property
+    def forums(self) -> list[str]:
+        """The parts that were put together into this row; their names begin its query ids. None of a plain row."""
+        return list(self.result["dataset"].get("parts", ()))
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """What begins the query ids of a part -> the facts of its data set; of a plain row nothing -> its own."""
+        facts = self.result["dataset"]
+        return {f"{forum}/": facts["parts"][forum] for forum in self.forums} or {"": facts}
 
     @property
     def measures(self) -> dict[str, float]:
@@ -232,8 +249,7 @@ def read_row(folder: Path) -> Row:
         raise DamagedError(f"{path} is not a row of format {FORMAT}")
     _check_parts(path, result)
     timing = files.read_json(folder / TIMING) if (folder / TIMING).is_file() else {}
-    if not isinstance(timing, dict):
-        raise DamagedError(f"{folder / TIMING} is no JSON object")
+    _check_timing(folder / TIMING, timing)
     row = Row(result, timing)
     row_folder(folder, row.dataset, row.system)  # refuses names that no row can have
     found = "/".join(folder.absolute().parts[-2:])
@@ -253,8 +269,29 @@ def _check_parts(path: Path, result: Mapping[str, Any]) -> None:
         if missing := [f"{part}.{field}" for field in fields if field not in result[part]]:
             raise DamagedError(f"{path} lacks {', '.join(missing)}")
         for field, kind in fields.items():
-            if not isinstance(result[part][field], kind):
-                raise DamagedError(f"{path}: {part}.{field} is {result[part][field]!r:.60}, which is of another type")
+            _check_value(f"{path}: {part}.{field}", result[part][field], kind)
+    for field in ("commit", "command"):
+        _check_value(f"{path}: {field}", result.get(field), (str, _MAYBE))
+    if "parts" in result["dataset"]:
+        raise DamagedError(f"{path}: dataset.parts is what only a row has that was put together in memory")
+
+
+def _check_value(where: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise DamagedError(f"{where} is {value!r:.60}, which is of another type")
+    if isinstance(value, _NUMBER) and not (math.isfinite(value) and value >= 0):
+        raise DamagedError(f"{where} is {value}, allowed: finite numbers from 0 on")
+
+
+def _check_timing(path: Path, timing: Any) -> None:
+    if not isinstance(timing, dict):
+        raise DamagedError(f"{path} is no JSON object")
+    for field in _TIMES.keys() & timing.keys():
+        _check_value(f"{path}: {field}", timing[field], _TIMES[field])
+    for field, value in (timing.get("search_latency_ms") or {}).items():
+        _check_value(f"{path}: search_latency_ms.{field}", value, _NUMBER)
+    _check_value(f"{path}: hardware.processor", timing.get("hardware", {}).get("processor"), (str, _MAYBE))
 
 
 def _check_means(path: Path, row: Row) -> None:
@@ -273,34 +310,37 @@ def _check_means(path: Path, row: Row) -> None:
 
 
 def _row_folders(results: Path) -> list[Path]:
-    return [path.parent for path in sorted(results.glob(f"[!.]*/[!.]*/{RESULT}"))]
+    found = sorted({path.parent for name in (RESULT, RUN) for path in results.glob(f"[!.]*/[!.]*/{name}")})
+    if lost := next((folder for folder in found if not (folder / RESULT).is_file()), None):
+        raise DamagedError(f"{lost / RESULT} is missing, and its {RUN} is there; make the row again")
+    return found
 
 
 def read_rows(results: Path) -> list[Row]:
-    """All finished rows below a folder, by data set and system; a row in the making is not there yet."""
+    """All finished rows below a folder, by data set and system; a row in the making is not there yet.
+
+    Raises as ``read_row`` does, and ``DamagedError`` for a folder that has a run only.
+    """
     return [read_row(folder) for folder in _row_folders(results)]
 
 
 # ------------------------------------------------------------------------------------------------ verifying
 
 
-def verify_row(folder: Path, qrels: Path) -> dict[str, Any]:
+def verify_row(folder: Path, collection: Collection, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Measure the stored run again; a report. All measures must come out as they are stored, to the last digit.
 
-    It vouches for run, qrels, measures and means. That the named system made the run, how fast, at what cost and with
-    which versions, no stored file can prove; whoever doubts it runs the row's command again.
+    It vouches for run, data set, measures and means. That the named system made the run, how deep it was asked to go,
+    how fast, at what cost and with which versions, no stored file can prove; whoever doubts it runs the row's command
+    again.
 
-    Raises ``DamagedError`` for a row, a run or a measure that differs, ``DataError`` for qrels that are not those of
-    the row.
+    ``known`` is what ``describe`` says of the collection, for callers with several rows of it. Raises ``DamagedError``
+    for a row, a run or a measure that differs, ``DataError`` for a data set that is not that of the row.
     """
     row = read_row(folder)
-    facts = row.result["dataset"]
-    found = sha256_of_content(qrels)
-    if found != facts["qrels_sha256"]:
-        raise DataError(f"{qrels}: sha256 is {found}, allowed: {facts['qrels_sha256']}, the qrels that "
-                        f"{folder / RESULT} was measured with")
+    _check_dataset(folder / RESULT, row, collection, known or describe(collection))
     run = _read_stored_run(folder, row)
-    means, values = measure(run, data.read_qrels(qrels), facts["relevance_level"])
+    means, values = measure(run, data.read_qrels(collection.qrels), row.result["dataset"]["relevance_level"])
     for column, mean in means.items():
         if mean != row.measures[column]:
             raise DamagedError(f"{folder / RESULT}: {column} is {row.measures[column]}, its run gives {mean}")
@@ -321,20 +361,68 @@ def verify_rows(results: Path, data_dir: Path) -> list[dict[str, Any]]:
     folders = _row_folders(results)
     if not folders:
         raise DataError(f"{results} holds no row (DATASET/SYSTEM/{RESULT})")
-    return [verify_row(folder, _find_qrels(read_row(folder), data_dir)) for folder in folders]
+    known: dict[Collection, dict[str, Any]] = {}
+    reports = []
+    for folder in folders:
+        collection = _find(read_row(folder), data_dir)
+        if collection not in known:
+            known[collection] = describe(collection)
+        reports.append(verify_row(folder, collection, known[collection]))
+    return reports
 
 
-def _find_qrels(row: Row, data_dir: Path) -> Path:
-    """The qrels of the data set that a row names as its source, and as which it counts."""
-    facts = row.result["dataset"]
-    found = benchmarks.find(facts["source"], data_dir)
+def _find(row: Row, data_dir: Path) -> Collection:
+    """The data set that a row names as its source."""
+    source = row.result["dataset"]["source"]
+    found = benchmarks.find(source, data_dir)
     if found is None:
-        raise DataError(f"row {row.dataset}/{row.system}: its data set {facts['source']!r} is not in {data_dir}")
-    for field in ("name", "split", "remove_identical", "relevance_level"):
-        if facts[field] != getattr(found, field):
+        raise DataError(f"row {row.dataset}/{row.system}: its data set {source!r} is not in {data_dir}")
+    return found
+
+
+def _check_dataset(path: Path, row: Row, collection: Collection, known: Mapping[str, Any]) -> None:
+    """The row's data set is this one: by its files, its rules and its counts, wherever the row states them."""
+    facts = row.result["dataset"]
+    for field, value in known.items():
+        part = field.removesuffix("_sha256")
+        if facts[field] != value and part != field:
+            raise DataError(f"{getattr(collection, part)}: sha256 is {value}, allowed: {facts[field]}, the {part} that "
+                            f"{path} was measured with")
+        if facts[field] != value:
             raise DamagedError(f"row {row.dataset}/{row.system}: {field} is {facts[field]!r}, its data set "
-                               f"{facts['source']!r} has {getattr(found, field)!r}")
-    return found.qrels
+                               f"{facts['source']!r} has {value!r}")
+    stated = {**facts, "hits": row.result["run"]["hits_per_query"], "kind": row.result["system"]["kind"]}
+    for field, value in row.result["identity"].items():
+        if field in stated and value != stated[field]:
+            raise DamagedError(f"{path}: identity.{field} is {value!r}, elsewhere in it {stated[field]!r}")
+
+
+def describe(collection: Collection) -> dict[str, Any]:
+    """What a row says of its data set, read anew: SHA-256 of its three files, its rules, and ``survey``."""
+    hashes = {f"{part}_sha256": sha256_of_content(getattr(collection, part)) for part in ("corpus", "queries", "qrels")}
+    return {**hashes, **{field: getattr(collection, field) for field in _RULES}, **survey(collection)}
+
+
+def survey(collection: Collection) -> dict[str, int]:
+    """Counts of a data set: documents, judged queries, judgements, and what the qrels name that is not there.
+
+    Raises ``DataError`` when no judged query, or no judged document, is there at all: the parts do not belong together.
+    """
+    qrels = data.read_qrels(collection.qrels)
+    judged = {doc_id for judgements in qrels.values() for doc_id in judgements}
+    absent, documents = set(judged), 0
+    for document in data.read_documents(collection.corpus, check_unique=False):
+        documents += 1
+        absent.discard(document.doc_id)
+    asked = {query.query_id for query in data.read_queries(collection.queries)}
+    missing = [query_id for query_id in qrels if query_id not in asked]
+    for what, gone, of, place in (("documents", absent, judged, collection.corpus),
+                                  ("queries", missing, qrels, collection.queries)):
+        if len(gone) == len(of):
+            raise DataError(f"{collection.qrels}: none of its {len(of)} {what} is in {place} (first: {min(gone)!r}), "
+                            "allowed: qrels of this data set")
+    return {"documents": documents, "queries": len(qrels), "judgements": sum(map(len, qrels.values())),
+            "absent_documents": len(absent), "absent_queries": len(missing)}
 
 
 def _read_stored_run(folder: Path, row: Row) -> data.Run:
@@ -347,7 +435,14 @@ def _read_stored_run(folder: Path, row: Row) -> data.Run:
         raise DamagedError(f"{path} is damaged ({error}); make the row again") from error
     if found != row.result["run"]["sha256"]:
         raise DamagedError(f"{path}: sha256 of the run is {found}, {RESULT} says {row.result['run']['sha256']}")
-    return data.read_run(path)
+    run = data.read_run(path)
+    deepest = max(map(len, run.values()), default=0)
+    if deepest > row.result["run"]["hits_per_query"]:
+        raise DamagedError(f"{path} has {deepest} hits for a query, {RESULT} says "
+                           f"{row.result['run']['hits_per_query']} at most")
+    if (hits := sum(map(len, run.values()))) != row.result["run"].get("hits", hits):
+        raise DamagedError(f"{path} has {hits} hits, {RESULT} says {row.result['run']['hits']}")
+    return run
 
 
 # ------------------------------------------------------------------------------------------------ means over data sets
@@ -378,14 +473,14 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
                for key in ("documents", "queries", "judgements", "absent_documents", "absent_queries")}
     hashes = {key: files.sha256_of_json([row.result["dataset"][key] for row in forums])
               for key in ("corpus_sha256", "queries_sha256", "qrels_sha256")}
-    per_query = {column: {f"{row.dataset.removeprefix('cqadupstack-')}/{query_id}": value for row in forums
+    per_query = {column: {f"{_forum(row)}/{query_id}": value for row in forums
                           for query_id, value in row.per_query[column].items()} for column in COLUMNS}
     efficiency = {key: _mean([row.result["efficiency"][key] for row in forums]) for key in first["efficiency"]}
     efficiency["index_bytes"] = sum(row.result["efficiency"]["index_bytes"] for row in forums)
     return Row({
         "format": FORMAT,
         "dataset": {**first["dataset"], **counted, **hashes, "name": "cqadupstack", "source": "cqadupstack",
-                    "parts": [row.dataset for row in forums]},
+                    "parts": {_forum(row): row.result["dataset"] for row in forums}},
         "system": first["system"],
         "measures": {column: _mean([row.measures[column] for row in forums]) for column in COLUMNS},
         "per_query": per_query,
@@ -393,6 +488,10 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
         "run": {"hits_per_query": min(row.result["run"]["hits_per_query"] for row in forums)},
         "versions": first["versions"], "commit": first.get("commit"), "command": first.get("command"),
     }, {})
+
+
+def _forum(row: Row) -> str:
+    return row.dataset.removeprefix("cqadupstack-")
 
 
 def average(rows: Sequence[Row], names: Sequence[str] = benchmarks.BEIR_13) -> dict[str, dict[str, float | None]]:

@@ -57,16 +57,34 @@ def _collect(of: Mapping[str, Row], results: Path, data_dir: Path, baseline: str
              documents: int) -> dict[str, Any]:
     values = {system: row.per_query[measure] for system, row in of.items()}
     chosen = _choose(values, baseline, queries)
-    collection = _find(of[baseline], data_dir)
-    texts = _query_texts(collection, chosen)
-    hits = _first_hits(of, results, chosen, documents) if documents else {}
+    texts: dict[str, str] = {}
+    hits: dict[str, dict[str, list[str]]] = {system: {} for system in of}
+    judged: dict[str, dict[str, Any]] = {"documents": {}, "qrels": {}}
+    for prefix, facts in of[baseline].parts.items():
+        own = [query_id.removeprefix(prefix) for query_id in chosen if query_id.startswith(prefix)]
+        collection = _find(facts, data_dir)
+        texts |= _prefixed(prefix, _query_texts(collection, own))
+        found = _first_hits(of, results, facts["name"], own, documents) if documents else {}
+        for system, run in found.items():
+            hits[system] |= {prefix + query_id: [prefix + doc_id for doc_id in ranked]
+                             for query_id, ranked in run.items()}
+        shown = _judged_documents(collection, found, own)
+        judged["documents"] |= _prefixed(prefix, shown["documents"])
+        judged["qrels"] |= {prefix + query_id: _prefixed(prefix, of_query) for query_id, of_query
+                            in shown["qrels"].items()}
     return {
         "total": len(values[baseline]),
         "queries": [{"id": query_id, "text": texts.get(query_id),
                      "values": {system: round(value[query_id], 4) for system, value in values.items()},
-                     "hits": {system: run.get(query_id, []) for system, run in hits.items()}} for query_id in chosen],
-        **_judged_documents(collection, hits, chosen),
+                     "hits": {system: run.get(query_id, []) for system, run in hits.items()} if documents else {}}
+                    for query_id in chosen],
+        **judged,
     }
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of one forum may be those of another: with the name of the forum they are different."""
+    return {prefix + key: value for key, value in values.items()}
 
 
 def _choose(values: Mapping[str, Mapping[str, float]], baseline: str, count: int) -> list[str]:
@@ -80,16 +98,15 @@ def _choose(values: Mapping[str, Mapping[str, float]], baseline: str, count: int
     return [query_id for query_id in first if query_id in chosen]
 
 
-def _find(row: Row, data_dir: Path) -> Collection | None:
-    """The data set of a row; None where it does not lie below ``data_dir``."""
-    facts = row.result["dataset"]
+def _find(facts: Mapping[str, Any], data_dir: Path) -> Collection | None:
+    """The data set that rows were measured on; None where it does not lie below ``data_dir``."""
     collection = benchmarks.find(facts["source"], data_dir)
     if collection is None:
         return None
     for what, path in (("corpus", collection.corpus), ("queries", collection.queries), ("qrels", collection.qrels)):
         if (sha256 := rows.sha256_of_content(path)) != facts[f"{what}_sha256"]:
             raise DataError(f"{path}: sha256 is {sha256}, allowed: {facts[f'{what}_sha256']}, the {what} that the rows "
-                            f"of {row.dataset} were measured on; name another data folder")
+                            f"of {facts['name']} were measured on; name another data folder")
     return collection
 
 
@@ -101,11 +118,12 @@ def _query_texts(collection: Collection | None, chosen: Sequence[str]) -> dict[s
             if query.query_id in wanted}
 
 
-def _first_hits(of: Mapping[str, Row], results: Path, chosen: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
+def _first_hits(of: Mapping[str, Row], results: Path, dataset: str, chosen: Sequence[str],
+                count: int) -> dict[str, dict[str, Any]]:
     """System -> query -> its first hits."""
     found = {}
-    for system, row in of.items():
-        run = data.read_run(rows.row_folder(results, row.dataset, system) / rows.RUN)
+    for system in of:
+        run = data.read_run(rows.row_folder(results, dataset, system) / rows.RUN)
         found[system] = {query_id: [doc_id for doc_id, _ in run.get(query_id, [])[:count]] for query_id in chosen}
     return found
 

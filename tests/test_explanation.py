@@ -91,6 +91,18 @@ def test_parts_of_bm25_add_up_too(tmp_path, title):
     assert [of["rank"] for of in report["documents"]] == list(range(1, 61))
 
 
+def test_terms_of_bm25_are_cut_as_lucene_cuts_them(tmp_path):
+    """Signs inside of a number or a word do not end it, so no term of the query is taken for an expansion."""
+    text = "A 4,997 mm node.js beam, don't (lock/mutex)"
+    indexes.build_bm25_index(lambda: [data.Document("d", "", text)], tmp_path / "index")
+    report = explain(tmp_path / "index", text)
+    assert {term: facts["in_query"] for term, facts in report["query_terms"].items()} == dict.fromkeys(
+        next(lucene.analyze([text])), True)
+    assert "4,997" in report["query_terms"]
+    places = {term: text[start:end] for term, start, end in explanation._find_analysed(text)}
+    assert (places["4,997"], places["beam"], places["lock"], places["mutex"]) == ("4,997", "beam", "lock", "mutex")
+
+
 def test_shares_and_weights(root):
     (of,) = explain(root / "plain", QUERY, hits=1)["documents"]
     assert sum(facts["share"] for facts in of["terms"].values()) == pytest.approx(1)

@@ -15,7 +15,7 @@ import pytest
 from commands import read_tree
 from made_rows import make_run, write_dataset, write_results, write_row
 
-from sparse_ir import benchmarks, files, leaderboard, rows
+from sparse_ir import benchmarks, files, leaderboard, rows, significance, webpage
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 
 # gain of the one relevant document at rank 1, 2, 3; a document that is not found gains nothing
@@ -173,6 +173,55 @@ def test_forums_of_cqadupstack_are_one_data_set_when_a_system_has_all_twelve(tmp
     assert singly["not_shown"] == []
 
 
+def test_forums_count_alike_in_the_figure_and_in_all_that_is_said_of_it(tmp_path):
+    """One large forum in which a system is better, eleven small ones in which it is worse."""
+    for forum in benchmarks.FORUMS:
+        name, large = f"cqadupstack/{forum}", forum == "tex"
+        write_dataset(tmp_path / "data", name, 60 if large else 2)
+        for system, ranks in (("bm25", [2] * 60 if large else [1, 1]), ("other", [1] * 60 if large else [2, 3])):
+            write_row(tmp_path / "results", tmp_path / "data", name, system, ranks)
+    write_dataset(tmp_path / "data", "made", 4)
+    for system in ("bm25", "other"):
+        write_row(tmp_path / "results", tmp_path / "data", "made", system, [1, 1, 1, 2])
+    board = leaderboard.make_board(rows.read_rows(tmp_path / "results"))
+    bm25, other = (cell_of(board, system, "cqadupstack") for system in ("bm25", "other"))
+    assert bm25["nDCG@10"] == pytest.approx((11 * G1 + G2) / 12)
+    assert other["nDCG@10"] == pytest.approx((11 * (G2 + G3) / 2 + G1) / 12)
+    assert other["delta"] == pytest.approx(other["nDCG@10"] - bm25["nDCG@10"])
+    assert other["delta_low"] < other["delta"] < other["delta_high"] < 0
+    assert other["low"] < other["nDCG@10"] < other["high"]
+    assert (other["wins"], other["losses"]) == (60, 22)  # queries, whatever they weigh
+    assert cell_of(board, "other")["delta"] == pytest.approx(other["delta"] / 2)
+    # each forum by its queries: what the randomization test gets
+    weights = {query_id: 82 / (12 * (60 if query_id.startswith("tex/") else 2))
+               for row in rows.merge_groups(rows.read_rows(tmp_path / "results")) if row.forums
+               for query_id in row.per_query["nDCG@10"]}
+    differences = [weights[query_id] * ((G1 - G2) if query_id.startswith("tex/") else
+                                        (G2 - G1 if query_id.endswith("q0") else G3 - G1)) for query_id in weights]
+    assert other["p"] == pytest.approx(significance.randomization_test(differences, samples=leaderboard.SAMPLES),
+                                       abs=0.002)
+
+
+def test_a_board_with_forums_has_their_texts(tmp_path):
+    for forum in benchmarks.FORUMS:
+        name = f"cqadupstack/{forum}"
+        write_dataset(tmp_path / "data", name, 2)
+        for system, ranks in (("bm25", [1, 2]), ("other", [1, 1])):
+            write_row(tmp_path / "results", tmp_path / "data", name, system, ranks)
+    report = leaderboard.leaderboard(tmp_path / "results", tmp_path / "board", data_dir=tmp_path / "data", documents=2,
+                                     verify=True)
+    assert (report["verified_rows"], report["mean_over"]) == (24, ["cqadupstack"])
+    found = webpage.collect_queries(leaderboard.merge_forums(rows.read_rows(tmp_path / "results")),
+                                    tmp_path / "results", tmp_path / "data", "bm25", "nDCG@10", 40, 2)["cqadupstack"]
+    assert found["total"] == 24
+    assert [query["id"] for query in found["queries"]] == [f"{forum}/q1" for forum in benchmarks.FORUMS]
+    query = found["queries"][0]
+    assert query["text"].startswith("question 1 ")
+    assert query["hits"] == {"bm25": ["android/f0", "android/d1"], "other": ["android/d1"]}
+    assert found["qrels"]["unix/q1"] == {"unix/d1": 1}
+    assert found["documents"]["unix/d1"].startswith("answer 1 ")
+
+
 # ------------------------------------------------------------------------------------------------ published figures
 
 
@@ -270,7 +319,7 @@ def test_latex_has_the_same_columns_in_every_line(board):
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")] == [1, 2, 1, 1]
     assert r"my\_model+v1 & \textbf{100.0} & \textbf{100.0}$^{\uparrow}$ & \textbf{100.0}" in text
     assert r"weak & 28.3 & 50.0$^{\downarrow}$ &" in text
-    assert r"SPLADE-v3-Doc & -- & 68.8 & -- & -- & -- & -- & -- & -- \\" in text
+    assert r"SPLADE-v3-Doc (secondary) & -- & 68.8 & -- & -- & -- & -- & -- & -- \\" in text
 
 
 def test_latex_and_markdown_escape_what_means_something_to_them():
@@ -304,6 +353,10 @@ def test_mteb_names_of_hub_models_and_of_all_data_sets(tmp_path):
     assert set(made) == {"mteb/results/naver__splade-v3/0123abcd/FiQA2018.json",
                          "mteb/results/naver__splade-v3/0123abcd/model_meta.json"}
     assert made["mteb/results/naver__splade-v3/0123abcd/model_meta.json"]["name"] == "naver/splade-v3"
+    for revision, folder in (("../../evil", "__.._evil"), ("refs/pr/1", "refs_pr_1"), ("..", "_")):
+        found.result["system"]["revision"] = revision
+        assert {name.rpartition("/")[0] for name in leaderboard.make_mteb_files([found])} == {
+            f"mteb/results/naver__splade-v3/{folder}"}
     public = {*benchmarks.BEIR_13, *benchmarks.GROUPS["cqadupstack"], "cqadupstack", "msmarco"}
     assert set(leaderboard._TASKS) == public
 
@@ -394,7 +447,7 @@ def test_systems_without_latency_and_with_equal_answers(tmp_path):
 
 def test_the_mean_of_pooled_queries_is_the_mean_of_the_means():
     values: Sequence[Mapping[str, float]] = [{"a": 0.25, "b": 0.75}, {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.3}]
-    pooled = leaderboard._pool(values)
+    pooled = leaderboard._pool(values, [0.5, 0.5])
     assert len(pooled) == 6
     assert sum(pooled.values()) / 6 == pytest.approx((0.5 + 0.45) / 2)
     assert make_run([2])["q0"] == [("f0", 100.0), ("d0", 99.0)]

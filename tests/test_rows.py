@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import read_tree, write_collection
+from commands import read_tree
 
 import sparse_ir
 from sparse_ir import benchmarks, data, files, rows
+from sparse_ir.benchmarks import Collection
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 from sparse_ir.rows import COLUMNS, Row
 
@@ -29,14 +30,27 @@ def write_qrels(path: Path, qrels: data.Qrels) -> Path:
     return path
 
 
+def write_texts(folder: Path) -> None:
+    """Nine documents and three queries beside the qrels."""
+    for stem, ids in (("corpus", [f"d{number}" for number in range(1, 10)]), ("queries", list(QRELS))):
+        lines = [json.dumps({"_id": text_id, "text": f"text of {text_id}"}) + "\n" for text_id in ids]
+        (folder / f"{stem}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def parts_of(qrels_path: Path) -> dict[str, Path]:
+    folder = qrels_path.parent.parent
+    return {"corpus": folder / "corpus.jsonl", "queries": folder / "queries.jsonl", "qrels": qrels_path}
+
+
 def make_row(qrels_path: Path, *, dataset: str = "made", system: str = "bm25", run: data.Run | None = None,
              level: int = 1) -> Row:
     means, per_query = rows.measure(RUN if run is None else run, data.read_qrels(qrels_path), level)
     facts = {"name": dataset, "source": dataset, "split": "test", "documents": 9, "queries": 3, "judgements": 4,
              "absent_documents": 0, "absent_queries": 0, "remove_identical": False, "relevance_level": level,
-             "corpus_sha256": "c", "queries_sha256": "q", "qrels_sha256": rows.sha256_of_content(qrels_path)}
+             **{f"{part}_sha256": rows.sha256_of_content(path) for part, path in parts_of(qrels_path).items()}}
     return Row({
-        "dataset": facts, "system": {"name": system, "kind": "bm25", "hash": "h"}, "measures": means,
+        "dataset": facts, "measures": means,
+        "system": {"name": system, "kind": "bm25", "hash": "h", "model": None, "revision": None},
         "efficiency": {"mean_query_terms": 2.0, "mean_document_terms": 10.0, "flops": 0.5, "index_bytes": 100},
         "run": {"hits_per_query": 1000}, "versions": {"sparse_ir": "1"}, "identity": {}, "per_query": per_query,
     }, {"date": "today"})
@@ -44,7 +58,14 @@ def make_row(qrels_path: Path, *, dataset: str = "made", system: str = "bm25", r
 
 @pytest.fixture
 def qrels_path(tmp_path: Path) -> Path:
-    return write_qrels(tmp_path / "data" / "made" / "qrels" / "test.tsv", QRELS)
+    path = write_qrels(tmp_path / "data" / "made" / "qrels" / "test.tsv", QRELS)
+    write_texts(tmp_path / "data" / "made")
+    return path
+
+
+@pytest.fixture
+def collection(qrels_path: Path) -> Collection:
+    return Collection("made", **parts_of(qrels_path))
 
 
 @pytest.fixture
@@ -173,7 +194,6 @@ def test_rows_are_read_in_order_and_unfinished_ones_are_not_there(tmp_path, qrel
     results = tmp_path / "results"
     rows.write_row(results, make_row(qrels_path, dataset="another"), RUN)
     rows.write_row(results, make_row(qrels_path, system="zz"), RUN)
-    (rows.write_row(results, make_row(qrels_path, system="killed"), RUN) / rows.RESULT).unlink()
     (results / ".work" / "x").mkdir(parents=True)
     (results / ".work" / "x" / rows.RESULT).write_text("{}")
     assert [(row.dataset, row.system) for row in rows.read_rows(results)] == [
@@ -232,15 +252,13 @@ def test_damaged_results_are_refused(folder):
 
 def test_a_row_in_the_folder_of_another_is_refused(tmp_path, folder):
     """Copied or renamed, it would count twice, and verifying it would look at the one that it is a copy of."""
-    made = write_collection(tmp_path / "data2" / "made", 10)
-    write_qrels(made / "qrels" / "test.tsv", QRELS)
     for place in ("made/better", "other/bm25"):
         copy = tmp_path / "results" / place
         shutil.copytree(folder, copy)
         with pytest.raises(DamagedError, match=rf"is the row made/bm25, allowed: {place}, as its folder says"):
             rows.read_rows(tmp_path / "results")
         with pytest.raises(DamagedError, match=rf"is the row made/bm25, allowed: {place}, as its folder says"):
-            rows.verify_rows(tmp_path / "results", tmp_path / "data2")
+            rows.verify_rows(tmp_path / "results", tmp_path / "data")
         shutil.rmtree(copy)
     assert len(rows.read_rows(tmp_path / "results")) == 1
 
@@ -260,71 +278,72 @@ def test_means_that_are_not_those_of_their_queries_are_noticed_by_every_reader(f
 # ------------------------------------------------------------------------------------------------ verifying
 
 
-def test_a_good_row_is_verified(folder, qrels_path):
-    report = rows.verify_row(folder, qrels_path)
+def test_a_good_row_is_verified(folder, collection):
+    report = rows.verify_row(folder, collection)
     assert report == {"dataset": "made", "system": "bm25", "ok": True, "queries": 3, **rows.read_row(folder).measures}
 
 
-def test_one_changed_digit_is_noticed(folder, qrels_path):
+def test_one_changed_digit_is_noticed(folder, collection):
     value = rows.read_row(folder).measures["MRR@10"]
     change(folder / rows.RESULT, "measures", "MRR@10", value=value + 1e-15)
     with pytest.raises(DamagedError, match=r"result.json: MRR@10 is 0.50000000000000\d+, its run gives 0.5$"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
 
 
-def test_one_changed_query_is_noticed(folder, qrels_path):
+def test_one_changed_query_is_noticed(folder, collection):
     values = rows.read_row(folder).per_query["MRR@10"]
     change(folder / rows.RESULT, "per_query", "MRR@10", value={**values, "q1": values["q3"], "q3": values["q1"]})
     with pytest.raises(DamagedError, match=r"result.json: MRR@10 of query q1 is 0.0, its run gives 0.5"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
 
 
-def test_a_query_that_was_added_or_renamed_is_noticed(folder, qrels_path):
+def test_a_query_that_was_added_or_renamed_is_noticed(folder, collection):
     path, values = folder / rows.RESULT, rows.read_row(folder).per_query["R@100"]
     change(path, "per_query", "R@100", value={**values, "q9": 1.0})
     with pytest.raises(DamagedError, match=r"result.json: R@100 has 4 queries, its data set 3"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
     change(path, "per_query", "R@100", value={{"q3": "q9"}.get(key, key): value for key, value in values.items()})
     with pytest.raises(DamagedError, match=r"result.json: R@100 has values for other queries than its qrels"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
 
 
-def test_a_changed_a_damaged_and_a_missing_run_are_noticed(folder, qrels_path):
+def test_a_changed_a_damaged_and_a_missing_run_are_noticed(folder, collection):
     path = folder / rows.RUN
     good = path.read_bytes()
     path.write_bytes(gzip.compress(gzip.decompress(good).replace(b"d9", b"d8")))
     with pytest.raises(DamagedError, match=r"run.trec.gz: sha256 of the run is [0-9a-f]{64}, result.json says "):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
     path.write_bytes(good[:-12])
     with pytest.raises(DamagedError, match=r"run.trec.gz is damaged \(.*\); make the row again"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
     path.write_bytes(good[:20] + bytes([good[20] ^ 255]) + good[21:])
     with pytest.raises(DamagedError, match=r"run.trec.gz(: sha256 of the run| is damaged)"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
     path.unlink()
     with pytest.raises(DamagedError, match=r"run.trec.gz is missing; make the row again"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
 
 
-def test_other_qrels_are_noticed(tmp_path, folder):
+def test_other_qrels_are_noticed(tmp_path, folder, collection):
     other = write_qrels(tmp_path / "other.tsv", {**QRELS, "q3": {"d5": 1}})
     with pytest.raises(DataError, match=r"other.tsv: sha256 is [0-9a-f]{64}, allowed: [0-9a-f]{64}, the qrels that"):
-        rows.verify_row(folder, other)
+        rows.verify_row(folder, collection._replace(qrels=other))
 
 
-def test_a_forged_run_with_unknown_queries_is_refused(folder, qrels_path):
+def test_a_forged_run_with_unknown_queries_is_refused(folder, collection):
     text = b"q7 Q0 d1 1 1.000000 bm25\n"
     (folder / rows.RUN).write_bytes(gzip.compress(text))
+    change(folder / rows.RESULT, "run", "hits", value=1)
     change(folder / rows.RESULT, "run", "sha256", value=rows.sha256_of_content(folder / rows.RUN))
     with pytest.raises(DataError, match=r"run: 1 of its 1 queries are unknown to the qrels \(first: 'q7'\)"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
 
 
-def test_a_forged_run_with_a_score_that_is_no_number_is_refused(folder, qrels_path):
+def test_a_forged_run_with_a_score_that_is_no_number_is_refused(folder, collection):
     (folder / rows.RUN).write_bytes(gzip.compress(b"q1 Q0 d1 1 nan bm25\n"))
     change(folder / rows.RESULT, "run", "sha256", value=rows.sha256_of_content(folder / rows.RUN))
     with pytest.raises(DataError, match=r"run.trec.gz:1: score is '?nan'?, allowed: a finite number"):
-        rows.verify_row(folder, qrels_path)
+        rows.verify_row(folder, collection)
 
 
 def test_all_rows_are_verified_against_the_data_folder(tmp_path, qrels_path):
@@ -335,13 +354,60 @@ def test_all_rows_are_verified_against_the_data_folder(tmp_path, qrels_path):
         rows.write_row(results, make_row(qrels_path, system=system), RUN)
     with pytest.raises(DataError, match=r"row made/bm25: its data set 'made' is not in "):
         rows.verify_rows(results, tmp_path / "nowhere")
-    made = write_collection(tmp_path / "data2" / "made", 10)
-    write_qrels(made / "qrels" / "test.tsv", QRELS)
-    assert [report["ok"] for report in rows.verify_rows(results, tmp_path / "data2")] == [True, True]
+    made = tmp_path / "data" / "made"
+    assert [report["ok"] for report in rows.verify_rows(results, tmp_path / "data")] == [True, True]
     made.rename(made.with_name("easy"))
     change(results / "made" / "bm25" / rows.RESULT, "dataset", "source", value="easy")
     with pytest.raises(DamagedError, match=r"row made/bm25: name is 'made', its data set 'easy' has 'easy'"):
-        rows.verify_rows(results, tmp_path / "data2")
+        rows.verify_rows(results, tmp_path / "data")
+
+
+@pytest.mark.parametrize(("part", "line"), [("corpus", '{"_id": "d99", "text": "one more"}\n'),
+                                            ("queries", '{"_id": "q99", "text": "one more"}\n')])
+def test_another_corpus_and_other_queries_are_noticed(folder, collection, part, line):
+    with getattr(collection, part).open("a") as stream:
+        stream.write(line)
+    with pytest.raises(DataError, match=rf"{part}.jsonl: sha256 is [0-9a-f]{{64}}, allowed: .*, the {part} that "):
+        rows.verify_row(folder, collection)
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), [
+    (("dataset", "documents"), 5183, "row made/bm25: documents is 5183, its data set 'made' has 9"),
+    (("dataset", "judgements"), 5, "judgements is 5, its data set 'made' has 4"),
+    (("dataset", "absent_documents"), 1, "absent_documents is 1, its data set 'made' has 0"),
+    (("run", "hits_per_query"), 1, r"run.trec.gz has 2 hits for a query, result.json says 1 at most"),
+    (("run", "hits"), 9, r"run.trec.gz has 4 hits, result.json says 9"),
+    (("identity",), {"hits": 10}, "identity.hits is 10, elsewhere in it 1000"),
+])
+def test_a_row_that_says_otherwise_of_its_data_or_its_run_is_noticed(folder, collection, keys, value, message):
+    change(folder / rows.RESULT, *keys, value=value)
+    with pytest.raises(DamagedError, match=message):
+        rows.verify_row(folder, collection)
+
+
+@pytest.mark.parametrize(("file", "keys", "value", "message"), [
+    (rows.TIMING, ("search_latency_ms",), "x", "timing.json: search_latency_ms is 'x', which is of another type"),
+    (rows.TIMING, ("search_latency_ms",), {"p50": float("nan")}, "search_latency_ms.p50 is nan, allowed: finite"),
+    (rows.TIMING, ("hardware",), "x", "timing.json: hardware is 'x'"),
+    (rows.TIMING, ("hardware",), {"processor": 3}, "hardware.processor is 3"),
+    (rows.TIMING, ("encode_documents_per_second",), "x", "encode_documents_per_second is 'x'"),
+    (rows.RESULT, ("efficiency", "flops"), float("inf"), "result.json: efficiency.flops is inf, allowed: finite"),
+    (rows.RESULT, ("efficiency", "flops"), True, "efficiency.flops is True, which is of another type"),
+    (rows.RESULT, ("efficiency", "index_bytes"), -1, "efficiency.index_bytes is -1, allowed: finite numbers from 0"),
+    (rows.RESULT, ("system", "revision"), 7, "system.revision is 7, which is of another type"),
+    (rows.RESULT, ("commit",), {}, "commit is {}, which is of another type"),
+    (rows.RESULT, ("dataset", "parts"), {}, "dataset.parts is what only a row has that was put together"),
+])
+def test_a_value_that_no_table_can_hold_is_refused(folder, file, keys, value, message):
+    change(folder / file, *keys, value=value)
+    with pytest.raises(DamagedError, match=message):
+        rows.read_row(folder)
+
+
+def test_a_row_whose_figures_were_deleted_does_not_vanish(tmp_path, folder):
+    (folder / rows.RESULT).unlink()
+    with pytest.raises(DamagedError, match=r"result.json is missing, and its run.trec.gz is there; make the row again"):
+        rows.read_rows(tmp_path / "results")
 
 
 # ------------------------------------------------------------------------------------------------ means
