@@ -16,7 +16,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -332,12 +332,14 @@ def _download(download: Download, path: Path, progress: bool) -> dict[str, Any]:
 
 
 def _read_patiently(download: Download, path: Path, progress: bool) -> int:
-    """Bytes written; a server that is busy, and a connection that breaks, are tried again."""
+    """Bytes written; a server that is busy, and a connection that breaks, are tried again, from where it broke."""
     import requests
 
+    path.unlink(missing_ok=True)
+    condition: dict[str, str] = {}
     for attempt in itertools.count(1):
         try:
-            return _read_once(download, path, progress)
+            return _read_once(download, path, progress, condition)
         except requests.RequestException as error:
             status = error.response.status_code if error.response is not None else 500
             if attempt == ATTEMPTS or (status < 500 and status != 429):
@@ -347,21 +349,34 @@ def _read_patiently(download: Download, path: Path, progress: bool) -> int:
     raise AssertionError("unreachable")
 
 
-def _read_once(download: Download, path: Path, progress: bool) -> int:
+def _read_once(download: Download, path: Path, progress: bool, condition: dict[str, str]) -> int:
+    """Bytes in the file at the end. ``condition`` is empty at first, then how to ask for the rest of the same file."""
     import requests
 
     limit = int(download.megabytes * 1e6)
-    with requests.get(download.url, stream=True, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as stream:
+    begun = path.stat().st_size if condition and path.is_file() else 0
+    asked = {"Accept-Encoding": "identity", **({**condition, "Range": f"bytes={begun}-"} if begun else {})}
+    with requests.get(download.url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as response:
         response.raise_for_status()
-        promised = int(response.headers.get("Content-Length", 0))
+        begun = begun if response.status_code == requests.codes.partial_content else 0
+        condition |= _condition(response.headers)
+        promised = begun + int(response.headers.get("Content-Length", 0))
         _check_size(download, promised, limit)
-        with tqdm(desc=path.name, total=promised or None, unit="B", unit_scale=True,
-                  disable=None if progress else True) as bar:
+        with path.open("ab" if begun else "wb") as stream, tqdm(
+                desc=path.name, total=promised or None, initial=begun, unit="B", unit_scale=True,
+                disable=None if progress else True) as bar:
             for chunk in response.iter_content(_CHUNK_BYTES):
                 stream.write(chunk)
                 bar.update(len(chunk))
                 _check_size(download, stream.tell(), limit)
-        return stream.tell()
+            return stream.tell()
+
+
+def _condition(headers: Mapping[str, str]) -> dict[str, str]:
+    """The header that asks for a part of a file only while the file is the one whose answer had these headers."""
+    tag = headers.get("ETag", "")
+    mark = headers.get("Last-Modified") if not tag or tag.startswith("W/") else tag
+    return {"If-Range": mark} if mark else {}
 
 
 def _check_size(download: Download, size: int, limit: int) -> None:

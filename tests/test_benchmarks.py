@@ -290,6 +290,43 @@ def test_a_download_larger_than_its_cap_is_stopped(tmp_path, monkeypatch, server
     assert no_traces(tmp_path)
 
 
+class BreakingHandler(Handler):
+    """Closes the first two connections halfway; gives the rest of the same file (``tag``) to who asks for it."""
+
+    tags: tuple[str, ...]
+
+    def do_GET(self) -> None:
+        _, body, _ = self.server.pages[self.path]
+        tag = self.tags[len(self.server.asked)]
+        self.server.asked.append(self.headers.get("Range", ""))
+        begun = 0
+        if self.headers.get("If-Range") == tag:
+            begun = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if begun else 200)
+        self.send_header("Content-Length", str(len(body) - begun))
+        self.send_header("ETag", tag)
+        self.end_headers()
+        end = len(body) if len(self.server.asked) == 3 else begun + (len(body) - begun) // 2
+        self.wfile.write(body[begun:end])
+
+
+MIB = 1 << 20  # what is written at a time; the rest of a broken connection is lost
+
+
+@pytest.mark.parametrize(("tags", "begun"), [
+    (('"one"',) * 3, [None, 2 * MIB, 3 * MIB]),
+    (('"one"', '"two"', '"two"'), [None, 2 * MIB, 2 * MIB]),  # another file: from its beginning
+    (('W/"one"',) * 3, [None, None, None]),  # a weak tag does not promise the same bytes
+])
+def test_a_broken_download_goes_on_where_it_broke(tmp_path, monkeypatch, server, tags, begun):
+    monkeypatch.setattr(server, "RequestHandlerClass", type("Tagged", (BreakingHandler,), {"tags": tags}))
+    body = write_zip(tmp_path / "made.zip", {**MADE, "made/noise": os.urandom(4 * MIB + 1000)})
+    register(monkeypatch, offer(server, body, megabytes=5.0))
+    found = benchmarks.fetch("made", tmp_path / "data")
+    assert (found.corpus.parent / "noise").stat().st_size == 4 * MIB + 1000
+    assert server.asked == ["" if place is None else f"bytes={place}-" for place in begun]
+
+
 def test_an_archive_without_the_folder_is_refused(tmp_path, monkeypatch, server):
     register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", {"other/corpus.jsonl": b""})))
     with pytest.raises(DataError, match=r"made.zip: no folder made in it; nothing was put in place"):
