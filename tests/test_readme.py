@@ -101,10 +101,11 @@ def test_measured_tables_are_those_of_the_kept_figures() -> None:
     assert leaderboard.format_datasets(board) in README
 
 
-def test_ablation_table_is_that_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ablation", "ablation_240"])
+def test_ablation_tables_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     ablate = importlib.import_module("ablate")
-    found = json.loads((ROOT / "scripts" / "results" / "ablation.json").read_text(encoding="utf-8"))
+    found = json.loads((ROOT / "scripts" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert ablate.as_markdown(found) in README
     assert ablate.as_pairs(found) in README
 
