@@ -89,7 +89,7 @@ class Encoder:
         model: str | Path,
         *,
         revision: str | None = None,
-        precision: Precision = "float32",
+        precision: Precision | Literal["auto"] = "float32",
         device: str | None = None,
         max_length: int | None = None,
         top_k: int | None = None,
@@ -106,6 +106,7 @@ class Encoder:
           float32; ``"float32-int8"`` does so with the network in float32 and gives the vectors of ``"float32"``.
           Screening never changes a vector (bound: ``heads``); it pays on CPUs with 8-bit dot products (VNNI, AMX),
           and sum pooling does without it. ``"8bit"`` and ``"4bit"`` keep a decoder's weights so (bitsandbytes).
+          ``"auto"`` is what ``fastest_precision`` says, and the fingerprint names what it was.
         * ``device``: ``"cpu"``, ``"cuda"`` ...; default: the accelerator when there is one.
         * ``max_length``: tokens read of a text, special tokens included; default: what the checkpoint states.
         * ``top_k``: at most so many terms per text, the heaviest (equal weights: the smaller token id); default: the
@@ -119,8 +120,9 @@ class Encoder:
         Raises ``ModelError`` for a checkpoint that cannot be used, ``ConfigError`` for an option.
         """
         device = device or ("cuda" if torch.cuda.is_available() and precision not in _SCREENED else "cpu")
+        chosen = fastest_precision(device) if precision == "auto" else precision
         options = Options(
-            precision, device, max_length, top_k, min_weight,
+            chosen, device, max_length, top_k, min_weight,
             tokens_per_batch or _TOKENS_PER_BATCH[_device_kind(device)], convention, allow_pickle, decoder,
         )
         _check_options(options)
@@ -482,7 +484,8 @@ _EMPTY_ROW: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 def _check_options(options: Options) -> None:
     if options.precision not in get_args(Precision):
-        raise ConfigError(f"precision {options.precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
+        raise ConfigError(f"precision {options.precision!r} is unknown; allowed: auto, "
+                          f"{', '.join(get_args(Precision))}")
     if options.convention not in queries.CONVENTIONS:
         raise ConfigError(f"convention {options.convention!r} is unknown; allowed: {', '.join(queries.CONVENTIONS)}")
     if options.precision in _SCREENED and _device_kind(options.device) != "cpu":
@@ -495,6 +498,20 @@ def _check_options(options: Options) -> None:
             raise ConfigError(f"{name} is {value}; allowed: 1 or more")
     if not (math.isfinite(options.min_weight) and options.min_weight >= 0):
         raise ConfigError(f"min_weight is {options.min_weight}; allowed: 0 or more")
+
+
+def fastest_precision(device: str = "cpu") -> Precision:
+    """The fastest precision on a device, for networks of the usual sizes.
+
+    Accelerators: bfloat16. Processors that multiply bfloat16 faster than float32, which are those with units for its
+    matrices (AMX) and AMD's with AVX-512 instructions for it (Intel's do no more products a cycle by these): int8.
+    All others: float32-int8. It depends on the kind of the processor alone, so that a run can be resumed.
+    """
+    if _device_kind(device) != "cpu":
+        return "bfloat16"
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = known.get("amx_bf16") or (known.get("avx512_bf16") and "AMD" in str(known.get("cpu_name")))
+    return "int8" if fast else "float32-int8"
 
 
 def _device_kind(device: str) -> str:

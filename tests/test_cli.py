@@ -238,7 +238,7 @@ def test_options_that_are_wrong_are_one_line(error):
         == "Invalid value for '--shard-size': 'many' is not a valid integer."
     assert error("encode", *road, "--precision", "float8") == (
         "Invalid value for '--precision': 'float8' is not one of 'float32', 'bfloat16', 'int8', 'float32-int8', "
-        "'8bit', '4bit'.")
+        "'8bit', '4bit', 'auto'.")
     assert error("encode", *road, "--min-weight", "x") \
         == "Invalid value for '--min-weight': 'x' is not a valid float."
     assert error("index", "--vectors") == "Option '--vectors' requires an argument."

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sparse_ir import queries
-from sparse_ir.encoder import Encoder
+from sparse_ir.encoder import Encoder, fastest_precision
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
 from sparse_ir.heads import Head, _Screen
 
@@ -420,6 +420,24 @@ def test_nothing_and_wrong_input(tiny_folder):
         encoder.encode(["a", None])
 
 
+@pytest.mark.parametrize(("capabilities", "chosen"), [
+    ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "int8"),
+    ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "float32-int8"),
+    ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "int8"), ({"avx512_bf16": False, "cpu_name": "AMD"}, "float32-int8"),
+    (None, "float32-int8"),  # an older torch
+])
+def test_auto_is_the_fastest_precision_of_the_processor(tiny_folder, tiny_texts, monkeypatch, capabilities, chosen):
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    auto, named = (Encoder.load(tiny_folder, precision=name, device="cpu") for name in ("auto", chosen))
+    assert auto.fingerprint == named.fingerprint
+    assert auto.fingerprint["precision"] == chosen
+    assert (auto.encode(tiny_texts) != named.encode(tiny_texts)).nnz == 0
+    assert fastest_precision("cuda") == "bfloat16"
+
+
 def test_progress_counts_every_text_once(tiny_folder, tiny_texts):
     done = []
     Encoder.load(tiny_folder, tokens_per_batch=60).encode(tiny_texts, done.append)
@@ -427,7 +445,7 @@ def test_progress_counts_every_text_once(tiny_folder, tiny_texts):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"precision": "fp16"}, "precision 'fp16' is unknown; allowed: float32, float32-int8, bfloat16, int8"),
+    ({"precision": "fp16"}, "precision 'fp16' is unknown; allowed: auto, float32, float32-int8, bfloat16, int8"),
     ({"convention": "lucene"}, "convention 'lucene' is unknown"),
     ({"top_k": 0}, "top_k is 0; allowed: 1 or more"),
     ({"max_length": -1}, "max_length is -1; allowed: 1 or more"),
