@@ -413,9 +413,9 @@ def _check_members(name: str, members: list[zipfile.ZipInfo], limit: int) -> Non
     for member in members:
         if reason := _danger(member, seen):
             raise DataError(f"{name}: member {member.orig_filename!r} {reason}; nothing was unpacked")
-        seen.add(member.filename)
+        seen.add(str(PurePosixPath(member.filename)))
     folders = {str(folder) for member in members for folder in PurePosixPath(member.filename).parents}
-    if both := folders & {member.filename for member in members if not member.is_dir()}:
+    if both := folders & {str(PurePosixPath(member.filename)) for member in members if not member.is_dir()}:
         raise DataError(f"{name}: member {min(both)!r} is a file and a folder at once; nothing was unpacked")
     total = sum(member.file_size for member in members)
     if total > limit:
@@ -436,7 +436,7 @@ def _danger(member: zipfile.ZipInfo, seen: set[str]) -> str | None:
         return "is encrypted"
     if "\0" in member.orig_filename or max(map(len, member.orig_filename.encode().split(b"/"))) > _LONGEST_NAME:
         return f"has a zero in its name, or more than {_LONGEST_NAME} bytes between two slashes"
-    return "stands there twice" if member.filename in seen else None
+    return "stands there twice" if str(PurePosixPath(member.filename)) in seen else None
 
 
 def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:

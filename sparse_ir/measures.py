@@ -139,14 +139,22 @@ def _calculate(
 
     numbers = {query_id: str(number) for number, query_id in enumerate(qrels, 1)}
     found: dict[str, dict[str, float]] = {name: {} for name in parsed}
+    endless = [measure for measure in parsed.values() if measure.NAME == "nDCG" and "cutoff" not in measure.params]
+    others = [measure for measure in parsed.values() if measure not in endless]
+    groups = [(of, judged) for of, judged in ((endless, _without_negative(qrels)), (others, qrels)) if of]
     try:
-        for metric in ir_measures.iter_calc(list(parsed.values()), number_queries(qrels, numbers),
-                                            number_queries(ranked, numbers)):
-            found[str(metric.measure)][metric.query_id] = float(metric.value)
+        for of, judged in groups:
+            for metric in ir_measures.iter_calc(of, number_queries(judged, numbers), number_queries(ranked, numbers)):
+                found[str(metric.measure)][metric.query_id] = float(metric.value)
     except subprocess.CalledProcessError as error:  # the provider that is a program of its own
         raise DataError(f"measures {', '.join(parsed)}: gdeval.pl, which computes ERR and nDCG(dcg='exp-log2'), does "
                         "not take this run or these qrels; allowed: other measures") from error
     return {name: {query_id: values[numbers[query_id]] for query_id in qrels} for name, values in found.items()}
+
+
+def _without_negative(qrels: Qrels) -> Qrels:
+    """Grades below 0 as 0, which is the same to nDCG; over them trec_eval's code loses itself when it has no cutoff."""
+    return {query_id: {doc_id: max(grade, 0) for doc_id, grade in judged.items()} for query_id, judged in qrels.items()}
 
 
 def _aggregate(measure: Any, values: dict[str, float]) -> float:

@@ -385,6 +385,7 @@ def link_to(target: str) -> tuple[zipfile.ZipInfo, bytes]:
     ("C:evil", r"member 'C:evil' has an absolute name"),
     ("made\\..\\evil", r"has an absolute name or a backslash"),
     ("made/corpus.jsonl", r"member 'made/corpus.jsonl' stands there twice"),
+    ("made//corpus.jsonl", r"member 'made//corpus.jsonl' stands there twice"),
     ("made/corpus.jsonl/x", r"member 'made/corpus.jsonl' is a file and a folder at once"),
     ("made/" + "x" * 300, r"has a zero in its name, or more than 255 bytes between two slashes"),
 ])

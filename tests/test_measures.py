@@ -61,6 +61,18 @@ def test_equals_trec_eval_on_runs_full_of_ties(seed, name):
     assert evaluate_run(run, qrels, name).per_query[name] == pytest.approx(expected, abs=1e-12)
 
 
+def test_ndcg_without_a_cutoff_takes_negative_grades():
+    """trec_eval's code never comes back from some of these."""
+    for seed in range(300):
+        run, qrels = make_random_case(seed, num_queries=3)
+        found = evaluate_run(run, qrels, "nDCG nDCG@10 AP")
+        for query_id, judged in qrels.items():
+            gains = [max(judged.get(doc_id, 0), 0) for doc_id, _ in rank_hits(run[query_id])]
+            ideal = sorted((max(grade, 0) for grade in judged.values()), reverse=True)
+            value, best = (sum(gain / math.log2(place + 2) for place, gain in enumerate(of)) for of in (gains, ideal))
+            assert found.per_query["nDCG"][query_id] == pytest.approx(value / best if best else 0.0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_rr_with_a_cutoff_keeps_the_tie_rule_of_trec_eval(seed):
     # trec_eval -M 10 cuts its own order at rank 10 and then takes the reciprocal rank.

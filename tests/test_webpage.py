@@ -202,6 +202,7 @@ put(words, "QUESTION 3"); seen.searched = listed(); put(words, "");
 const box = document.querySelector("#queries details"); box.open = true; box.ontoggle();
 seen.hits = all(".sides > div", box).map(side => side.textContent);
 seen.notes = document.querySelectorAll("#notes li").length;
+seen.sources = all("#provenance details").map(one => one.textContent);
 seen.ground = getComputedStyle(document.body).backgroundColor;
 seen.labels = all("select, input").every(one => one.labels.length === 1);
 document.documentElement.dataset.seen = JSON.stringify(seen);
@@ -243,6 +244,11 @@ def test_the_page_draws_itself_without_an_error_or_a_request(seen):
     assert (seen["errors"], seen["requests"], seen["ready"]) == ([], [], "yes")
     assert seen["about"] == "3 systems on 2 data sets, by nDCG@10, compared with bm25."
     assert seen["notes"] == 4
+    assert "[object" not in "".join(seen["sources"])
+    for system, text in zip(("model", "bm25", "weak"), seen["sources"], strict=True):
+        assert text.startswith(f"Where the figures of {system} come from")
+        assert f"hashhash of {system}" in text
+        assert f"commandsparse-ir beir --model {system}" in text
     assert seen["labels"]
 
 
