@@ -28,7 +28,7 @@ from sparse_ir.errors import ConfigError
 from sparse_ir.heads import pool_with_gradient
 from sparse_ir.networks import Bend, Tokens
 from sparse_ir.recipe import LoraSettings, TrainConfig, WarmStartSettings
-from sparse_ir.student import Start, Student, groups_of, set_dropout, start_network
+from sparse_ir.student import Start, Student, groups_of, place_of, set_dropout, start_network
 
 _DEFAULT_LENGTH = 512
 _INACTIVE = -1e4  # the score of every term in a text of which nothing is pooled
@@ -290,7 +290,7 @@ class DecoderStudent(Student):
             return
         from safetensors.torch import load_file
 
-        found = load_file(path, device=str(device))
+        found = load_file(path, device=place_of(device))
         own = self._trained()
         with torch.no_grad():
             for name, tensor in own.items():

@@ -213,7 +213,7 @@ class Student(torch.nn.Module):
         """Take back what ``write_weights`` wrote."""
         from safetensors.torch import load_model
 
-        load_model(self, path, device=str(device))
+        load_model(self, path, device=place_of(device))
 
     def save(self, folder: Path, query_weights: np.ndarray | None, dtype: torch.dtype = torch.float32) -> None:
         """Write the SparseEncoder layout; with static ``query_weights`` (float32 ``[V]``) a router carries them."""
@@ -237,6 +237,11 @@ class Student(torch.nn.Module):
     def rules(self) -> Tokenizer:
         """The tokenizer without truncation."""
         return networks.cut_at(self._whole_tokenizer, None)
+
+
+def place_of(device: torch.device) -> str:
+    """A device as safetensors names it; of several processes on the CPU each has a number of its own."""
+    return "cpu" if device.type == "cpu" else str(device)
 
 
 def groups_of(order: np.ndarray, lengths: Sequence[int], device: torch.device) -> Iterator[np.ndarray]:

@@ -305,7 +305,7 @@ class Trainer:
         if settings.start and not path.is_file():
             raise TrainingError(f"{path} is missing, the network with which ranking began: it is kept only where "
                                 "blend.start was set from the first step on")
-        start = load_file(path, device=str(self.accelerator.device)) if settings.start else {}
+        start = load_file(path, device=student.place_of(self.accelerator.device)) if settings.start else {}
         with torch.no_grad():
             for name, tensor in self.student.state_dict().items():
                 if name in start and tensor.is_floating_point():
@@ -533,7 +533,7 @@ class Trainer:
         state = _read_state(folder)
         _check_resumable(folder, state, self.fingerprint)
         self.student.read_weights(folder / "model.safetensors", self.accelerator.device)
-        tensors = load_file(folder / "state.safetensors", device=str(self.accelerator.device))
+        tensors = load_file(folder / "state.safetensors", device=student.place_of(self.accelerator.device))
         self.frequency_V.copy_(tensors.pop("frequency"))
         if self.query_side is not None:
             with torch.no_grad():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import made_pairs
@@ -279,12 +280,13 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
                          run={"steps": 3, "save_every": 3})
     whole = trained(config, tmp_path / "one")
     path = tmp_path / "config.toml"
-    path.write_text(recipe.format_config(config))
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
-                           "sparse_ir", "train", "--config", path, "--output", tmp_path / "two", "--json"],
-                          capture_output=True, timeout=300, text=True, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr
+    for stop_after in (2, None):  # the second goes on where the first was stopped
+        path.write_text(recipe.format_config(replace(config, run=replace(config.run, stop_after=stop_after))))
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                               "-m", "sparse_ir", "train", "--config", path, "--output", tmp_path / "two", "--json"],
+                              capture_output=True, timeout=300, text=True, check=False,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+        assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3  # one report, not two
     state = files.read_json(tmp_path / "two" / "checkpoint-0000003" / "state.json")
     assert state["world"] == 2
