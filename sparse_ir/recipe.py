@@ -409,6 +409,9 @@ class TrainConfig:
                               "is left for ranking")
         if self.dev and self.blend != BlendSettings():
             raise ConfigError("[blend] is made of the last step, and [[dev]] would choose another; drop one of both")
+        names = [dev.name or Path(dev.path).name for dev in self.dev]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"two [[dev]] sets would be called {twice[0]!r} in the log; give one a name")
         self._check_decoder()
 
     def _check_decoder(self) -> None:

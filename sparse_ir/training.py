@@ -175,7 +175,9 @@ class Trainer:
             teacher.pop("allow_pickle")
         for key in ("card", "dev", "blend"):
             config.pop(key, None)
+        idf = self.config.model.idf
         return {"config": config, "start": start.fingerprint, "data": self.batches.fingerprint,
+                "idf_sha256": None if idf is None else files.sha256_of_file(Path(idf)),
                 "teachers": [getattr(teacher, "fingerprint", None) for teacher in self._teachers]}
 
     # ------------------------------------------------------------------------------------------ the loop

@@ -246,6 +246,7 @@ def test_wrong_sections(written, text, message):
     ("run", "seed = -1", "run.seed is -1; allowed: 0 to"),
     ("optimizer", "warmup_steps = -1", "optimizer.warmup_steps is -1; allowed: 0 or more"),
     ("optimizer", "max_grad_norm = 0", "optimizer.max_grad_norm is 0.0; allowed: more than 0"),
+    ("dev", 'path = "a/x"\n[[dev]]\npath = "b/x"', "two [[dev]] sets would be called 'x' in the log; give one a name"),
     ("dev", 'path = "x"\nqueries = 0', "[dev.0] dev.queries is 0; allowed: 1 or more"),
     ("dev", 'path = "x"\ndocuments = 0', "dev.documents is 0; allowed: 1 or more"),
     ("run", "save_every = 0", "run.save_every is 0; allowed: 1 or more"),

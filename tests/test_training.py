@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import made_pairs
@@ -20,7 +19,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from sparse_ir import files, networks, pairs, recipe, runs, student, training
+from sparse_ir import files, networks, pairs, queries, recipe, runs, student, training
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, TrainingError
 from sparse_ir.sparsity import Governor, Guard
@@ -266,6 +265,18 @@ def test_a_run_in_two_halves_equals_the_whole(model, pairs_file, tmp_path):
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
 
+def test_other_idf_values_under_the_same_name_are_another_run(model, pairs_file, tmp_path):
+    tokenizer = queries.read_tokenizer(Path(model) / "tokenizer.json")
+    values = np.linspace(1, 9, max(tokenizer.get_vocab().values()) + 1, dtype=np.float32)
+    queries.write_idf_json(tmp_path / "idf.json", values, tokenizer)
+    config = make_config(model, pairs_file, model={"query": "idf", "idf": str(tmp_path / "idf.json")},
+                         run={"steps": 3, "stop_after": 2, "save_every": 1})
+    trained(config, tmp_path / "run")
+    queries.write_idf_json(tmp_path / "idf.json", values * 2, tokenizer)
+    with pytest.raises(TrainingError, match=r"belongs to another run: idf_sha256 was "):
+        trained(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize("query", ["idf", "neural"])
 def test_micro_batches_give_the_same_weights(model, pairs_file, tmp_path, query):
     sections = {"model": {"query": query}, "batch": {"queries": 8, "negatives": 1}, "run": {"steps": 3}}
@@ -280,13 +291,12 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
                          run={"steps": 3, "save_every": 3})
     whole = trained(config, tmp_path / "one")
     path = tmp_path / "config.toml"
-    for stop_after in (2, None):  # the second goes on where the first was stopped
-        path.write_text(recipe.format_config(replace(config, run=replace(config.run, stop_after=stop_after))))
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                               "-m", "sparse_ir", "train", "--config", path, "--output", tmp_path / "two", "--json"],
-                              capture_output=True, timeout=300, text=True, check=False,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-        assert done.returncode == 0, done.stderr
+    path.write_text(recipe.format_config(config))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
+                           "sparse_ir", "train", "--config", path, "--output", tmp_path / "two", "--json"],
+                          capture_output=True, timeout=300, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3  # one report, not two
     state = files.read_json(tmp_path / "two" / "checkpoint-0000003" / "state.json")
     assert state["world"] == 2
@@ -294,6 +304,14 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
     # Adam's first steps divide a gradient by itself, so the rounding of a sum over processes shows where it is small:
     # a few parts in a hundred of one step of learning rate, where a wrong gradient makes a whole one
     assert_close(found, {name: whole[name] for name in found}, 0.05 * config.optimizer.learning_rate * config.run.steps)
+
+
+def test_checkpoints_are_read_to_the_processor_of_any_process(model, pairs_file, tmp_path):
+    """One of several processes on the CPU has the device cpu:0, which safetensors refuses."""
+    run = make_trainer(make_config(model, pairs_file), tmp_path)
+    run.student.write_weights(tmp_path / "weights.safetensors")
+    run.student.read_weights(tmp_path / "weights.safetensors", torch.device("cpu", 0))
+    assert student.place_of(torch.device("cuda", 1)) == "cuda:1"
 
 
 def test_gradient_checkpointing_changes_nothing(model, pairs_file, tmp_path):
