@@ -187,9 +187,9 @@ def _make_means(grid: Mapping[str, Mapping[str, Row]], cells: Mapping[str, Mappi
 
 def _strata(of: Mapping[str, Row], measure: str) -> list[dict[str, dict[str, float]]]:
     """A data set as parts whose means count alike, each system -> query_id -> value: a forum each, or the whole set."""
-    forums = [f"{name}/" for name in next(iter(of.values())).forums] or [""]
     return [{system: {query_id: value for query_id, value in row.per_query[measure].items()
-                      if query_id.startswith(forum)} for system, row in of.items()} for forum in forums]
+                      if query_id.startswith(prefix)} for system, row in of.items()}
+            for prefix in next(iter(of.values())).parts]
 
 
 def _compare(datasets: Sequence[Sequence[Mapping[str, Mapping[str, float]]]], baseline: str

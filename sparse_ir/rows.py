@@ -73,15 +73,10 @@ class Row(NamedTuple):
         return str(self.result["system"]["name"])
 
     @property
-    def forums(self) -> list[str]:
-        """The parts that were put together into this row; their names begin its query ids. None of a plain row."""
-        return list(self.result["dataset"].get("parts", ()))
-
-    @property
     def parts(self) -> dict[str, dict[str, Any]]:
         """What begins the query ids of a part -> the facts of its data set; of a plain row nothing -> its own."""
         facts = self.result["dataset"]
-        return {f"{forum}/": facts["parts"][forum] for forum in self.forums} or {"": facts}
+        return {f"{forum}/": of for forum, of in facts.get("parts", {}).items()} or {"": facts}
 
     @property
     def measures(self) -> dict[str, float]:
