@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sparse_ir import data, files, indexes, lucene, pairs, searcher
-from sparse_ir.errors import ConfigError
+from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.teachers import DenseTeacher
 
 Miner = Literal["bm25", "index", "dense"]
@@ -60,7 +60,8 @@ def mine(
 
     Writes OUTPUT (JSONL: query_id, positives, negatives best first, their scores), OUTPUT.rejected.jsonl (query_id and
     reason) and OUTPUT.json (provenance and counts). Known positives, texts equal to one and empty documents are never
-    negatives.
+    negatives. An index of another corpus, and options that leave no query a negative, are errors; files that are there
+    stay as they are.
 
     Args:
         input: BEIR folder with corpus, queries and qrels.
@@ -68,7 +69,7 @@ def mine(
         miner: bm25, index (an index of this package), or dense (a bi-encoder, searched exactly).
         split: Which qrels.
         model: Model of the miner dense.
-        index: Index of the miner index; with bm25 an index of the same corpus, which is built otherwise.
+        index: Index of the miner index, of this same corpus; with bm25 such an index too, which is built otherwise.
         depth: Hits looked at for each query.
         negatives: At most so many negatives for each query.
         skip: Leave out so many of the best hits, which may be relevant and unjudged.
@@ -94,7 +95,7 @@ def mine(
                 block = range(start, min(start + _BLOCK, len(source.queries)))
                 _append(partial, _mine_block(source, block, find, rules))
                 bar.update(len(block))
-        return _finish(partial, output, header, len(source.queries))
+        return _finish(partial, output, header, input)
 
 
 def judge(hits: Hits, positives: set[str], usable: Callable[[str], bool], rules: Rules) -> tuple[Hits, str | None]:
@@ -137,9 +138,23 @@ def _finder(
         if index is None:
             indexes.build_bm25_index(lambda: data.read_documents(input), folder, lucene.Bm25(0.9, 0.4))
         with searcher.Index(folder) as opened:
+            _check_corpus(folder, source, input)
             facts = {key: value for key, value in indexes.read_manifest(folder).items()
                      if key in ("kind", "counts", "rule", "encoder", "bm25", "query_encoder")}
             yield lambda asked: opened.search_batch(asked, depth, threads=threads)[0], facts
+
+
+def _check_corpus(folder: Path, source: pairs.Source, input: str) -> None:
+    """Raise ``IndexMismatch`` for an index of other documents: their hits would mean nothing here."""
+    known = set(source.doc_ids or ())
+    strange = next((doc_id for doc_id in indexes.DocIds(folder) if doc_id not in known), None)
+    if strange is not None:
+        raise IndexMismatch(f"{folder}: its document {strange!r} is not in the corpus of {input}; give an index of "
+                            "this corpus")
+    count = indexes.read_manifest(folder)["counts"]["documents"]
+    if count != len(known):
+        raise IndexMismatch(f"{folder} is an index of {count} documents, and the corpus of {input} has {len(known)}; "
+                            "give an index of this corpus")
 
 
 def _dense_finder(teacher: DenseTeacher, source: pairs.Source, depth: int) -> Find:
@@ -171,8 +186,8 @@ def _mine_block(source: pairs.Source, block: range, find: Find, rules: Rules) ->
         texts = {source.documents[document] for document in source.positives[row].tolist()}
 
         def usable(doc_id: str, texts: set[str] = texts) -> bool:
-            text = source.documents[position[doc_id]] if doc_id in position else ""
-            return bool(text.strip()) and text not in texts
+            text = source.documents[position[doc_id]]
+            return not pairs.is_blank(text) and text not in texts
 
         found, reason = judge(run.get(source.query_ids[row], []), set(positives), usable, rules)
         record = {"query_id": source.query_ids[row]}
@@ -195,16 +210,16 @@ def _append(partial: Path, records: Iterator[dict[str, Any]]) -> None:
 
 
 def _resume(partial: Path, header: dict[str, Any]) -> int:
-    """How many queries are done; a line that a kill cut in half is taken back. Begins the file where there is none."""
+    """How many queries are done; a line that a kill cut in half is taken back. Begins the file where none is done."""
     header = json.loads(json.dumps(header))
-    if not partial.exists():
+    raw = partial.read_bytes() if partial.exists() else b""
+    whole = raw[: raw.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    if len(lines) < 2:
         with files.atomic_writer(partial) as stream:
             stream.write(json.dumps(header) + "\n")
         return 0
-    raw = partial.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if not lines or json.loads(lines[0]) != header:
+    if json.loads(lines[0]) != header:
         raise ConfigError(f"{partial} was begun with other input or options; delete it to begin anew, or give the old "
                           "ones to go on")
     if len(whole) < len(raw):
@@ -212,19 +227,31 @@ def _resume(partial: Path, header: dict[str, Any]) -> int:
     return len(lines) - 1
 
 
-def _finish(partial: Path, output: Path, header: dict[str, Any], total: int) -> dict[str, Any]:
-    """The three files, the negatives last: where they are, the others are too."""
-    reasons: Counter[str] = Counter()
+def _finish(partial: Path, output: Path, header: dict[str, Any], input: str) -> dict[str, Any]:
+    """The three files, the negatives last: where they are, the others are too.
+
+    Raises ``DataError`` where no query has a negative, and leaves what is there.
+    """
     rejected = output.with_name(output.name + ".rejected.jsonl")
-    with files.atomic_writer(output) as kept, files.atomic_writer(rejected) as others, \
-            partial.open(encoding="utf-8") as stream:
-        next(stream)
-        for line in stream:
-            reason = json.loads(line).get("reason")
+    found = Counter(reason for _, reason in _read_records(partial))
+    reasons = {reason: count for reason, count in found.items() if reason is not None}
+    if not found[None]:
+        partial.unlink()
+        causes = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise DataError(f"none of the {found.total()} queries of {input} has a negative ({causes}), and {output} is "
+                        "not written; allowed: another miner, or options that leave some")
+    counts = {"queries": found.total(), "kept": found[None], "rejected": reasons}
+    with files.atomic_writer(output) as kept, files.atomic_writer(rejected) as others:
+        for line, reason in _read_records(partial):
             (kept if reason is None else others).write(line)
-            if reason is not None:
-                reasons[reason] += 1
-        counts = {"queries": total, "kept": total - reasons.total(), "rejected": dict(reasons)}
         files.write_json(output.with_name(output.name + ".json"), {**header, **counts})
     partial.unlink()
     return {"negatives": str(output), **counts}
+
+
+def _read_records(partial: Path) -> Iterator[tuple[str, str | None]]:
+    """Each line, and why its query is rejected (None: it is not)."""
+    with partial.open(encoding="utf-8") as stream:
+        next(stream)
+        for line in stream:
+            yield line, json.loads(line).get("reason")

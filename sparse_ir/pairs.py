@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import itertools
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,9 +82,9 @@ def read_source(
     batches that ``Batches`` gives this source, relative to the others.
 
     Raises:
-        DataError: a broken line, an unknown id, an empty text of a query or of one of its documents, a query without
-            positive, a document twice in one list, a negative that is a positive (same id or same text), or a score
-            that is no finite number. The message names the file and, where there is one, the line.
+        DataError: a broken line, an unknown id, a text of a query or of one of its documents that ``is_blank``, a query
+            without positive, a document twice in one list, a negative that is a positive (same id or same text), or a
+            score that is no finite number. The message names the file and, where there is one, the line.
         ConfigError: ``weight`` or ``limit`` out of range, or an option that is not for this kind of path.
     """
     path = Path(path)
@@ -371,8 +372,13 @@ def _get(where: str, record: dict[str, Any], key: str) -> Any:
     return record[key]
 
 
+def is_blank(text: str) -> bool:
+    """True for a text of spaces, control and format characters alone (U+200B, NUL), which gives no token."""
+    return all(unicodedata.category(character)[0] in "CZ" for character in text)
+
+
 def _check_text(what: str, text: object) -> str:
-    if not data._check_text(what, text).strip():
+    if is_blank(data._check_text(what, text)):
         raise DataError(f"{what} is {data.show(text)}, allowed: a text of at least one visible character")
     return text  # type: ignore[return-value]
 
@@ -387,7 +393,7 @@ def _check_texts(source: Source, where: Callable[[int], str]) -> None:
     """Documents that no query uses may be empty, as in any corpus; those of a query may not."""
     used = np.unique(np.concatenate([*source.positives, *source.negatives]))
     for document in used.tolist():
-        if not source.documents[document].strip():
+        if is_blank(source.documents[document]):
             raise DataError(f"{where(document)}: document {_name(source, document)} is empty, and the positive or "
                             "negative of a query, allowed: a text of at least one visible character")
 

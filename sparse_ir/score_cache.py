@@ -1,6 +1,7 @@
 """What teachers have computed, kept: one SQLite file per teacher and kind of value, from hash of a text to its value.
 
-The file states what made its values (provenance); opened with anything else it refuses, naming the difference. Every
+The file states what made its values (provenance), and its name has the hash of that: a teacher with another precision
+or length, or another of the same name, has a file of its own beside it. A file that was renamed is refused. Every
 ``put`` is a transaction of its own: a killed process loses what it had not yet put. Any number of processes may
 read and write at the same time. A key that is there keeps its first value.
 It knows nothing of models. Next file to read: ``teachers``.
@@ -27,6 +28,7 @@ from sparse_ir.errors import DamagedError, IndexMismatch, LockedError
 KEY_BYTES = 16
 _FORMAT = 2
 _SEAL_BYTES = 4
+_NAME_DIGITS = 12  # of the provenance's hash in the name of the file
 _KEYS_PER_SELECT = 500  # far below SQLite's limit on parameters
 _SECONDS_TO_WAIT = 120
 _PAGE_CACHE_KIB = 65536
@@ -58,11 +60,11 @@ def key_of_pair(query_key: bytes, document_key: bytes) -> bytes:
 
 
 class Cache:
-    """Values by key, in the file ``folder/<name>-<kind>.sqlite``, or in memory when ``folder`` is None.
+    """Values by key, in the file ``folder/<name>-<hash>-<kind>.sqlite``, or in memory when ``folder`` is None.
 
-    ``provenance``: JSON-able facts that decide the values; nested objects are compared key by key.
+    ``provenance``: JSON-able facts that decide the values, and so the file; nested objects are compared key by key.
     ``information``: JSON-able facts worth keeping (versions of libraries, say) that are not compared.
-    Raises ``IndexMismatch`` when the file was made with another provenance, ``DamagedError`` when it is no cache,
+    Raises ``IndexMismatch`` when a file of this name states another provenance, ``DamagedError`` when it is no cache,
     ``LockedError`` when another process holds it for two minutes. Safe to use from threads and after a fork.
     """
 
@@ -72,13 +74,14 @@ class Cache:
     ) -> None:
         self.path: Path | None = None
         self._place = "the cache in memory"
+        facts = _flatten({"format": _FORMAT, "name": name, "kind": kind, **provenance})
         if folder is not None:
-            self.path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'teacher'}-{kind}.sqlite"
+            readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "teacher"
+            self.path = folder / f"{readable}-{files.sha256_of_json(facts)[:_NAME_DIGITS]}-{kind}.sqlite"
             self._place = str(self.path)
         self._connections: dict[int, sqlite3.Connection] = {}  # by process: a connection must not cross a fork
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        facts = _flatten({"format": _FORMAT, "name": name, "kind": kind, **provenance})
         with self._opening():
             _compare(self._place, self._found_or_stored(facts, information or {}), facts)
 
@@ -263,5 +266,5 @@ def _compare(place: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) ->
         for key in sorted({*stored, *asked}) if stored.get(key) != asked.get(key)
     ]
     if differences:
-        raise IndexMismatch(f"{place} holds values of another teacher: {'; '.join(differences)}; give the teacher that "
-                            "made them, or another folder")
+        raise IndexMismatch(f"{place} holds values of another teacher: {'; '.join(differences)}; give the file its old "
+                            "name back, or delete it")

@@ -43,7 +43,7 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """A short name, also that of the cache file."""
+        """A short name, with which that of the cache file begins."""
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -137,8 +137,7 @@ class DenseTeacher:
         * ``pooling``: for a plain transformers folder, which states none; ``similarity``: default as the folder
           states, else cosine. Prompts and ``max_length`` (tokens, special ones included): default as the folder states.
 
-        Raises ``ModelError`` for a folder that cannot be used, ``ConfigError`` for an option, ``IndexMismatch`` for
-        the cache of another teacher.
+        Raises ``ModelError`` for a folder that cannot be used, ``ConfigError`` for an option.
         """
         folder, commit = towers.resolve(model, revision, allow_pickle)
         layout = towers.read_dense_layout(folder, pooling)
@@ -238,7 +237,7 @@ class SparseTeacher:
         """``model``: a folder or hub name for ``Encoder.load`` (with its ``options``), or a document encoder object.
 
         ``cache``: the folder of the cache files; None keeps vectors in memory while the teacher lives.
-        Raises what ``Encoder.load`` raises, and ``IndexMismatch`` for the cache of another teacher.
+        Raises what ``Encoder.load`` raises.
         """
         if isinstance(model, str | Path):
             from sparse_ir.encoder import Encoder
@@ -331,7 +330,7 @@ class PairTeacher:
 
         ``build`` checks a folder and describes its network; ``facts`` decide the scores besides it. ``max_length`` is
         that of the pair; other options as for ``DenseTeacher``. Raises ``ModelError`` for a model of another kind,
-        ``ConfigError`` for an option, ``IndexMismatch`` for the cache of another teacher.
+        ``ConfigError`` for an option.
         """
         folder, commit = towers.resolve(model, revision, allow_pickle)
         self._network = build(folder=folder, dtype=dtype, device=towers.choose_device(device), max_length=max_length,

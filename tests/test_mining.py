@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparse_ir import mining, pairs, searcher, verbs
-from sparse_ir.errors import ConfigError
+from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.mining import Rules, judge
 from sparse_ir.teachers import DenseTeacher
 
@@ -59,6 +61,20 @@ def test_a_query_without_any_negative_is_rejected():
 
 def test_a_margin_without_a_positive_found_leaves_all_hits():
     assert ids_of(judge(HITS[2:3], {"p"}, lambda _: True, Rules(5, 0, None, 0.5))) == ["b"]
+
+
+class Letters:
+    """A dense teacher that counts letters."""
+
+    fingerprint = {"kind": "letters"}  # noqa: RUF012
+
+    def __init__(self, model, cache, pooling):
+        pass
+
+    def scores(self, queries, documents, wanted_QD=None):
+        def vectors(texts):
+            return np.array([[text.count(letter) for letter in "abcdefghij"] for text in texts], dtype=np.float32)
+        return vectors(queries) @ vectors(documents).T
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +146,72 @@ def test_an_index_mines_what_it_finds(collection, tmp_path):
     assert json.loads((tmp_path / "negatives.jsonl.json").read_text())["miner"]["encoder"]["kind"] == "lexical"
 
 
+def without_a_document(folder: Path) -> Path:
+    lines = (folder / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (folder / "corpus.jsonl").write_text("".join(lines[:-1]))
+    return folder
+
+
+def renamed(folder: Path) -> Path:
+    (folder / "corpus.jsonl").write_text((folder / "corpus.jsonl").read_text().replace('"n', '"other-n'))
+    return folder
+
+
+@pytest.mark.parametrize("miner", ["index", "bm25"])
+@pytest.mark.parametrize(("changed", "message"), [
+    (renamed, r"indexed: its document 'other-n1' is not in the corpus of .*set; give an index of this corpus"),
+    (without_a_document, r"indexed is an index of 6 documents, and the corpus of .*set has 7; give"),
+])
+def test_an_index_of_another_corpus_is_refused_and_what_was_mined_stays(collection, tmp_path, miner, changed, message):
+    other = changed(Path(shutil.copytree(collection, tmp_path / "other")))
+    verbs.bm25(str(other), tmp_path / "indexed")
+    output = tmp_path / "negatives.jsonl"
+    mining.mine(str(collection), output)
+    before = {path: path.read_bytes() for path in tmp_path.glob("negatives*")}
+    with pytest.raises(IndexMismatch, match=message):
+        mining.mine(str(collection), output, miner=miner, index=tmp_path / "indexed")
+    assert {path: path.read_bytes() for path in tmp_path.glob("negatives*")} == before
+
+
+def test_negatives_for_no_query_at_all_replace_nothing(collection, tmp_path):
+    output = tmp_path / "negatives.jsonl"
+    mining.mine(str(collection), output)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(DataError, match=r"none of the 4 queries of .*set has a negative \(no hit is left as a negative:"
+                                        r" 4\), and .*negatives.jsonl is not written; allowed: another miner, or"):
+        mining.mine(str(collection), output, skip=6)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, "and no partial file is in the way"
+    mining.mine(str(collection), output, negatives=1)
+    assert {len(row["negatives"]) for row in read(output).values()} == {1}
+
+
+def test_a_run_that_ended_before_its_first_query_is_begun_anew(collection, tmp_path, monkeypatch):
+    def killed(partial, records):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mining, "_append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mining.mine(str(collection), tmp_path / "x.jsonl")
+    assert (tmp_path / ".x.jsonl.partial").exists()
+    assert mining.mine(str(collection), tmp_path / "x.jsonl", negatives=1)["kept"] == 3
+
+
+def test_a_document_without_a_visible_character_is_no_negative(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(mining, "DenseTeacher", Letters)
+    folder = Path(shutil.copytree(collection, tmp_path / "set"))
+    with (folder / "corpus.jsonl").open("a") as stream:
+        stream.write(json.dumps({"_id": "blank", "title": "", "text": "\u200b\u0000"}) + "\n")
+    output = tmp_path / "negatives.jsonl"
+    mining.mine(str(folder), output, miner="dense", model="letters")
+    assert all("blank" not in row["negatives"] for row in read(output).values())
+    assert len(pairs.read_source(str(folder), negatives=output).negatives) == 4
+
+
 def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
-    class Dense:
-        fingerprint = {"kind": "letters"}  # noqa: RUF012
-
-        def __init__(self, model, cache, pooling):
-            pass
-
-        def scores(self, queries, documents, wanted_QD=None):
-            def vectors(texts):
-                return np.array([[text.count(letter) for letter in "abcdefghij"] for text in texts], dtype=np.float32)
-            return vectors(queries) @ vectors(documents).T
-
-    monkeypatch.setattr(mining, "DenseTeacher", Dense)
+    monkeypatch.setattr(mining, "DenseTeacher", Letters)
     mining.mine(str(collection), tmp_path / "dense.jsonl", miner="dense", model="letters", depth=7, negatives=2)
-    scores = Dense(None, None, None).scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
+    scores = Letters(None, None, None).scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
     order = sorted(zip(DOCUMENTS, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True)
     assert read(tmp_path / "dense.jsonl")["q1"]["negatives"] == [doc_id for doc_id, _ in order if doc_id != "p1"][:2]
 

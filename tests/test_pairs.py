@@ -86,6 +86,8 @@ def test_missing_documents_are_an_error_or_are_counted(tmp_path):
      r"train.tsv:3: query 'q2' has no positive, for all its 1 documents have a relevance below 1; allowed: one of 1"),
     ({"judgements": [("q1", "d1", 1), ("q9", "d2", 1)]}, r"train.tsv:3: query 'q9' is not in .*queries.jsonl.gz"),
     ({"queries": {"q1": "first", "q2": " \t"}}, r"queries.jsonl.gz:2: text of query 'q2' is ' \\t', allowed: a text"),
+    ({"queries": {"q1": "\ufeff", "q2": "x"}}, r"queries.jsonl.gz:1: text of query 'q1' is '\\ufeff', allowed: a text"),
+    ({"documents": {"d1": "one", "d2": "two", "d3": "\u200b"}}, r"corpus.jsonl:3: document 'd3' is empty, and the pos"),
     ({"documents": {"d1": "one", "d2": "two", "d3": ""}}, r"corpus.jsonl:3: document 'd3' is empty, and the positive"),
 ])
 def test_bad_folders_are_refused(tmp_path, changed, message):
@@ -190,6 +192,8 @@ def without(*keys, **changed):
     (without("positive"), r'a.jsonl:2: "positive" is missing or empty \(keys: query, negatives\), allowed: at least'),
     (without(positive=[]), r'a.jsonl:2: "positive" is missing or empty'),
     (without(query=" "), r"""a.jsonl:2: "query" is ' ', allowed: a text of at least one visible character"""),
+    (without(query="\u200b\x00 "), r"""a.jsonl:2: "query" is '\\u200b\\x00 ', allowed: a text of at least one"""),
+    (without(positive="\u2060\u00a0"), r"""a.jsonl:2: "positive" is '\\u2060\\xa0', allowed: a text"""),
     (without(query=None), r'a.jsonl:2: "query" is None, allowed: a string'),
     (without(positive=""), r"""a.jsonl:2: "positive" is '', allowed: a text"""),
     (without(positive=["a", 3]), r'a.jsonl:2: "positive" is 3, allowed: a string'),
