@@ -80,7 +80,7 @@ def find_start(arguments: argparse.Namespace) -> str:
     if not arguments.language_steps:
         return str(start)
     config = make_config(str(start), "causal, clm", 1, arguments)
-    config["run"] |= {"steps": arguments.language_steps + 1, "stop_after": arguments.language_steps}
+    config["run"] |= {"steps": arguments.language_steps + arguments.steps, "stop_after": arguments.language_steps}
     config["warm_start"] |= {"steps": arguments.language_steps, "learning_rate": 1e-3}
     config.pop("lora", None)
     return train(arguments.output / "language", config, arguments)["model"]
@@ -157,6 +157,8 @@ def make_config(start: str, name: str, seed: int, arguments: argparse.Namespace)
     mode, _, kind = name.partition(", ")
     copies, frame = (2, FRAME) if mode == "echo" else (1, 0)
     steps = 1 if kind == "untrained" else arguments.steps
+    adaptation = arguments.adaptation_steps if kind in ("clm", "mntp") else 0
+    ramp = min(steps // 2, steps - adaptation)
     teachers = [{"kind": "dense", "model": arguments.dense}, {"kind": "bm25", "weight": 0.6}] if arguments.dense else []
     return {
         "version": 1,
@@ -170,12 +172,12 @@ def make_config(start: str, name: str, seed: int, arguments: argparse.Namespace)
         "batch": {"queries": arguments.batch, "neighbourhood": arguments.neighbourhood},
         "loss": [{"name": "kl"}, {"name": "info_nce", "weight": 0.3}] if teachers else [{"name": "info_nce"}],
         "teacher": teachers,
-        "documents": {"penalty": "flops", "target_terms": 2.0 * arguments.terms, "ramp_steps": steps // 2},
-        "queries": {"penalty": "flops", "target_terms": 2.0 * arguments.query_terms, "ramp_steps": steps // 2},
+        "documents": {"penalty": "flops", "target_terms": 2.0 * arguments.terms, "ramp_steps": ramp},
+        "queries": {"penalty": "flops", "target_terms": 2.0 * arguments.query_terms, "ramp_steps": ramp},
         "optimizer": {"learning_rate": 1e-12 if kind == "untrained" else arguments.rate,
                       "warmup_steps": max(steps // 10, 1), "max_grad_norm": 1.0},
-        "warm_start": {"steps": arguments.adaptation_steps if kind in ("clm", "mntp") else 0,
-                       "learning_rate": arguments.rate, "objective": "mntp" if kind == "mntp" else "clm"},
+        "warm_start": {"steps": adaptation, "learning_rate": arguments.rate,
+                       "objective": "mntp" if kind == "mntp" else "clm"},
         "run": {"steps": steps, "seed": seed, "save_every": 20, "log_every": 5, "keep": 1, "tensorboard": False},
     }
 

@@ -100,8 +100,13 @@ def read_source(
         found = _read_inline(path, limit)
     else:
         raise DataError(f"{path}: no such source, allowed: a BEIR folder, or a .jsonl or .jsonl.gz file with texts")
-    name = path.name.removesuffix(".gz").removesuffix(".jsonl") if name is None else name
+    name = name_of(path) if name is None else name
     return dataclasses.replace(found, name=name, weight=float(weight), fingerprint={"name": name} | found.fingerprint)
+
+
+def name_of(path: str | Path) -> str:
+    """The name of a source that is given none."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

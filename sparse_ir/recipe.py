@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sparse_ir import measures, pairs
 from sparse_ir.checkpoint import DecoderSettings
 from sparse_ir.errors import ConfigError
 
 VERSION = 1
+_LARGEST = 10**9  # of steps, tokens, texts: more is a slip of the keyboard
+_LARGEST_INTEGER = 2**63 - 1  # TOML has no larger one
 
 QuerySide = Literal["idf", "ones", "learned", "neural"]
 Penalty = Literal["none", "flops", "idf_flops", "df_flops", "l1"]
@@ -52,13 +55,17 @@ class ModelSettings:
             raise ConfigError("model.start is empty; allowed: a folder or the name of a hub model")
         _at_least("model.max_length", self.max_length, 4)
         _at_least("model.query_max_length", self.query_max_length, 4)
-        for name in ("saved_max_length", "top_k"):
-            if (value := getattr(self, name)) is not None:
-                _at_least(f"model.{name}", value, 1)
+        if self.saved_max_length is not None:
+            _at_least("model.saved_max_length", self.saved_max_length, 4)
+        if self.top_k is not None:
+            _at_least("model.top_k", self.top_k, 1)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; allowed: 0 or more and less than 1")
         if self.idf is not None and self.query not in ("idf", "learned"):
             raise ConfigError(f"model.idf is given and model.query is {self.query!r}, which has no use for it")
+        if self.query_prompt and self.query != "neural":
+            raise ConfigError(f"model.query_prompt is {self.query_prompt!r} and model.query is {self.query!r}, which "
+                              "has no use for it")
 
 
 @dataclass(frozen=True)
@@ -83,15 +90,15 @@ class WarmStartSettings:
     def check(self) -> None:
         if self.packed_length is not None:
             _at_least("warm_start.packed_length", self.packed_length, 4)
-            if self.objective == "bag_of_words":
-                raise ConfigError(f"warm_start.packed_length is {self.packed_length} and objective 'bag_of_words', "
-                                  "which takes documents apart; it is for clm and mntp")
         _at_least("warm_start.relu_weight", self.relu_weight, 0)
         if not 0 < self.mask_share < 1:
             raise ConfigError(f"warm_start.mask_share is {self.mask_share}; allowed: more than 0 and less than 1")
         _at_least("warm_start.steps", self.steps, 0)
         _positive("warm_start.learning_rate", self.learning_rate)
         _at_least("warm_start.active_terms", self.active_terms, 1)
+        for names, objectives in ((("packed_length", "relu_weight"), ("clm", "mntp")),
+                                  (("mask_share", "mask_token"), ("mntp",))):
+            _check_use(self, names, "warm_start", "objective", objectives)
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class LoraSettings:
 
     def check(self) -> None:
         _at_least("lora.r", self.r, 1)
-        _positive("lora.alpha", self.alpha)
+        _at_least("lora.alpha", self.alpha, 1)
         if not all(name.strip() for name in self.targets.split(",")):
             raise ConfigError(f"lora.targets is {self.targets!r}; allowed: 'all-linear', or names of layers with "
                               "commas between them")
@@ -156,6 +163,11 @@ class DataSettings:
     weight: float | None = None  # share of the batches; default: the square root of the number of queries
     limit: int | None = None  # at most so many queries
     allow_missing: bool = False  # judged documents that the corpus lacks are dropped and counted
+
+    @property
+    def source_name(self) -> str:
+        """The name of the source in batches, log and card."""
+        return pairs.name_of(self.path) if self.name is None else self.name
 
     def check(self) -> None:
         if self.weight is not None:
@@ -180,6 +192,9 @@ class BatchSettings:
         _at_least("batch.negatives", self.negatives, 0)
         _at_least("batch.queries_per_positive", self.queries_per_positive, 1)
         _at_least("batch.neighbourhood", self.neighbourhood, 1)
+        if self.neighbourhood > self.queries:
+            raise ConfigError(f"batch.neighbourhood is {self.neighbourhood}; allowed: up to batch.queries "
+                              f"({self.queries})")
         if self.micro_batch is not None:
             _at_least("batch.micro_batch", self.micro_batch, 1)
         if self.queries * (self.negatives + 1) < 2 or (not self.in_batch and self.negatives == 0):
@@ -197,7 +212,11 @@ class LossSettings:
 
     def check(self) -> None:
         _positive("loss.weight", self.weight)
+        _check_use(self, ("temperature",), "loss", "name", ("kl", "info_nce"))
         _positive("loss.temperature", self.temperature)
+
+
+_NETWORKS = ("dense", "sparse", "cross-encoder", "monot5")
 
 
 @dataclass(frozen=True)
@@ -220,15 +239,16 @@ class TeacherSettings:
 
     def check(self) -> None:
         _positive("teacher.weight", self.weight)
-        for name in ("pooling", "similarity", "query_prompt", "document_prompt"):
-            if getattr(self, name) is not None and self.kind != "dense":
-                raise ConfigError(f"teacher.{name} is for teachers of kind 'dense', not {self.kind!r}")
+        for names, kinds in ((("pooling", "similarity", "query_prompt", "document_prompt"), ("dense",)),
+                             (("k1", "b"), ("bm25",)),
+                             (("revision", "dtype", "max_length", "allow_pickle"), _NETWORKS)):
+            _check_use(self, names, "teacher", "kind", kinds)
         _at_least("teacher.k1", self.k1, 0)
         if not 0 <= self.b <= 1:
             raise ConfigError(f"teacher.b is {self.b}; allowed: 0 to 1")
         if self.max_length is not None:
             _at_least("teacher.max_length", self.max_length, 4)
-        if (self.model is None) != (self.kind in ("bm25", "file")):
+        if (self.model is None) != (self.kind not in _NETWORKS):
             raise ConfigError(f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, sparse, cross-encoder "
                               "and monot5 teachers need one, bm25 and file take none")
 
@@ -270,12 +290,16 @@ class PenaltySettings:
         _at_least("ramp_steps", self.ramp_steps, 0)
         if self.exempt_up_to is not None:
             _at_least("exempt_up_to", self.exempt_up_to, 1)
-            if self.penalty == "l1":
-                raise ConfigError(f"exempt_up_to is {self.exempt_up_to} and penalty is 'l1'; the l0 mask belongs to "
-                                  "flops, idf_flops and df_flops")
+            if self.target_terms is not None and self.exempt_up_to >= self.target_terms:
+                raise ConfigError(f"exempt_up_to is {self.exempt_up_to}; allowed: less than target_terms "
+                                  f"({self.target_terms:g}), for what is exempt is never brought down to it")
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}; allowed: more than 0 and less than 1")
         _positive("beta", self.beta)
+        for names, penalties in ((("weight", "target_terms", "ramp_steps"), ("flops", "idf_flops", "df_flops", "l1")),
+                                 (("exempt_up_to",), ("flops", "idf_flops", "df_flops")), (("power",), ("idf_flops",)),
+                                 (("alpha", "beta"), ("df_flops",))):
+            _check_use(self, names, "", "penalty", penalties)
 
 
 @dataclass(frozen=True)
@@ -314,6 +338,12 @@ class DevSettings:
         for name in ("queries", "documents"):
             if getattr(self, name) is not None:
                 _at_least(f"dev.{name}", getattr(self, name), 1)
+        try:
+            known = list(measures.parse_measures(self.measure))
+        except ConfigError as error:
+            raise ConfigError(f"dev.measure: {error}") from error
+        if known != [self.measure]:
+            raise ConfigError(f"dev.measure is {self.measure!r}; allowed: one measure, spelled {known[0]!r}")
 
 
 @dataclass(frozen=True)
@@ -401,18 +431,53 @@ class TrainConfig:
         if bool(distilled) != bool(self.teacher):
             raise ConfigError(f"losses {distilled or 'without a teacher'} and {len(self.teacher)} teachers do not fit: "
                               "kl and margin_mse need [[teacher]] sections, other losses take none")
-        if self.queries.penalty != "none" and self.model.query != "neural":
-            raise ConfigError(f"[queries] penalises query vectors, and model.query = {self.model.query!r} has fixed "
-                              "ones; drop the section")
-        if self.warm_start.steps >= self.run.steps:
+        if not self.teacher and self.ensemble != EnsembleSettings():
+            raise ConfigError("[ensemble] is of the scores of teachers, and there is no [[teacher]]; drop the section")
+        self._check_queries()
+        self._check_steps()
+        self._check_terms()
+        self._check_dev()
+        sources = [each.source_name for each in self.data]
+        if unknown := sorted(set(self.card.data_notes) - set(sources)):
+            raise ConfigError(f"card.data_notes has {unknown[0]!r}; allowed: names of sources ({', '.join(sources)})")
+        self._check_decoder()
+
+    def _check_queries(self) -> None:
+        query = self.model.query
+        if self.queries != PenaltySettings("none") and query != "neural":
+            raise ConfigError(f"[queries] penalises query vectors, and model.query = {query!r} has fixed ones; drop "
+                              "the section")
+        if self.optimizer.query_learning_rate is not None and query != "learned":
+            raise ConfigError(f"optimizer.query_learning_rate is {self.optimizer.query_learning_rate} and model.query "
+                              f"is {query!r}; it is for 'learned' token weights")
+
+    def _check_steps(self) -> None:
+        ranking = self.run.steps - self.warm_start.steps
+        if ranking < 1:
             raise ConfigError(f"warm_start.steps is {self.warm_start.steps} of {self.run.steps} steps in all; nothing "
                               "is left for ranking")
+        for name, steps in (("optimizer.warmup_steps", self.optimizer.warmup_steps),
+                            ("documents.ramp_steps", self.documents.ramp_steps),
+                            ("queries.ramp_steps", self.queries.ramp_steps)):
+            if steps > ranking:
+                raise ConfigError(f"{name} is {steps}; allowed: up to the {ranking} steps of ranking")
+
+    def _check_terms(self) -> None:
+        top_k = math.inf if self.model.top_k is None else self.model.top_k
+        for name, terms in (("documents.target_terms", self.documents.target_terms), ("blend.terms", self.blend.terms)):
+            if terms is not None and terms > top_k:
+                raise ConfigError(f"{name} is {terms:g} and model.top_k is {top_k}, so that documents would lose the "
+                                  "difference when the model is saved; raise top_k, or lower the other")
+
+    def _check_dev(self) -> None:
         if self.dev and self.blend != BlendSettings():
             raise ConfigError("[blend] is made of the last step, and [[dev]] would choose another; drop one of both")
+        if not self.dev and self.run.evaluate_every != RunSettings(1).evaluate_every:
+            raise ConfigError(f"run.evaluate_every is {self.run.evaluate_every}, and there is no [[dev]] to evaluate "
+                              "on; drop it, or add one")
         names = [dev.name or Path(dev.path).name for dev in self.dev]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"two [[dev]] sets would be called {twice[0]!r} in the log; give one a name")
-        self._check_decoder()
 
     def _check_decoder(self) -> None:
         objective = self.warm_start.objective
@@ -441,7 +506,7 @@ def read_config(path: Path) -> TrainConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and numbers of thousands of digits
         raise ConfigError(f"{path} is not TOML ({error})") from error
     try:
         return parse_config(table)
@@ -497,6 +562,8 @@ def _build(kind: Any, table: Any, place: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        raise ConfigError(f"{place} is a whole number of {value.bit_length()} bits; allowed: of 63 bits at most")
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -505,7 +572,8 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
             raise ConfigError(f"{place} is {value!r:.60}; allowed: a list of tables, each under [[{place}]]")
         return tuple(_build(arguments[0], part, f"{place}.{number}") for number, part in enumerate(value))
     if origin is Literal:
-        return _check(value in arguments, value, place, "one of " + ", ".join(map(repr, arguments)))
+        fits = any(value == word and type(value) is type(word) for word in arguments)  # True equals 1
+        return _check(fits, value, place, "one of " + ", ".join(map(repr, arguments)))
     if origin in (types.UnionType, typing.Union):
         words = [word for part in arguments for word in typing.get_args(part) if typing.get_origin(part) is Literal]
         if value in words:
@@ -530,9 +598,22 @@ def _join(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
 
 
+def _check_use(settings: Any, names: tuple[str, ...], section: str, key: str, allowed: tuple[str, ...]) -> None:
+    """Raise for a setting of ``names`` that is not at its default, unless the setting ``key`` has a use for it."""
+    if getattr(settings, key) in allowed:
+        return
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        if each.name in names and value != each.default:
+            raise ConfigError(f"{_join(section, each.name)} is {value!r} and {key} {getattr(settings, key)!r}, which "
+                              f"has no use for it; it is for {', '.join(allowed)}")
+
+
 def _at_least(name: str, value: float, least: float) -> None:
     if not math.inf > value >= least:  # and not a NaN either
         raise ConfigError(f"{name} is {value}; allowed: {least} or more")
+    if isinstance(value, int) and value > _LARGEST:
+        raise ConfigError(f"{name} is {value}; allowed: {_LARGEST} at most")
 
 
 def _positive(name: str, value: float) -> None:

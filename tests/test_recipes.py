@@ -167,13 +167,14 @@ def shrink(config: TrainConfig, toys: dict[str, Path], start: Path) -> dict[str,
     for teacher in table["teacher"]:
         teacher |= {"model": str(toys[teacher["kind"]])} if "model" in teacher else {}
     for side in ("documents", "queries"):
-        table[side] |= {"ramp_steps": 2} | ({"target_terms": 40.0} if "target_terms" in table[side] else {})
+        table[side] |= {"ramp_steps": 2} if table[side]["penalty"] != "none" else {}
+        table[side] |= {"target_terms": 40.0} if "target_terms" in table[side] else {}
     table["optimizer"]["warmup_steps"] = 1
     table["warm_start"] |= {"steps": min(table["warm_start"]["steps"], 2), "active_terms": 40}
     table["blend"] |= {"terms": 40} if "terms" in table["blend"] else {}
     for dev in table["dev"]:
         dev |= {"path": str(toys["data"]), "queries": 8, "documents": 20}
-    table["run"] |= {"steps": 5, "save_every": 2, "evaluate_every": 2, "log_every": 1}
+    table["run"] |= {"steps": 5, "save_every": 2, "log_every": 1} | ({"evaluate_every": 2} if table["dev"] else {})
     if table["run"]["precision"] == "float16":  # for which no CPU will do
         table["run"]["precision"] = "float32"
     del table["card"]

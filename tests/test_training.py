@@ -92,6 +92,10 @@ def make_config(start: Path, path: Path, /, **sections):
         table[name] = {**table[name], **value} if isinstance(table.get(name), dict) else value
         if isinstance(value, dict):
             table[name] = {key: part for key, part in table[name].items() if part is not None}
+    ranking = table["run"]["steps"] - table.get("warm_start", {}).get("steps", 0)
+    for side in ("documents", "queries"):
+        if "ramp_steps" in table.get(side, {}):
+            table[side]["ramp_steps"] = min(table[side]["ramp_steps"], ranking)
     return recipe.parse_config(table)
 
 
@@ -645,7 +649,7 @@ def dev_folder(tmp_path_factory, pairs_file):
 
 
 def test_the_best_step_by_the_dev_set_becomes_the_model(model, pairs_file, dev_folder, tmp_path):
-    config = make_config(model, pairs_file, run={"evaluate_every": 2})
+    config = make_config(model, pairs_file, run={"evaluate_every": 2}, dev=[{"path": str(dev_folder)}])
     dev = training.read_dev_set(str(dev_folder), max_documents=30)
     assert (len(dev.documents), len(dev.queries)) == (30, 20)
     report = make_trainer(config, tmp_path, dev=[dev]).run()
@@ -660,7 +664,7 @@ def test_what_a_run_with_a_dev_set_shows_and_reports(model, pairs_file, dev_fold
     """Dev measures are logged whenever they are taken; the terms reported are those of the step that is saved."""
     shown = []
     monkeypatch.setattr(training.tqdm, "set_postfix_str", lambda self, text: shown.append(text))
-    config = make_config(model, pairs_file, run={"evaluate_every": 2, "log_every": 8})
+    config = make_config(model, pairs_file, run={"evaluate_every": 2, "log_every": 8}, dev=[{"path": str(dev_folder)}])
     dev = training.read_dev_set(str(dev_folder))
     report = make_trainer(config, tmp_path, dev=[dev]).run()
     lines = {line["step"]: line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())}
@@ -676,7 +680,8 @@ def test_what_a_run_with_a_dev_set_shows_and_reports(model, pairs_file, dev_fold
 @pytest.mark.parametrize("others", [[], [{"path": "elsewhere", "measure": "R@10"}]])
 def test_a_best_step_is_forgotten_with_its_dev_sets(model, pairs_file, dev_folder, tmp_path, others):
     def run(dev, **settings):
-        config = make_config(model, pairs_file, run={"evaluate_every": 2, **settings}, dev=dev)
+        often = {"evaluate_every": 2} if dev else {}
+        config = make_config(model, pairs_file, run={**often, **settings}, dev=dev)
         sets = [training.read_dev_set(str(dev_folder), measure=each["measure"]) for each in dev]
         return make_trainer(config, tmp_path, dev=sets).run()
 
