@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import cards, pairs, recipe, teachers, training
+import numpy as np
+
+from sparse_ir import batches, cards, pairs, recipe, teachers, training
 from sparse_ir.errors import ConfigError
 from sparse_ir.recipe import TrainConfig
 
@@ -21,7 +23,10 @@ _CACHE = "teacher-cache"
 
 
 def train(config_path: Path, output: Path, *, cache: Path | None = None, progress: bool = False) -> dict[str, Any]:
-    """Train by a configuration file in the folder ``output``, or go on with what was begun there."""
+    """Train by a configuration file in the folder ``output``, or go on with what was begun there.
+
+    The report says how many forward passes each teacher made on the way: none where ``teach`` went before.
+    """
     config = recipe.read_config(config_path)
     sources = read_sources(config)
     judges = open_teachers(config, sources, cache or output / _CACHE)
@@ -33,15 +38,32 @@ def train(config_path: Path, output: Path, *, cache: Path | None = None, progres
         cards.write_card(Path(report["model"]), config, sources=trainer.batches.describe(), report=report,
                          command=f"sparse-ir train --config {config_path.name} --output {output.name}",
                          versions=_versions())
-    return report
+    made = [{"name": judge.name, "forward_passes": judge.forward_passes} for judge, _ in judges if judge is not None]
+    return {**report, "teachers": made} if made else report
 
 
 def teach(config_path: Path, cache: Path, *, progress: bool = False) -> dict[str, Any]:
-    """Compute and keep what the teachers of a configuration say about all its queries and documents."""
+    """Compute and keep all that the teachers of a configuration are asked for in its run.
+
+    Of bi-encoders that is each text; of cross-encoders and monoT5 each pair of its batches, up to its last step.
+    """
     config = recipe.read_config(config_path)
     sources = read_sources(config)
     judges = [judge for judge, _ in open_teachers(config, sources, cache) if judge is not None]
-    return teachers.prepare_teachers(judges, sources, progress)
+    return teachers.prepare_teachers(judges, sources, lambda: asked_pairs(config, sources), progress)
+
+
+def asked_pairs(config: TrainConfig, sources: Sequence[pairs.Source]) -> Iterator[tuple[str, str]]:
+    """The (query, document) pairs whose scores the ranking steps of a run need, batch by batch as ``training`` does."""
+    settings = config.batch
+    dealt = batches.Batches(sources, queries=settings.queries, negatives=settings.negatives,
+                            queries_per_positive=settings.queries_per_positive,
+                            neighbourhood=settings.neighbourhood, seed=config.run.seed)
+    for step in range(config.warm_start.steps, config.run.stop_after or config.run.steps):
+        batch = dealt.at(step)
+        wanted_QD = batch.allowed_QD if settings.in_batch else batch.own_QD
+        for query, document in np.argwhere(wanted_QD).tolist():
+            yield batch.queries[query], batch.documents[document]
 
 
 def read_sources(config: TrainConfig) -> list[pairs.Source]:

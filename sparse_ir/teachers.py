@@ -73,36 +73,38 @@ def score_matrix(
 
 
 def prepare_teachers(
-    teachers: Sequence[Teacher], sources: Sequence[Source], progress: bool = False
+    teachers: Sequence[Teacher], sources: Sequence[Source], pairs: Callable[[], Iterable[tuple[str, str]]],
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Fill the caches for all texts of the sources; a JSON-able report of the work.
 
-    A teacher that is not ``in_batch`` scores every query with its positives and negatives. The report has for each
-    teacher its name and fingerprint, the distinct texts (or pairs) of each source summed, how many of them needed the
-    network (``forward_passes``), how many did not (``cache_hits``), and seconds. ``progress`` shows a bar.
+    A teacher that is not ``in_batch`` scores the (query, document) ``pairs`` that it will be asked for, and no other.
+    The report has for each teacher its name and fingerprint, the distinct texts of each source summed (or the pairs,
+    distinct among each 100,000), how many of them needed the network (``forward_passes``), how many did not
+    (``cache_hits``), and seconds. ``progress`` shows a bar.
     """
-    return {"teachers": [_prepare_teacher(teacher, sources, progress) for teacher in teachers]}
+    return {"teachers": [_prepare_teacher(teacher, sources, pairs, progress) for teacher in teachers]}
 
 
-def _prepare_teacher(teacher: Teacher, sources: Sequence[Source], progress: bool) -> dict[str, Any]:
-    start, texts, passes = time.perf_counter(), 0, 0
-    for source in sources:
-        with tqdm(desc=f"{teacher.name}: {source.name}", unit=" texts", disable=None if progress else True,
-                  dynamic_ncols=True) as bar:
-            if isinstance(teacher, PairTeacher):
-                done = teacher.prepare_pairs(_pairs_of(source), bar.update)
-            else:
-                done = teacher.prepare(source.queries, source.documents, bar.update)
-        texts, passes = texts + done.texts, passes + done.forward_passes
+def _prepare_teacher(
+    teacher: Teacher, sources: Sequence[Source], pairs: Callable[[], Iterable[tuple[str, str]]], progress: bool
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    if isinstance(teacher, PairTeacher):
+        with _bar(f"{teacher.name}: batches", " pairs", progress) as bar:
+            done = [teacher.prepare_pairs(pairs(), bar.update)]
+    else:
+        done = []
+        for source in sources:
+            with _bar(f"{teacher.name}: {source.name}", " texts", progress) as bar:
+                done.append(teacher.prepare(source.queries, source.documents, bar.update))
+    texts, passes = (sum(numbers) for numbers in zip((0, 0), *done, strict=True))
     return {"name": teacher.name, "fingerprint": teacher.fingerprint, "texts": texts, "forward_passes": passes,
             "cache_hits": texts - passes, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _pairs_of(source: Source) -> Iterator[tuple[str, str]]:
-    for position, query in enumerate(source.queries):
-        negatives = source.negatives[position] if len(source.negatives) else ()
-        for document in itertools.chain(source.positives[position], negatives):
-            yield query, source.documents[int(document)]
+def _bar(what: str, unit: str, progress: bool) -> tqdm:
+    return tqdm(desc=what, unit=unit, disable=None if progress else True, dynamic_ncols=True)
 
 
 # ------------------------------------------------------------------------------------------------ dense

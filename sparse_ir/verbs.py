@@ -332,6 +332,9 @@ def idf(model: str, input: str, output: Path, *, revision: str | None = None) ->
 def teach(config: Path, cache: Path, *, progress: bool = False) -> Report:
     """Score once what the teachers of a training configuration will be asked; a second run computes nothing.
 
+    Nor does the training run, up to its last step. Cross-encoders and monoT5 score the pairs of its batches, which are
+    all of a batch with in_batch = true; another seed, batch or number of steps has other pairs.
+
     Args:
         config: TOML file of a training run.
         cache: Folder for the scores and vectors.
@@ -344,6 +347,8 @@ def teach(config: Path, cache: Path, *, progress: bool = False) -> Report:
 
 def train(config: Path, output: Path, *, cache: Path | None = None, progress: bool = False) -> Report:
     """Train a learned-sparse encoder; run again after a kill, it goes on where it stopped, bit for bit.
+
+    What the cache of the teachers lacks is computed on the way; the report counts it as forward passes.
 
     Args:
         config: TOML file of the run; scripts/recipes has examples.

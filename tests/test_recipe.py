@@ -367,7 +367,7 @@ def test_nan_is_refused_in_every_number():
 
 @pytest.mark.parametrize("config", [EVERYTHING, DECODER])
 @pytest.mark.parametrize("value", [True, 10**400, -(10**400), 2**63, 10**30, -1, 0, 1.5, math.inf, "", "x" * 500, [],
-                                   {}, [{}], datetime.date(1979, 5, 27)])
+                                   {}, [{}], datetime.date(1979, 5, 27)], ids=lambda value: str(value)[:20])
 def test_no_value_of_any_key_ends_in_another_error(config, value):
     for place, _ in keys_of(config):
         with contextlib.suppress(ConfigError):

@@ -616,27 +616,25 @@ def test_lengths_lose_what_one_byte_cannot_hold(length, kept):
 # ------------------------------------------------------------------------------------------------ many
 
 
-def test_teachers_are_prepared_for_what_training_asks(dense_folder, cross_folder, tmp_path):
+def test_teachers_are_prepared_for_texts_and_for_pairs(dense_folder, cross_folder, tmp_path):
     documents = varied_documents()[:12]
-    source = SimpleNamespace(
-        name="small", queries=QUERIES, documents=documents, positives=[np.array([1]), np.array([2, 3]), np.array([4]),
-        np.array([5])], negatives=[np.array([7, 8]), np.array([], dtype=int), np.array([9]), np.array([1])])
-    bare = SimpleNamespace(name="bare", queries=QUERIES[:1], documents=documents, positives=[np.array([0])],
-                           negatives=[])
+    sources = [SimpleNamespace(name="small", queries=QUERIES, documents=documents),
+               SimpleNamespace(name="bare", queries=QUERIES[:1], documents=documents)]
+    pairs = [(QUERIES[0], documents[1]), (QUERIES[1], documents[2]), (QUERIES[0], documents[1])]
 
     def make():
         return [DenseTeacher(dense_folder, cache=tmp_path), Bm25Teacher(documents),
                 CrossEncoderTeacher(cross_folder, cache=tmp_path)]
 
-    report = teachers.prepare_teachers(make(), [source, bare])
+    report = teachers.prepare_teachers(make(), sources, lambda: iter(pairs))
     assert json.loads(json.dumps(report)) == report
     rows = [(row["name"], row["texts"], row["forward_passes"], row["cache_hits"]) for row in report["teachers"]]
     both = len(QUERIES) + len(documents)
     assert rows == [("model", both + 1 + len(documents), both - 1, 1 + 1 + len(documents)),
                     ("bm25", both + 1 + len(documents), 0, both + 1 + len(documents)),
-                    ("scorer", 10, 10, 0)]
+                    ("scorer", 2, 2, 0)]
     again = make()
-    report = teachers.prepare_teachers(again, [source, bare], progress=True)
+    report = teachers.prepare_teachers(again, sources, lambda: pairs, progress=True)
     assert [row["forward_passes"] for row in report["teachers"]][::2] == [0, 0]
     wanted = np.zeros((2, 3), dtype=bool)
     wanted[0, 1] = wanted[1, 2] = True
