@@ -28,7 +28,7 @@ from sparse_ir.errors import ConfigError
 from sparse_ir.heads import pool_with_gradient
 from sparse_ir.networks import Bend, Tokens
 from sparse_ir.recipe import LoraSettings, TrainConfig, WarmStartSettings
-from sparse_ir.student import Start, Student, groups_of, place_of, set_dropout, start_network
+from sparse_ir.student import Start, Student, groups_of, set_dropout, start_network
 
 _DEFAULT_LENGTH = 512
 _INACTIVE = -1e4  # the score of every term in a text of which nothing is pooled
@@ -106,10 +106,11 @@ class DecoderStudent(Student):
             name: decoders.Reader(self._rules, self.reading, self.reading.template(task), limit, f"model.{key}")
             for name, task, key, limit in (("document", "document", "max_length", settings.max_length),
                                            ("whole", "document", "saved_max_length", length),
-                                           ("query", "query", "query_max_length", settings.query_max_length))}
+                                           ("query", "query", "query_max_length", settings.query_max_length),
+                                           ("whole query", "query", "saved_max_length", length))}
         for read in (self.tokenize_documents, self.tokenize_queries):
             read(["a"])  # prompts and templates that leave no room for a text are told at once
-        self.tokenize_documents(["a"], whole=True)
+            read(["a"], whole=True)
         hidden_size = start.config.get_text_config().hidden_size
         self._scale = decoders.scale_of(self.reading, hidden_size)
         self.register_buffer("shift", torch.tensor(float(self.reading.logit_shift)))
@@ -146,9 +147,9 @@ class DecoderStudent(Student):
         """Tokens by the template, cut for training, or with ``whole`` as the saved model reads them."""
         return self._read("whole" if whole else "document", texts, self.reading.document_prompt)
 
-    def tokenize_queries(self, texts: Sequence[str]) -> list[Tokens]:  # type: ignore[override]
-        """Tokens by the template of queries."""
-        return self._read("query", texts, self.reading.query_prompt)
+    def tokenize_queries(self, texts: Sequence[str], *, whole: bool = False) -> list[Tokens]:  # type: ignore[override]
+        """Tokens by the template of queries, cut as those of documents are."""
+        return self._read("whole query" if whole else "query", texts, self.reading.query_prompt)
 
     def _read(self, name: str, texts: Sequence[str], prompt: str) -> list[Tokens]:
         """A text of no token at all is a padding token that is not pooled."""
@@ -274,29 +275,10 @@ class DecoderStudent(Student):
 
     # ------------------------------------------------------------------------------------------ files
 
-    def write_weights(self, path: Path) -> None:
-        """A safetensors file of what training changes; with adapters nothing of the decoder itself."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What training changes; with adapters nothing of the decoder itself."""
         if self._lora is None:
-            super().write_weights(path)
-            return
-        from safetensors.torch import save_file
-
-        save_file(self._trained(), path)
-
-    def read_weights(self, path: Path, device: torch.device) -> None:
-        """Take back what ``write_weights`` wrote."""
-        if self._lora is None:
-            super().read_weights(path, device)
-            return
-        from safetensors.torch import load_file
-
-        found = load_file(path, device=place_of(device))
-        own = self._trained()
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(found[name])
-
-    def _trained(self) -> dict[str, Tensor]:
+            return super().tensors()
         named = {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {**named, "shift": self.shift}
 

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from sparse_ir import checkpoint as layouts
 from sparse_ir import impacts, networks, queries
 from sparse_ir.checkpoint import Checkpoint, NeuralSide
-from sparse_ir.encoder import Encoder, NeuralQueryEncoder, keep_heaviest
+from sparse_ir.encoder import Encoder, NeuralQueryEncoder
 from sparse_ir.errors import ConfigError, DataError, ModelError
+from sparse_ir.heads import keep_heaviest
 
 Severity = Literal["fault", "warning"]
 

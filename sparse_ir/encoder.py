@@ -28,11 +28,10 @@ from sparse_ir import checkpoint as layouts
 from sparse_ir import decoders, networks, queries
 from sparse_ir.checkpoint import Checkpoint, ClassNames, DecoderSettings, Layout, NeuralSide, StaticSide
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch, ModelError
-from sparse_ir.heads import TOKEN_BLOCK, Head, group_sizes
+from sparse_ir.heads import TOKEN_BLOCK, Head, Row, group_sizes, keep_heaviest
 from sparse_ir.networks import Bend, Tokens
 
 Precision = Literal["float32", "float32-int8", "bfloat16", "int8", "8bit", "4bit"]
-Row = tuple[np.ndarray, np.ndarray]
 
 _TRUNK_DTYPE = {
     "float32": torch.float32, "float32-int8": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16,
@@ -629,16 +628,6 @@ def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[list[int]]:
         batch.append(position)
     if batch:
         yield batch
-
-
-def keep_heaviest(ids: np.ndarray, weights: np.ndarray, top_k: int | None, min_weight: float) -> Row:
-    """What ``top_k`` and ``min_weight`` leave of one vector: ascending ids, and weights > 0."""
-    kept = (weights > 0) & (weights >= min_weight)
-    ids, weights = ids[kept], weights[kept]
-    if top_k is not None and len(ids) > top_k:
-        best = np.sort(np.argsort(-weights, kind="stable")[:top_k])
-        ids, weights = ids[best], weights[best]
-    return ids, weights
 
 
 def _stack(rows: Sequence[Row], width: int) -> sparse.csr_matrix:

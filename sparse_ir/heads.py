@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparse_ir.checkpoint import NeuralSide
 
+Row = tuple[np.ndarray, np.ndarray]  # token ids and weights of one vector
 TOKEN_BLOCK = {"cpu": 256, "cuda": 4096}
 _VOCABULARY_BLOCK = {"cpu": 2048, "cuda": 8192}
 _MAX_SURVIVORS = 0.25
@@ -233,3 +234,13 @@ def _logit_of(weight: float, times: int) -> float:
     for _ in range(times):
         weight = math.expm1(weight)
     return weight
+
+
+def keep_heaviest(ids: np.ndarray, weights: np.ndarray, top_k: int | None, min_weight: float) -> Row:
+    """What ``top_k`` and ``min_weight`` leave of one vector: ascending ids, and weights > 0."""
+    kept = (weights > 0) & (weights >= min_weight)
+    ids, weights = ids[kept], weights[kept]
+    if top_k is not None and len(ids) > top_k:
+        best = np.sort(np.argsort(-weights, kind="stable")[:top_k])
+        ids, weights = ids[best], weights[best]
+    return ids, weights

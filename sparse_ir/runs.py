@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir import batches, cards, pairs, recipe, teachers, training
+from sparse_ir import batches, cards, dev_sets, pairs, recipe, teachers, training
 from sparse_ir.errors import ConfigError
 from sparse_ir.recipe import TrainConfig
 
@@ -30,7 +30,7 @@ def train(config_path: Path, output: Path, *, cache: Path | None = None, progres
     config = recipe.read_config(config_path)
     sources = read_sources(config)
     judges = open_teachers(config, sources, cache or output / _CACHE)
-    dev = [training.read_dev_set(each.path, name=each.name, split=each.split, measure=each.measure,
+    dev = [dev_sets.read_dev_set(each.path, name=each.name, split=each.split, measure=each.measure,
                                  max_queries=each.queries, max_documents=each.documents) for each in config.dev]
     trainer = training.Trainer(config, sources, output, teachers=judges, dev=dev)
     report = trainer.run(progress=progress)

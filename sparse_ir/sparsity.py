@@ -20,7 +20,8 @@ _HORIZON = 20  # steps that the present trend is thought to go on
 _FIRST_LAMBDA = 1e-3
 _LAMBDA_RANGE = (1e-9, 1e4)
 _BOOST_RANGE = (0.25, 4.0)
-_LIFT = 0.03  # logits a step for each e-fold that the terms are short of the target
+_LIFT = 0.03  # logits a step for each e-fold between the terms and the target
+TOLERANCE = 0.10  # a target that was missed by more is told
 _PATIENCE_EMPTY = 50
 _PATIENCE_DENSE = 500  # a dense start is normal, and a penalty needs its time
 
@@ -30,11 +31,13 @@ class Governor:
 
     With a target, ``log lambda`` moves by ``0.1 log(terms in 20 steps / goal)`` a step, clipped to 0.1, where the trend
     of the running mean is prolonged; ``terms / goal`` multiplies lambda on top. Both damp the swing. The goal falls
-    geometrically from the first count observed to the target within ``ramp_steps``.
+    geometrically from the first count observed to the target within ``ramp_steps``; terms that run ahead of it are not
+    called back.
 
-    A penalty can only take terms away, and what ReLU has switched off gets no gradient by which to return. So below
-    the target a second hand helps: ``lift`` raises all output biases alike, a little each step, which wakes the terms
-    that are nearest to being active.
+    Lambda alone would come late or never. A penalty can only take terms away, and what ReLU has switched off gets no
+    gradient by which to return; and it moves weights no faster than the learning rate allows, which ends at zero. So a
+    second hand helps: ``lift`` moves all output biases alike, a little each step: upwards whenever the terms are below
+    the target, which wakes those that are nearest to being active, and downwards too once the ramp is over.
     """
 
     def __init__(self, settings: PenaltySettings) -> None:
@@ -42,6 +45,7 @@ class Governor:
         self._lambda = _FIRST_LAMBDA
         self._terms: float | None = None
         self._first_terms: float | None = None
+        self._ramp_is_over = settings.ramp_steps == 0
 
     def weight(self, step: int) -> float:
         """Lambda of this step."""
@@ -57,38 +61,41 @@ class Governor:
 
     def observe(self, step: int, active_terms: float) -> None:
         """Take note of the mean number of active terms of this step's texts."""
-        if self._settings.target_terms is None or self._settings.penalty == "none":
-            return
         active_terms = max(active_terms, 0.5)
         if self._first_terms is None or self._terms is None:
             self._first_terms = self._terms = active_terms
         before = self._terms
         self._terms = _MEMORY * before + (1 - _MEMORY) * active_terms
+        if self._settings.target_terms is None:
+            return
+        self._ramp_is_over = step + 1 >= self._settings.ramp_steps
         trend = _HORIZON * math.log(self._terms / before)
         error = math.log(self._terms / self._goal(step)) + trend
         low, high = _LAMBDA_RANGE
         self._lambda = min(max(self._lambda * math.exp(_GAIN * min(max(error, -1.0), 1.0)), low), high)
 
     def lift(self) -> float:
-        """Logits to add to every output bias now: 0 unless the terms have fallen below the target."""
+        """Logits to add to every output bias now."""
         target = self._settings.target_terms
-        if target is None or self._terms is None or self._settings.penalty == "none":
+        if target is None or self._terms is None:
             return 0.0
-        return _LIFT * min(max(math.log(target / self._terms), 0.0), 1.0)
+        return _LIFT * min(max(math.log(target / self._terms), -1.0 if self._ramp_is_over else 0.0), 1.0)
 
     def _goal(self, step: int) -> float:
-        target, first = self._settings.target_terms, self._first_terms
-        assert target is not None and first is not None
+        target, first, terms = self._settings.target_terms, self._first_terms, self._terms
+        assert target is not None and first is not None and terms is not None
         done = min(step / self._settings.ramp_steps, 1.0) if self._settings.ramp_steps else 1.0
-        return target * max(first / target, 1.0) ** (1.0 - done)
+        return max(min(target * max(first / target, 1.0) ** (1.0 - done), terms), target)
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; ``restore`` takes it back."""
-        return {"lambda": self._lambda, "terms": self._terms, "first_terms": self._first_terms}
+        """JSON-able; ``restore`` takes it back. ``terms``: the running mean of active terms, None before ranking."""
+        return {"lambda": self._lambda, "terms": self._terms, "first_terms": self._first_terms,
+                "ramp_is_over": self._ramp_is_over}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
         self._lambda, self._terms, self._first_terms = state["lambda"], state["terms"], state["first_terms"]
+        self._ramp_is_over = state["ramp_is_over"]
 
 
 class Guard:
@@ -106,9 +113,7 @@ class Guard:
 
     def observe(self, step: int, loss: float, active_terms: float, share_empty: float) -> None:
         """Raises ``TrainingError``."""
-        if not math.isfinite(loss):
-            raise TrainingError(f"step {step}: the loss is {loss}; lower optimizer.learning_rate, set "
-                                "optimizer.max_grad_norm, or train in float32 or bfloat16")
+        self.check_number(step, "loss", loss)
         self._empty = self._empty + 1 if share_empty > 0.5 else 0
         self._dense = self._dense + 1 if active_terms > 0.5 * self._size else 0
         if self._empty >= _PATIENCE_EMPTY:
@@ -120,6 +125,12 @@ class Guard:
             raise TrainingError(
                 f"step {step}: for {_PATIENCE_DENSE} steps a text had {active_terms:.0f} of {self._size} terms on "
                 "average (dense blow-up); raise the penalty, give it a target_terms, or lower the learning rate")
+
+    def check_number(self, step: int, what: str, value: float) -> None:
+        """Raises ``TrainingError`` for a loss or a score that is no number."""
+        if not math.isfinite(value):
+            raise TrainingError(f"step {step}: the {what} is {value}; lower optimizer.learning_rate, set "
+                                "optimizer.max_grad_norm, or train in float32 or bfloat16")
 
     def state(self) -> dict[str, Any]:
         """JSON-able; ``restore`` takes it back."""

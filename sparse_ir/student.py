@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir import checkpoint as layouts
-from sparse_ir import networks, queries
+from sparse_ir import files, networks, queries
 from sparse_ir.checkpoint import NeuralSide, StaticSide
-from sparse_ir.errors import ConfigError, DataError, ModelError
-from sparse_ir.heads import pool_with_gradient
+from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError
+from sparse_ir.heads import keep_heaviest, pool_with_gradient
 from sparse_ir.recipe import ModelSettings
 
 _TOKENS_PER_GROUP = {"cpu": 2048, "cuda": 32768}
@@ -62,6 +62,8 @@ def start_network(settings: ModelSettings) -> Start:
     fingerprint = {"start": Path(settings.start).name if commit is None else settings.start, "revision": commit,
                    "files_sha256": layouts.files_hash(side.folder, allow_pickle=settings.allow_pickle),
                    "output_layer_is_new": bool(grown)}
+    if isinstance(query, StaticSide) and settings.query in ("idf", "learned") and settings.idf is None:
+        fingerprint["query_weights_sha256"] = files.sha256_of_file(query.weights_path)
     return Start(model, owner, side, grown, query, fingerprint)
 
 
@@ -87,6 +89,9 @@ class Student(torch.nn.Module):
             if limit is not None and length > limit:
                 raise ConfigError(f"model.{name} is {length}; this network reads at most {limit} tokens")
         rules = networks.rules_of(self.owner, self.side.lowercase)
+        if limit is not None and (settings.saved_max_length or 0) > limit:
+            raise ConfigError(f"model.saved_max_length is {settings.saved_max_length}; this network reads at most "
+                              f"{limit} tokens")
         self.saved_max_length = settings.saved_max_length or limit
         self._document_tokenizer = networks.cut_at(rules, settings.max_length)
         self._whole_tokenizer = networks.cut_at(rules, self.saved_max_length)
@@ -147,18 +152,22 @@ class Student(torch.nn.Module):
         tokenizer = self._whole_tokenizer if whole else self._document_tokenizer
         return _tokenize(tokenizer, [self.settings.document_prompt + text for text in texts])
 
-    def tokenize_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of queries: framed by special tokens for the network, bare and distinct for a static side."""
+    def tokenize_queries(self, texts: Sequence[str], *, whole: bool = False) -> list[np.ndarray]:
+        """Token ids of queries: framed by special tokens for the network, bare and distinct for a static side.
+
+        Cut for training, or with ``whole`` as the saved model reads them, whose static side cuts nothing.
+        """
         if self.settings.query == "neural":
-            return _tokenize(self._query_tokenizer, [self.settings.query_prompt + text for text in texts])
-        found = self._query_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        limit = self.settings.query_max_length
+            tokenizer = self._whole_tokenizer if whole else self._query_tokenizer
+            return _tokenize(tokenizer, [self.settings.query_prompt + text for text in texts])
+        tokenizer, limit = (self.rules, None) if whole else (self._query_tokenizer, self.settings.query_max_length)
+        found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.unique(np.array(encoding.ids[:limit], dtype=np.int64)) for encoding in found]
 
     def vectors(self, texts: Sequence[str], *, neural_queries: bool = False,
                 progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
         """CSR float32 ``(N, V)`` without gradients, as the saved model would encode ``texts``."""
-        ids = self.tokenize_queries(texts) if neural_queries else self.tokenize_documents(texts, whole=True)
+        ids = (self.tokenize_queries if neural_queries else self.tokenize_documents)(texts, whole=True)
         order = np.argsort([-self.length_of(text) for text in ids], kind="stable")
         rows: list[Any] = [None] * len(ids)
         was_training = self.training
@@ -166,13 +175,18 @@ class Student(torch.nn.Module):
         with torch.no_grad():
             for start in range(0, len(order), 64):
                 batch = order[start : start + 64]
-                found = sparse.csr_matrix(self.forward([ids[row] for row in batch]).cpu().numpy())
-                for position, row in enumerate(batch):
-                    rows[row] = found[position]
+                found = self.forward([ids[row] for row in batch]).cpu().numpy()
+                for row, weights_V in zip(batch, found, strict=True):
+                    rows[row] = self._keep_heaviest(weights_V)
                 if progress is not None:
                     progress(len(batch))
         self.train(was_training)
         return sparse.vstack(rows, format="csr") if rows else sparse.csr_matrix((0, self.size), dtype=np.float32)
+
+    def _keep_heaviest(self, weights_V: np.ndarray) -> sparse.csr_matrix:
+        token_ids = np.flatnonzero(weights_V)
+        token_ids, weights = keep_heaviest(token_ids, weights_V[token_ids], self.settings.top_k, 0.0)
+        return sparse.csr_matrix((weights, token_ids, [0, len(token_ids)]), shape=(1, len(weights_V)))
 
     def set_terms(self, texts: Sequence[str], active_terms: int, *, whole: bool = False) -> float:
         """``shift_to`` by the logits of these documents, cut as in training, or with ``whole`` as the saved model."""
@@ -203,17 +217,37 @@ class Student(torch.nn.Module):
     def set_phase(self, adapting: bool) -> None:
         """Called before each step; a decoder's attention may differ while it adapts."""
 
-    def write_weights(self, path: Path) -> None:
-        """A safetensors file of all that training changes, for ``read_weights``."""
-        from safetensors.torch import save_model
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, by name; of names for the same tensor the first."""
+        found: dict[tuple[int, torch.Size], str] = {}
+        state = self.state_dict()
+        for name, tensor in state.items():
+            found.setdefault((tensor.data_ptr(), tensor.shape), name)
+        return {name: state[name] for name in found.values()}
 
-        save_model(self, str(path))
+    def write_weights(self, path: Path) -> None:
+        """A safetensors file of ``tensors``, for ``read_weights``; equal weights give equal bytes."""
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, path)
 
     def read_weights(self, path: Path, device: torch.device) -> None:
-        """Take back what ``write_weights`` wrote."""
-        from safetensors.torch import load_model
+        """Take back what ``write_weights`` wrote. Raises ``DamagedError`` when the file holds something else."""
+        self.blend_with(path, 1.0, device)
 
-        load_model(self, path, device=place_of(device))
+    @torch.no_grad()
+    def blend_with(self, path: Path, share: float, device: torch.device) -> None:
+        """Replace this share of all weights by those that ``write_weights`` wrote."""
+        from safetensors.torch import load_file
+
+        own, read = self.tensors(), load_file(path, device=place_of(device))
+        if {name: tensor.shape for name, tensor in own.items()} != {name: each.shape for name, each in read.items()}:
+            raise DamagedError(f"{path} holds the weights of another network")
+        for name, tensor in own.items():
+            if share == 1.0:
+                tensor.copy_(read[name])
+            elif tensor.is_floating_point():
+                tensor.lerp_(read[name], share)
 
     def save(self, folder: Path, query_weights: np.ndarray | None, dtype: torch.dtype = torch.float32) -> None:
         """Write the SparseEncoder layout; with static ``query_weights`` (float32 ``[V]``) a router carries them."""
@@ -268,6 +302,13 @@ class TokenWeights(torch.nn.Module):
         padded = np.pad(weights.astype(np.float32), (0, student.size - len(weights)))
         padded[queries.special_token_ids(student.rules)] = 0.0
         self.weights_V = torch.nn.Parameter(torch.from_numpy(padded), requires_grad=learned)
+        self.clip()
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Learned weights that a step took below zero go back to it: an impact cannot be negative."""
+        if self.weights_V.requires_grad:
+            self.weights_V.clamp_(min=0.0)
 
     def forward(self, ids: Sequence[np.ndarray]) -> Tensor:
         """``[Q, V]`` of bare token ids: the weight of each token that occurs, once (binary presence times weight)."""
@@ -277,7 +318,7 @@ class TokenWeights(torch.nn.Module):
         return present_QV * self.weights_V
 
     def numpy(self) -> np.ndarray:
-        """float32 ``[V]``. Learned weights may have passed zero, and an impact cannot be negative."""
+        """float32 ``[V]``."""
         return self.weights_V.detach().float().cpu().numpy().clip(min=0.0)
 
 

@@ -11,32 +11,29 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
-import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_ir import data, decoder_student, files, losses, measures, networks, queries, student
+from sparse_ir import decoder_student, dev_sets, files, losses, networks, queries, run_folder, student
 from sparse_ir.adaptation import Packed
 from sparse_ir.batches import Batch, Batches
+from sparse_ir.dev_sets import DevSet
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
 from sparse_ir.pairs import Source
-from sparse_ir.recipe import PenaltySettings, TrainConfig, config_to_json, format_config
-from sparse_ir.sparsity import Governor, Guard
+from sparse_ir.recipe import BlendSettings, PenaltySettings, TrainConfig, config_to_json, format_config
+from sparse_ir.sparsity import TOLERANCE, Governor, Guard
 
-FORMAT = 1
-_DEV_DEPTH = 100
 _SAVED = {"float32": torch.float32, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 _SAMPLE = 8  # documents of each source that show a new output layer what states look like
-_START = "start.safetensors"  # the network with which ranking began
 _FREQUENCY_MEMORY = 0.99
 
 
@@ -49,17 +46,6 @@ class Teacher(Protocol):
 
     def scores(self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray) -> np.ndarray:
         """float32 ``[Q, D]``; pairs that are not wanted may be NaN."""
-
-
-class DevSet(NamedTuple):
-    """A collection that is searched exactly while training goes on."""
-
-    name: str
-    doc_ids: list[str]
-    documents: list[str]
-    queries: list[data.Query]
-    qrels: data.Qrels
-    measure: str
 
 
 @dataclass
@@ -87,6 +73,9 @@ class Trainer:
             raise ConfigError("run.precision is 'float16', which needs a GPU; allowed here: 'float32' and 'bfloat16'")
         accelerate.state.AcceleratorState._reset_state()  # else the precision of an earlier run would hold for this one
         self.accelerator = accelerate.Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        if (world := self.accelerator.num_processes) > config.batch.queries:  # one without a text would wait for ever
+            raise ConfigError(f"batch.queries is {config.batch.queries} with {world} processes; allowed: at least one "
+                              "for each process")
         torch.manual_seed(config.run.seed)  # a new output layer may be drawn at random
         self._sample = _sample(sources)
         start, self.student = decoder_student.open_student(config)
@@ -94,11 +83,14 @@ class Trainer:
             if config.warm_start.head == "token_vectors":
                 student.give_token_vectors(self.student, start.grown, self._sample)
             student.switch_off_special_tokens(self.student)
+        elif config.warm_start.head == "token_vectors":
+            raise ConfigError(f"warm_start.head is 'token_vectors' and {config.model.start} has an output layer of its "
+                              "own; allowed: 'tied', which leaves it as it is")
         self._new_head = bool(start.grown) and config.warm_start.head == "token_vectors"
         self.batches = Batches(sources, queries=config.batch.queries, negatives=config.batch.negatives,
                                queries_per_positive=config.batch.queries_per_positive,
                                neighbourhood=config.batch.neighbourhood, seed=config.run.seed)
-        self._check_targets()
+        self._check_terms()
         self._packed = self._pack(sources)
         self._prepare_queries(start, sources)
         self.fingerprint = self._fingerprint(start)
@@ -107,15 +99,18 @@ class Trainer:
         self.guard = Guard(self.student.size)
         self.frequency_V = torch.zeros(self.student.size, device=self.accelerator.device)
         self.progress = Progress()
+        self._start_sha256: str | None = None  # of the network with which ranking began, where it is kept
 
     # ------------------------------------------------------------------------------------------ setting up
 
-    def _check_targets(self) -> None:
-        for name in ("documents", "queries"):
-            target = getattr(self.config, name).target_terms
-            if target is not None and target > self.student.size:
-                raise ConfigError(f"[{name}] target_terms is {target}; allowed: up to the {self.student.size} tokens "
-                                  "of this vocabulary")
+    def _check_terms(self) -> None:
+        config = self.config
+        asked = {"[documents] target_terms": config.documents.target_terms, "blend.terms": config.blend.terms,
+                 "[queries] target_terms": config.queries.target_terms, "model.top_k": config.model.top_k}
+        for name, terms in asked.items():
+            if terms is not None and terms > self.student.size:
+                raise ConfigError(f"{name} is {terms}; allowed: up to the {self.student.size} tokens of this "
+                                  "vocabulary")
 
     def _pack(self, sources: Sequence[Source]) -> Packed | None:
         """The documents of all sources as the sequences by which a decoder adapts, where they are to be joined."""
@@ -188,13 +183,13 @@ class Trainer:
         Raises ``TrainingError`` for a collapse or a checkpoint of another configuration.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(self.accelerator, self.folder):
+        is_main = self.accelerator.is_main_process
+        with run_folder.exclusive(self.folder, is_main):
             self._resume()
             first, last = self.progress.step, self._last
-            shown = progress and self.accelerator.is_main_process
-            with _Log(self.folder, self.config, self.accelerator.is_main_process, first) as log, \
+            with run_folder.Log(self.folder, is_main, first, tensorboard=self.config.run.tensorboard) as log, \
                     tqdm(total=last, initial=first, desc="training", unit=" steps",
-                         disable=None if shown else True) as bar:
+                         disable=None if progress and is_main else True) as bar:
                 for step in range(first, last):
                     facts = self._step(step)
                     self.progress.step = step + 1
@@ -225,8 +220,11 @@ class Trainer:
         self.wrapped.train()
         facts = self._warm_step(step, batch) if step < warm else self._rank_step(step, batch)
         if self.config.optimizer.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.optimizer.max_grad_norm)
+            trained = [each for group in self.optimizer.param_groups for each in group["params"]]
+            self.accelerator.clip_grad_norm_(trained, self.config.optimizer.max_grad_norm)
         self.optimizer.step()
+        if self.query_side is not None:
+            self.query_side.clip()
         self.optimizer.zero_grad(set_to_none=True)
         self.student.lift(self.governors["documents"].lift())
         return {**facts, "learning_rate": rate}
@@ -293,32 +291,32 @@ class Trainer:
 
     def _keep_start(self) -> None:
         if self.accelerator.is_main_process:
-            path = self.folder / _START
-            with files.naming_disk_errors(path):
-                self.student.write_weights(path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            self._start_sha256 = run_folder.write_start(self.folder, self.student.write_weights)
         self.accelerator.wait_for_everyone()
 
-    def _blend(self) -> None:
-        """The saved model of ``[blend]``; the weights in training are gone afterwards."""
-        from safetensors.torch import load_file
+    def _check_start(self) -> None:
+        """That the network with which ranking began is there, long before the last step asks for it."""
+        if self.config.blend.start and self.progress.step > self.config.warm_start.steps:
+            run_folder.find_start(self.folder, self._start_sha256)
 
-        settings, path = self.config.blend, self.folder / _START
-        if settings.start and not path.is_file():
-            raise TrainingError(f"{path} is missing, the network with which ranking began: it is kept only where "
-                                "blend.start was set from the first step on")
-        start = load_file(path, device=student.place_of(self.accelerator.device)) if settings.start else {}
-        with torch.no_grad():
-            for name, tensor in self.student.state_dict().items():
-                if name in start and tensor.is_floating_point():
-                    tensor.lerp_(start[name], settings.start)
+    def _blend(self) -> float:
+        """Make the saved model of ``[blend]``; the weights in training are gone afterwards.
+
+        Returns the active terms of a document of the sample, as the saved model will encode it.
+        """
+        settings = self.config.blend
+        if settings.start:
+            start = run_folder.find_start(self.folder, self._start_sha256)
+            self.student.blend_with(start, settings.start, self.accelerator.device)
         if settings.terms is not None:
             self.student.set_terms(self._sample, settings.terms, whole=True)
+        return self.student.vectors(self._sample).nnz / len(self._sample)
 
     def _rank_step(self, step: int, batch: Batch) -> dict[str, float]:
         ranking_step = step - self.config.warm_start.steps
         documents_DV, queries_QV, back = self._represent_batch(step, batch)
         scores_QD = queries_QV @ documents_DV.t()
+        self.guard.check_number(step, "score", float(scores_QD.detach().sum()))
         parts = self._ranking_losses(batch, scores_QD)
         facts = {name: float(value.detach()) for name, (value, _) in parts.items()}
         loss = torch.stack([weight * value for value, weight in parts.values()]).sum()
@@ -379,14 +377,14 @@ class Trainer:
         if settings.penalty == "none" and settings.anti_zero == 0:
             return value, {f"{name}_terms": terms}
         if settings.penalty != "none":
-            value = self._penalty_value(settings, weights_NV)
+            value = self._penalty_value(settings, step, weights_NV)
         noted = {f"{name}_terms": terms, f"{name}_penalty": float(value.detach()), f"{name}_lambda": weight}
         total = weight * value
         if settings.anti_zero:
             total = total + settings.anti_zero / weights_NV.sum().clamp_min(1e-6) ** 2
         return total, noted
 
-    def _penalty_value(self, settings: PenaltySettings, weights_NV: Tensor) -> Tensor:
+    def _penalty_value(self, settings: PenaltySettings, step: int, weights_NV: Tensor) -> Tensor:
         if settings.penalty == "l1":
             return losses.l1(weights_NV)
         if settings.penalty == "idf_flops":
@@ -394,8 +392,9 @@ class Trainer:
             idf_V = torch.where(self.idf_V > 0, self.idf_V, 1.0)  # special tokens have none
             return losses.idf_flops(weights_NV, idf_V, power=settings.power, exempt_up_to=settings.exempt_up_to)
         if settings.penalty == "df_flops":
-            return losses.df_flops(weights_NV, self.frequency_V, alpha=settings.alpha, beta=settings.beta,
-                                   exempt_up_to=settings.exempt_up_to)
+            known = 1 - _FREQUENCY_MEMORY ** (step + 1)  # the running mean began at zero
+            return losses.df_flops(weights_NV, (self.frequency_V / known).clamp(max=1.0), alpha=settings.alpha,
+                                   beta=settings.beta, exempt_up_to=settings.exempt_up_to)
         return losses.flops(weights_NV, exempt_up_to=settings.exempt_up_to)
 
     # ------------------------------------------------------------------------------------------ vectors of a batch
@@ -470,110 +469,140 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ dev, saving, resuming
 
     def _evaluate_and_save(self, facts: dict[str, float]) -> None:
+        """A step that is better than all before has its checkpoint, so that what is best is never newer than it."""
+        is_best = False
         if self.dev and self._is_due(self.config.run.evaluate_every) \
                 and self.progress.step > self.config.warm_start.steps:
-            facts |= self._evaluate()
-        if self._is_due(self.config.run.save_every):
+            is_best = self._evaluate(facts)
+        if is_best or self._is_due(self.config.run.save_every):
             self._save_checkpoint()
 
-    def _evaluate(self) -> dict[str, float]:
-        facts = {f"dev/{dev.name}": evaluate(self.student, self.query_side, dev) for dev in self.dev}
-        self.progress.dev = mean = sum(facts.values()) / len(facts)
-        if self.progress.best is None or mean > self.progress.best:
-            self.progress.best, self.progress.best_step = mean, self.progress.step
-            if self.accelerator.is_main_process:
-                self._save_model(self.folder / "best")
-        return {**facts, "dev": mean}
+    def _evaluate(self, facts: dict[str, float]) -> bool:
+        """Whether this is the best step so far. While nothing was found at all, that is the last one."""
+        from accelerate.utils import broadcast_object_list
 
-    def _save_model(self, folder: Path) -> None:
-        self.student.save(folder, None if self.query_side is None else self.query_side.numpy(),
-                          dtype=_SAVED[self.config.model.saved_dtype])
+        found = {f"dev/{dev.name}": dev_sets.evaluate(self.student, self.query_side, dev) for dev in self.dev}
+        found = broadcast_object_list([found])[0]  # rounding must not make processes part ways
+        progress = self.progress
+        progress.dev = mean = sum(found.values()) / len(found)
+        is_best = not progress.best or mean > progress.best
+        if is_best:
+            progress.best, progress.best_step = mean, progress.step
+        facts |= {**found, "dev": mean}
+        return is_best
 
     def _save_checkpoint(self) -> None:
-        from safetensors.torch import save_file
-
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            target = self.folder / f"checkpoint-{self.progress.step:07d}"
-            with files.building(target) as folder:
-                self.student.write_weights(folder / "model.safetensors")
-                tensors = {"frequency": self.frequency_V, **_moments(self.optimizer)}
-                if self.query_side is not None:
-                    tensors["query_weights"] = self.query_side.weights_V.detach()
-                if self._packed is not None:
-                    tensors["packed_starts"] = torch.tensor(self._packed.starts)
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
-                files.write_json(folder / "state.json", {
-                    "format": FORMAT, "progress": self.progress.__dict__, "fingerprint": self.fingerprint,
-                    "governors": {name: governor.state() for name, governor in self.governors.items()},
-                    "guard": self.guard.state(), "world": self.accelerator.num_processes, "dev": self._dev_settings(),
-                    "sha256": {name: files.sha256_of_file(folder / name)
-                               for name in ("model.safetensors", "state.safetensors")},
-                })
-            for old in list_checkpoints(self.folder)[: -self.config.run.keep]:
-                files.remove_folder(old)
+            tensors = {"frequency": self.frequency_V, **_moments(self.optimizer)}
+            if self.query_side is not None:
+                tensors["query_weights"] = self.query_side.weights_V.detach()
+            if self._packed is not None:
+                tensors["packed_starts"] = torch.tensor(self._packed.starts)
+            run_folder.write_checkpoint(self._checkpoint(self.progress.step), self.student.write_weights, tensors, {
+                "progress": asdict(self.progress), "fingerprint": self.fingerprint,
+                "governors": {name: governor.state() for name, governor in self.governors.items()},
+                "guard": self.guard.state(), "world": self.accelerator.num_processes,
+                "dev": config_to_json(self.config)["dev"],  # what the best step was best at
+                "start_sha256": self._start_sha256,
+            })
+            run_folder.remove_old_checkpoints(self.folder, self.config.run.keep)
         self.accelerator.wait_for_everyone()
 
-    def _dev_settings(self) -> Any:
-        """What the best step so far was best at."""
-        return config_to_json(self.config)["dev"]
+    def _checkpoint(self, step: int) -> Path:
+        return run_folder.checkpoint_of(self.folder, step)
 
     def _resume(self) -> None:
         if self.accelerator.is_main_process:
             files.remove_leftovers_in(self.folder)
-        found = list_checkpoints(self.folder)
+        found = run_folder.list_checkpoints(self.folder)
         if found:
             self._restore(found[-1])
+            self._check_start()
+            self._check_best()
         if self.accelerator.is_main_process:  # what may differ between two calls (stop_after, say) is kept up to date
             with files.atomic_writer(self.folder / "config.toml") as stream:
                 stream.write(format_config(self.config))
         self.accelerator.wait_for_everyone()
 
     def _restore(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        state = _read_state(folder)
-        _check_resumable(folder, state, self.fingerprint)
-        self.student.read_weights(folder / "model.safetensors", self.accelerator.device)
-        tensors = load_file(folder / "state.safetensors", device=student.place_of(self.accelerator.device))
-        self.frequency_V.copy_(tensors.pop("frequency"))
-        if self.query_side is not None:
-            with torch.no_grad():
-                self.query_side.weights_V.copy_(tensors.pop("query_weights"))
+        state = run_folder.read_state(folder)
+        run_folder.check_same_run(folder, state, self.fingerprint)
+        run_folder.check_files(folder, state)
+        tensors = self._read_networks(folder)
+        self.frequency_V.copy_(tensors["frequency"])
         if self._packed is not None:
-            self._packed.starts = tensors.pop("packed_starts").tolist()
+            self._packed.starts = tensors["packed_starts"].tolist()
         _restore_moments(self.optimizer, tensors)
         self.progress = Progress(**state["progress"])
-        if state.get("dev", self._dev_settings()) != self._dev_settings():  # best at something else
+        if state["dev"] != config_to_json(self.config)["dev"]:  # best at something else
             self.progress.dev = self.progress.best = self.progress.best_step = None
         for name, governor in self.governors.items():
             governor.restore(state["governors"][name])
         self.guard.restore(state["guard"])
+        self._start_sha256 = state["start_sha256"]
+
+    def _read_networks(self, folder: Path) -> dict[str, Tensor]:
+        """Take the weights of both sides from a checkpoint; returns its other tensors too."""
+        from safetensors.torch import load_file
+
+        device = self.accelerator.device
+        self.student.read_weights(folder / run_folder.WEIGHTS, device)
+        tensors = load_file(folder / run_folder.TENSORS, device=student.place_of(device))
+        if self.query_side is not None:
+            with torch.no_grad():
+                self.query_side.weights_V.copy_(tensors["query_weights"])
+        return tensors
+
+    def _check_best(self) -> None:
+        step = self.progress.best_step
+        if step is not None and step != self.progress.step:
+            self._read_best(step)
+
+    def _read_best(self, step: int) -> dict[str, Any]:
+        """The facts of the best step's checkpoint, once it is known to be whole."""
+        folder = self._checkpoint(step)
+        if not folder.is_dir():
+            raise DamagedError(f"{folder} is missing, the best step so far by the dev sets; put it back, or begin anew "
+                               "in another folder")
+        state = run_folder.read_state(folder)
+        run_folder.check_files(folder, state)
+        return state
 
     def _finish(self) -> dict[str, Any]:
         """``model`` is the best step by the dev sets, or the last without any."""
+        if self.dev and self.progress.best_step is None and self.progress.step > self.config.warm_start.steps:
+            self._evaluate({})  # dev sets that were added, or exchanged, when no step was left
+            self._save_checkpoint()
+        progress, governors = self.progress, {name: each.state() for name, each in self.governors.items()}
+        target = self.folder / "model"
+        terms: dict[str, float] = {}
         if self.accelerator.is_main_process:
-            target, best = self.folder / "model", self.folder / "best"
-            if self.progress.best_step is not None:
-                with files.building(target) as folder:
-                    shutil.copytree(best, folder, dirs_exist_ok=True)
-            else:
-                self._blend()
-                self._save_model(target)
+            if progress.best_step not in (None, progress.step):
+                governors = self._read_best(progress.best_step)["governors"]
+                self._read_networks(self._checkpoint(progress.best_step))
+            terms = {f"{name}_terms": state["terms"] for name, state in governors.items() if state["terms"] is not None}
+            if self.config.blend != BlendSettings():
+                terms["documents_terms"] = self._blend()
+            self.student.save(target, None if self.query_side is None else self.query_side.numpy(),
+                              dtype=_SAVED[self.config.model.saved_dtype])
         self.accelerator.wait_for_everyone()
-        reached = self._facts_of(self.progress.best_step or self.progress.step)
-        if self.config.blend.start:  # the saved network is another one
-            reached["documents_terms"] = self.config.blend.terms
-        return {"model": str(self.folder / "model"), "steps": self.progress.step, "best_step": self.progress.best_step,
-                "best_dev": self.progress.best, **reached}
+        return {"model": str(target), "steps": progress.step, "best_step": progress.best_step,
+                "best_dev": progress.best, **terms, **self._missed(terms)}
 
-    def _facts_of(self, step: int) -> dict[str, float | None]:
-        """The active terms that the log has of this step, or of the last one before it."""
-        text = (self.folder / "log.jsonl").read_text(encoding="utf-8")
-        lines: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
-        found = max((line for line in lines if line["step"] <= step), key=lambda line: line["step"], default={})
-        return {key: found[key] for key in ("documents_terms", "queries_terms") if key in found}
-
+    def _missed(self, terms: dict[str, float]) -> dict[str, Any]:
+        """Which target of active terms was not reached; it is said aloud, too."""
+        found = []
+        for name in ("documents", "queries"):
+            target, reached = getattr(self.config, name).target_terms, terms.get(f"{name}_terms")
+            if target is None or reached is None or (name == "documents" and self.config.blend != BlendSettings()):
+                continue
+            if abs(reached / target - 1) > TOLERANCE:
+                found.append(f"{name}: {reached:.0f} active terms on average, {target:g} were asked for; give the run "
+                             "more steps after ramp_steps, or a target nearer to this")
+        for line in found:
+            tqdm.write(f"warning: {line}", file=sys.stderr)
+        return {"missed_targets": found} if found else {}
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of a step, a pure function: the warm start has its own; then warm-up, and the schedule to zero."""
@@ -589,66 +618,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if settings.schedule == "cosine":
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     return settings.learning_rate
-
-
-def evaluate(model: student.Student, query_side: student.TokenWeights | None, dev: DevSet) -> float:
-    """The measure over the dev set by exact search in float32, as the saved model would encode."""
-    documents = model.vectors(dev.documents)
-    texts = [query.text for query in dev.queries]
-    if query_side is None:
-        asked = model.vectors(texts, neural_queries=True)
-    else:
-        import scipy.sparse
-
-        with torch.no_grad():
-            asked = scipy.sparse.csr_matrix(query_side(model.tokenize_queries(texts)).cpu().numpy())
-    scores = (asked @ documents.T).tocsr()
-    run: data.Run = {}
-    for query, start, end in zip(dev.queries, scores.indptr[:-1], scores.indptr[1:], strict=True):
-        best = np.argsort(-scores.data[start:end], kind="stable")[:_DEV_DEPTH] + start
-        run[query.query_id] = data.rank_hits((dev.doc_ids[scores.indices[i]], float(scores.data[i])) for i in best)
-    if not any(run.values()):  # a model that is dead finds nothing, which no file of a run could be meant to say
-        return 0.0
-    return measures.evaluate_run(run, dev.qrels, dev.measure).mean[dev.measure]
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("checkpoint-*") if (path / "state.json").is_file())
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    try:
-        return files.read_json(folder / "state.json")
-    except DamagedError as error:
-        raise DamagedError(f"{error}; delete {folder} to go on from the checkpoint before it") from error
-
-
-def _check_resumable(folder: Path, state: dict[str, Any], fingerprint: dict[str, Any]) -> None:
-    if state.get("format") != FORMAT:
-        raise TrainingError(f"{folder} has the format {state.get('format')!r}; this release resumes format {FORMAT}")
-    before, now = json.loads(json.dumps(state["fingerprint"])), json.loads(json.dumps(fingerprint))
-    if before != now:
-        place, was, asked = _first_difference(before, now, "")
-        raise TrainingError(f"{folder} belongs to another run: {place} was {was!r:.80} and is now {asked!r:.80}; use "
-                            "the old configuration, data and models to go on, or another output folder to begin anew")
-    for name, expected in state["sha256"].items():
-        if not (folder / name).is_file() or files.sha256_of_file(folder / name) != expected:
-            raise DamagedError(f"{folder / name} is missing or damaged; delete {folder} to go on from the checkpoint "
-                               "before it")
-
-
-def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *now]:
-            if before.get(key) != now.get(key):
-                return _first_difference(before.get(key), now.get(key), f"{place}.{key}" if place else key)
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for number, (one, other) in enumerate(zip(before, now, strict=True)):
-            if one != other:
-                name = one.get("name", number) if isinstance(one, dict) else number
-                return _first_difference(one, other, f"{place}.{name}")
-    return place, before, now
 
 
 def _sample(sources: Sequence[Source]) -> list[str]:
@@ -673,60 +642,14 @@ def _restore_moments(optimizer: Any, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
+        if not number.isdigit():  # not of the optimizer
+            continue
         state.setdefault(int(number), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@contextlib.contextmanager
-def _exclusive(accelerator: Any, folder: Path) -> Iterator[None]:
-    """Only one run writes to a folder; its own processes count as one."""
-    with files.write_lock(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        yield
-
-
-class _Log:
-    """``log.jsonl`` and TensorBoard. After a resume, lines behind the checkpoint are dropped and come again."""
-
-    def __init__(self, folder: Path, config: TrainConfig, is_main: bool, first: int) -> None:
-        self._path, self._writer, self._is_main = folder / "log.jsonl", None, is_main
-        if not is_main:
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        with files.atomic_writer(self._path) as stream:
-            stream.writelines(line + "\n" for line in lines if _step_of(line) <= first)
-        if config.run.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, step: int, facts: dict[str, float]) -> None:
-        """One line of numbers."""
-        if not self._is_main:
-            return
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **facts}) + "\n")
-        if self._writer is not None:
-            for name, value in facts.items():
-                self._writer.add_scalar(name, value, step)
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; a line that a kill cut in half counts as behind everything."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf
 
 
 def _postfix(facts: dict[str, float], progress: Progress, dev: Sequence[DevSet]) -> str:
@@ -739,26 +662,3 @@ def _postfix(facts: dict[str, float], progress: Progress, dev: Sequence[DevSet])
         measure = ", ".join(dict.fromkeys(each.measure for each in dev))
         shown.append(f"{measure} {progress.dev:.4f} (best {progress.best:.4f})")
     return ", ".join(shown)
-
-
-def read_dev_set(path: str, *, name: str | None = None, split: str = "dev", measure: str = "nDCG@10",
-                 max_queries: int | None = None, max_documents: int | None = None) -> DevSet:
-    """A dev set from a BEIR folder; a smaller corpus keeps all judged documents, then the first of the others."""
-    qrels = data.read_qrels(path, split)
-    asked = [query for query in data.read_queries(path) if query.query_id in qrels][:max_queries]
-    if not asked:
-        raise DataError(f"{path}: no query of split {split!r} is in the queries file")
-    qrels = {query.query_id: qrels[query.query_id] for query in asked}
-    judged = {doc_id for judgements in qrels.values() for doc_id in judgements}
-    if max_documents is not None and max_documents < len(judged):
-        raise ConfigError(f"dev.documents is {max_documents}, and {path} has {len(judged)} judged documents")
-    kept = [document for document in data.read_documents(path) if document.doc_id in judged]
-    free = math.inf if max_documents is None else max_documents - len(kept)
-    for document in data.read_documents(path):
-        if free <= 0:
-            break
-        if document.doc_id not in judged:
-            kept.append(document)
-            free -= 1
-    return DevSet(name or Path(path).name, [document.doc_id for document in kept],
-                  [document.contents for document in kept], asked, qrels, measure)

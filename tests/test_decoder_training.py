@@ -19,7 +19,7 @@ from test_decoders import center
 from test_training import Killed, kill_at, make_trainer
 from tiny_decoders import TEXTS
 
-from sparse_ir import adaptation, cards, decoder_student, recipe, runs, training
+from sparse_ir import adaptation, cards, decoder_student, dev_sets, recipe, run_folder, runs, training
 from sparse_ir import checkpoint as layouts
 from sparse_ir.data import Query
 from sparse_ir.encoder import Encoder
@@ -262,7 +262,7 @@ def test_an_adapter_is_saved_with_its_base_named_and_can_be_merged(family, folde
         assert (model / "adapter_config.json").is_file() != merge and (model / "model.safetensors").is_file() == merge
         vectors[merge] = Encoder.load(model).encode(TEXTS).toarray()
         np.testing.assert_allclose(vectors[merge], trainer.student.vectors(TEXTS).toarray(), rtol=1e-4, atol=1e-4)
-        kept = load_file(training.list_checkpoints(tmp_path / str(merge))[-1] / "model.safetensors")
+        kept = load_file(run_folder.list_checkpoints(tmp_path / str(merge))[-1] / "model.safetensors")
         assert all("lora_" in name or name == "shift" for name in kept) and len(kept) > 1
     np.testing.assert_allclose(vectors[True], vectors[False], rtol=1e-4, atol=1e-4)
     untrained = Encoder.load(folders[family], decoder=config.decoder.settings(config.model)).encode(TEXTS).toarray()
@@ -462,10 +462,10 @@ def rank_what_is_dying(start, pairs_file, folder, *, adaptation, relu_weight=1.0
     trainer = make_trainer(config, folder)
     trainer.run()
     ids = [f"d{number}" for number in range(len(documents))]
-    dev = training.DevSet("pairs", ids, documents, [Query(f"q{row}", text) for row, text in enumerate(asked)],
+    dev = dev_sets.DevSet("pairs", ids, documents, [Query(f"q{row}", text) for row, text in enumerate(asked)],
                           {f"q{row}": {doc_id: 1} for row, doc_id in enumerate(ids)}, "nDCG@10")
     alive = (trainer.student.vectors(documents).getnnz(1) > 0).mean()
-    return float(alive), training.evaluate(trainer.student, None, dev)
+    return float(alive), dev_sets.evaluate(trainer.student, None, dev)
 
 
 def read_pairs(path):
@@ -485,8 +485,8 @@ def test_adaptation_brings_a_dying_relu_back_and_ranking_alone_does_not(folders,
 
 def test_a_dead_model_is_worth_nothing_and_no_error_of_the_data(folders):
     _, student = open_student(folders["llama"], decoder={"logit_shift": 1000.0})
-    dev = training.DevSet("dead", ["d0"], [TEXTS[0]], [Query("q0", TEXTS[0])], {"q0": {"d0": 1}}, "nDCG@10")
-    assert training.evaluate(student, None, dev) == 0.0
+    dev = dev_sets.DevSet("dead", ["d0"], [TEXTS[0]], [Query("q0", TEXTS[0])], {"q0": {"d0": 1}}, "nDCG@10")
+    assert dev_sets.evaluate(student, None, dev) == 0.0
 
 
 def test_a_bidirectional_decoder_that_adapts_by_clm_is_causal_until_it_ranks(folders, pairs_file, tmp_path):

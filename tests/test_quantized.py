@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_decoder_training import make_config, make_trainer
 from tiny_decoders import TEXTS
 
-from sparse_ir import training
+from sparse_ir import run_folder
 from sparse_ir.checkpoint import DecoderSettings
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError
@@ -168,7 +168,7 @@ def test_adapters_train_on_a_rounded_base_and_resume_bit_for_bit(base, folders, 
                                    run={"steps": 4, "save_every": 1, "stop_after": 2}), tmp_path / "cut")
     cut.run()
     make_trainer(config, tmp_path / "cut").run()
-    one, other = (load_file(training.list_checkpoints(tmp_path / run)[-1] / "model.safetensors")
+    one, other = (load_file(run_folder.list_checkpoints(tmp_path / run)[-1] / "model.safetensors")
                   for run in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -17,9 +18,9 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from sparse_ir import files, networks, pairs, queries, recipe, runs, student, training
+from sparse_ir import dev_sets, files, networks, pairs, queries, recipe, run_folder, runs, student, training
 from sparse_ir.encoder import Encoder
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, TrainingError
 from sparse_ir.sparsity import Governor, Guard
@@ -164,7 +165,7 @@ def test_a_finished_run_does_nothing_more(model, pairs_file, tmp_path):
 
 def test_only_the_last_checkpoints_are_kept(model, pairs_file, tmp_path):
     trained(make_config(model, pairs_file), tmp_path)
-    assert [path.name for path in training.list_checkpoints(tmp_path)] == ["checkpoint-0000006", "checkpoint-0000008"]
+    assert [path.name for path in run_folder.list_checkpoints(tmp_path)] == ["checkpoint-0000006", "checkpoint-0000008"]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(model, pairs_file, tmp_path):
@@ -180,7 +181,7 @@ def test_how_often_is_saved_may_change_between_two_starts(model, pairs_file, tmp
         with pytest.raises(Killed):
             make_trainer(make_config(model, pairs_file), tmp_path).run()
     trained(make_config(model, pairs_file, run={"save_every": 8}), tmp_path)
-    assert training.list_checkpoints(tmp_path)[-1].name == "checkpoint-0000008"
+    assert run_folder.list_checkpoints(tmp_path)[-1].name == "checkpoint-0000008"
 
 
 def test_a_damaged_checkpoint_is_refused(model, pairs_file, tmp_path):
@@ -391,6 +392,8 @@ def test_texts_that_are_exempt_are_not_penalised(model, pairs_file, tmp_path, pe
 def test_a_target_beyond_the_vocabulary_and_a_prompt_without_room_are_refused(model, pairs_file, tmp_path):
     with pytest.raises(ConfigError, match=r"\[documents\] target_terms is 1000000000.0; allowed: up to the"):
         make_trainer(make_config(model, pairs_file, documents={"weight": None, "target_terms": 1e9}), tmp_path)
+    with pytest.raises(ConfigError, match=r"blend.terms is 1000000000; allowed: up to the"):
+        make_trainer(make_config(model, pairs_file, blend={"terms": 10**9}), tmp_path)
     with pytest.raises(ConfigError, match=r"model\.document_prompt alone takes [0-9]+ of 24 tokens"):
         make_trainer(make_config(model, pairs_file, model={"document_prompt": "some words " * 20}), tmp_path)
 
@@ -467,6 +470,38 @@ def test_the_autopilot_comes_near_its_target(dense_model, pairs_file, tmp_path, 
     assert reached == pytest.approx(25.0, rel=0.10)
 
 
+@pytest.mark.parametrize("shape", [{"queries": 8}, {"queries": 16}, {"queries": 12, "queries_per_positive": 4}])
+@pytest.mark.parametrize("rate", [3e-4, 1e-3])
+def test_the_autopilot_comes_near_its_target_in_a_short_run(dense_model, pairs_file, tmp_path, shape, rate):
+    """Also with a learning rate at which no lambda is strong enough."""
+    config = make_config(dense_model, pairs_file, batch=shape, run={"steps": 220, "save_every": 220, "seed": 5},
+                         optimizer={"learning_rate": rate},
+                         documents={"penalty": "flops", "weight": None, "target_terms": 25.0, "ramp_steps": 80})
+    report = make_trainer(config, tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["documents_terms"] > 100
+    assert np.mean([line["documents_terms"] for line in lines[-60:]]) == pytest.approx(25.0, rel=0.10)
+    assert report["documents_terms"] == pytest.approx(25.0, rel=0.10) and "missed_targets" not in report
+
+
+def test_a_target_that_was_missed_is_told(dense_model, pairs_file, tmp_path, capsys):
+    config = make_config(dense_model, pairs_file, documents={"weight": None, "target_terms": 25.0, "ramp_steps": 80})
+    report = make_trainer(config, tmp_path).run()
+    [line] = report["missed_targets"]
+    assert re.match(r"documents: 1\d\d active terms on average, 25 were asked for; give the run more steps", line)
+    assert f"warning: {line}" in capsys.readouterr().err
+
+
+def test_terms_that_run_ahead_of_the_ramp_are_not_called_back():
+    governor = Governor(recipe.PenaltySettings("flops", target_terms=50.0, ramp_steps=100))
+    for step in range(40):
+        governor.observe(step, 400.0 if step < 5 else 120.0)  # the ramp is at 174 by now
+    before = governor.weight(40)
+    for step in range(40, 60):
+        governor.observe(step, 120.0)
+    assert governor.weight(60) == pytest.approx(before, rel=0.2)
+
+
 def test_a_ramp_is_a_function_of_the_step():
     governor = Governor(recipe.PenaltySettings("flops", weight=0.8, ramp_steps=10))
     assert [governor.weight(step) for step in (0, 5, 10, 99)] == pytest.approx([0.0, 0.2, 0.8, 0.8])
@@ -501,6 +536,26 @@ def test_a_collapse_that_heals_does_not_stop_the_run():
 def test_a_loss_that_is_no_number_stops_at_once():
     with pytest.raises(TrainingError, match="step 7: the loss is nan"):
         Guard(10).observe(7, float("nan"), 5.0, 0.0)
+
+
+def test_a_network_that_blows_up_is_explained(model, pairs_file, tmp_path):
+    """Not as bad data, which a score that is no number would be in a loss."""
+    config = make_config(model, pairs_file, optimizer={"learning_rate": 1e38}, run={"steps": 20})
+    with pytest.raises(TrainingError, match=r"step \d+: the score is (nan|inf|-inf); lower optimizer.learning_rate"):
+        make_trainer(config, tmp_path).run()
+
+
+def test_the_document_frequencies_of_df_flops_are_a_mean_from_the_first_step(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, documents={"penalty": "df_flops", "weight": 1.0, "ramp_steps": 0},
+                         run={"steps": 1})
+    trainer = make_trainer(config, tmp_path)
+    batch = trainer.batches.at(0)
+    weights_NV = trainer.student(trainer.student.tokenize_documents(batch.documents)).detach()
+    share_V = (weights_NV > 0).float().mean(0)
+    trainer.run()
+    [line] = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    expected = float(training.losses.df_flops(weights_NV, share_V, alpha=0.1, beta=5.0))
+    assert line["documents_penalty"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_penalty_that_kills_all_terms_stops_the_run_with_a_reason(model, pairs_file, tmp_path):
@@ -618,10 +673,30 @@ def test_a_blend_is_the_mean_of_start_and_end_with_the_number_of_terms_asked_for
     assert vectors.nnz / vectors.shape[0] == pytest.approx(12, abs=0.5)
 
 
-def test_a_blend_needs_the_network_with_which_ranking_began(backbone, pairs_file, tmp_path):
-    trained(make_config(backbone, pairs_file, run={"steps": 4}), tmp_path)
-    with pytest.raises(TrainingError, match=r"start\.safetensors is missing, .*blend\.start was set from the first"):
-        make_trainer(make_config(backbone, pairs_file, blend={"start": 0.5}, run={"steps": 4}), tmp_path).run()
+@pytest.mark.parametrize("blend", [{"start": 0.5}, {"terms": 9}, {"start": 0.5, "terms": 9}])
+def test_the_terms_of_a_blend_are_measured_on_what_is_saved(model, pairs_file, tmp_path, blend):
+    trainer = make_trainer(make_config(model, pairs_file, blend=blend), tmp_path)
+    report = trainer.run()
+    vectors = Encoder.load(tmp_path / "model", device="cpu").encode(trainer._sample)
+    assert report["documents_terms"] == vectors.nnz / vectors.shape[0] > 0
+
+
+def test_a_blend_needs_the_network_with_which_ranking_began(model, pairs_file, tmp_path):
+    """That is said before the first step, not after the last."""
+    trained(make_config(model, pairs_file, run={"stop_after": 4}), tmp_path)
+    with pytest.raises(TrainingError, match=r"start\.safetensors was never written, .*blend\.start was set from the"):
+        make_trainer(make_config(model, pairs_file, blend={"start": 0.5}), tmp_path).run()
+    assert [path.name for path in run_folder.list_checkpoints(tmp_path)][-1] == "checkpoint-0000004"
+
+
+@pytest.mark.parametrize("harm", ["cut", "lost"])
+def test_a_damaged_start_of_a_blend_is_refused(model, pairs_file, tmp_path, harm):
+    config = make_config(model, pairs_file, blend={"start": 0.5}, run={"stop_after": 4})
+    trained(config, tmp_path)
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(start.read_bytes()[:-40]) if harm == "cut" else start.unlink()
+    with pytest.raises(DamagedError, match=r"start\.safetensors is missing or damaged, .*blend\.start needs it"):
+        make_trainer(make_config(model, pairs_file, blend={"start": 0.5}), tmp_path).run()
 
 
 def test_the_bag_of_words_loss_by_hand():
@@ -650,14 +725,72 @@ def dev_folder(tmp_path_factory, pairs_file):
 
 def test_the_best_step_by_the_dev_set_becomes_the_model(model, pairs_file, dev_folder, tmp_path):
     config = make_config(model, pairs_file, run={"evaluate_every": 2}, dev=[{"path": str(dev_folder)}])
-    dev = training.read_dev_set(str(dev_folder), max_documents=30)
+    dev = dev_sets.read_dev_set(str(dev_folder), max_documents=30)
     assert (len(dev.documents), len(dev.queries)) == (30, 20)
     report = make_trainer(config, tmp_path, dev=[dev]).run()
     measured = {line["step"]: line["dev"] for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
                 if "dev" in line}
     assert sorted(measured) == [2, 4, 6, 8]
     assert report["best_dev"] == max(measured.values()) == measured[report["best_step"]]
-    assert (tmp_path / "best" / "modules.json").is_file()
+    best = load_file(tmp_path / f"checkpoint-{report['best_step']:07d}" / "model.safetensors")
+    saved = load_file(next((tmp_path / "model").glob("document*/model.safetensors")))
+    assert all(torch.equal(best[f"model.{name}"], tensor) for name, tensor in saved.items() if f"model.{name}" in best)
+    assert len(set(saved) & {name.removeprefix("model.") for name in best}) > 30
+
+
+def fixed_measures(monkeypatch, *values):
+    """The dev measure takes these values, one after the other."""
+    left = list(values)
+    monkeypatch.setattr(training.dev_sets, "evaluate", lambda *_: left.pop(0))
+
+
+def test_the_best_step_has_a_checkpoint_that_stays(model, pairs_file, dev_folder, tmp_path, monkeypatch):
+    """However often is saved: what is best is never newer than the newest checkpoint, nor deleted before the end."""
+    fixed_measures(monkeypatch, 0.2, 0.4, 0.3, 0.1)
+    config = make_config(model, pairs_file, run={"evaluate_every": 2, "save_every": 3, "keep": 1},
+                         dev=[{"path": str(dev_folder)}])
+    report = make_trainer(config, tmp_path, dev=[dev_sets.read_dev_set(str(dev_folder))]).run()
+    assert (report["best_step"], report["best_dev"]) == (4, 0.4)
+    assert [path.name for path in run_folder.list_checkpoints(tmp_path)] == ["checkpoint-0000004", "checkpoint-0000008"]
+
+
+def test_a_lost_best_step_is_told_before_the_next_one(model, pairs_file, dev_folder, tmp_path, monkeypatch):
+    fixed_measures(monkeypatch, 0.4, 0.3, 0.2)
+    dev = [dev_sets.read_dev_set(str(dev_folder))]
+    config = make_config(model, pairs_file, run={"evaluate_every": 2, "keep": 1, "stop_after": 6},
+                         dev=[{"path": str(dev_folder)}])
+    make_trainer(config, tmp_path, dev=dev).run()
+    shutil.rmtree(tmp_path / "checkpoint-0000002")
+    with pytest.raises(DamagedError, match="checkpoint-0000002 is missing, the best step so far by the dev sets"):
+        make_trainer(make_config(model, pairs_file, run={"evaluate_every": 2, "keep": 1}, dev=[{"path": str(dev_folder)}]),
+                     tmp_path, dev=dev).run()
+
+
+def test_as_long_as_nothing_is_found_the_last_step_is_the_best(model, pairs_file, dev_folder, tmp_path, monkeypatch):
+    fixed_measures(monkeypatch, 0.0, 0.0, 0.0, 0.0)
+    config = make_config(model, pairs_file, run={"evaluate_every": 2}, dev=[{"path": str(dev_folder)}])
+    report = make_trainer(config, tmp_path, dev=[dev_sets.read_dev_set(str(dev_folder))]).run()
+    assert (report["best_step"], report["best_dev"]) == (8, 0.0)
+
+
+def test_dev_sets_added_to_a_finished_run_measure_its_last_step(model, pairs_file, dev_folder, tmp_path):
+    config = make_config(model, pairs_file)
+    make_trainer(config, tmp_path).run()
+    dev = dev_sets.read_dev_set(str(dev_folder))
+    settings = make_config(model, pairs_file, dev=[{"path": str(dev_folder)}])
+    first, again = (make_trainer(settings, tmp_path, dev=[dev]).run() for _ in range(2))
+    assert first["best_step"] == 8 and first["best_dev"] > 0
+    assert again == first
+
+
+def test_the_number_format_of_a_finished_run_may_change(model, pairs_file, dev_folder, tmp_path):
+    dev = dev_sets.read_dev_set(str(dev_folder))
+    for dtype, size in (("float32", torch.float32), ("float16", torch.float16)):
+        config = make_config(model, pairs_file, model={"saved_dtype": dtype}, run={"evaluate_every": 2},
+                             dev=[{"path": str(dev_folder)}])
+        make_trainer(config, tmp_path, dev=[dev]).run()
+        saved = load_file(next((tmp_path / "model").glob("document*/model.safetensors")))
+        assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {size}
 
 
 def test_what_a_run_with_a_dev_set_shows_and_reports(model, pairs_file, dev_folder, tmp_path, monkeypatch):
@@ -665,13 +798,13 @@ def test_what_a_run_with_a_dev_set_shows_and_reports(model, pairs_file, dev_fold
     shown = []
     monkeypatch.setattr(training.tqdm, "set_postfix_str", lambda self, text: shown.append(text))
     config = make_config(model, pairs_file, run={"evaluate_every": 2, "log_every": 8}, dev=[{"path": str(dev_folder)}])
-    dev = training.read_dev_set(str(dev_folder))
+    dev = dev_sets.read_dev_set(str(dev_folder))
     report = make_trainer(config, tmp_path, dev=[dev]).run()
     lines = {line["step"]: line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())}
     assert sorted(lines) == [2, 4, 6, 8]
     best = lines[report["best_step"]]
-    assert len({line["documents_terms"] for line in lines.values()}) > 1
-    assert (report["documents_terms"], report["best_dev"]) == (best["documents_terms"], best["dev"])
+    state = files.read_json(tmp_path / f"checkpoint-{report['best_step']:07d}" / "state.json")
+    assert (report["documents_terms"], report["best_dev"]) == (state["governors"]["documents"]["terms"], best["dev"])
     last = lines[8]
     assert shown[-1] == (f"loss {last['loss']:.4g}, terms {last['queries_terms']:.0f} / {last['documents_terms']:.0f}, "
                          f"nDCG@10 {last['dev']:.4f} (best {report['best_dev']:.4f})")
@@ -682,24 +815,30 @@ def test_a_best_step_is_forgotten_with_its_dev_sets(model, pairs_file, dev_folde
     def run(dev, **settings):
         often = {"evaluate_every": 2} if dev else {}
         config = make_config(model, pairs_file, run={**often, **settings}, dev=dev)
-        sets = [training.read_dev_set(str(dev_folder), measure=each["measure"]) for each in dev]
+        sets = [dev_sets.read_dev_set(str(dev_folder), measure=each["measure"]) for each in dev]
         return make_trainer(config, tmp_path, dev=sets).run()
 
     first = run([{"path": str(dev_folder), "measure": "nDCG@10"}], stop_after=4)
     assert first["best_step"] in (2, 4)
     last = run(others)
     assert last["best_step"] in ((6, 8) if others else (None,))
-    weights = [load_file(next(path.glob("document*/model.safetensors"))) for path in
-               (tmp_path / "model", tmp_path / "best")]
-    same = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert same == bool(others)
+    kept = {path.name for path in run_folder.list_checkpoints(tmp_path)}
+    assert kept == {"checkpoint-0000006", "checkpoint-0000008"}
 
 
-def test_the_dev_measure_is_that_of_the_saved_model(model, pairs_file, dev_folder, tmp_path):
+@pytest.mark.parametrize("settings", [
+    {}, {"top_k": 3}, {"query_max_length": 4}, {"query": "learned"}, {"query": "neural", "query_max_length": 4}])
+def test_the_dev_measure_is_that_of_the_saved_model(model, pairs_file, dev_folder, tmp_path, settings):
     from sparse_ir import measures
 
-    dev = training.read_dev_set(str(dev_folder))
-    trainer = make_trainer(make_config(model, pairs_file), tmp_path, dev=[dev])
+    dev = dev_sets.read_dev_set(str(dev_folder))
+    rows = [query._replace(text=f"{query.text} {dev.documents[row]}") for row, query in enumerate(dev.queries)]
+    dev = dev._replace(queries=rows[:3] + dev.queries[3:])  # some queries are longer than training reads
+    config = make_config(model, pairs_file, model=settings, optimizer={"learning_rate": 3e-3})
+    trainer = make_trainer(config, tmp_path, dev=[dev])
+    if trainer.query_side is not None and settings:  # the next steps take some learned weights below zero
+        with torch.no_grad():
+            trainer.query_side.weights_V.mul_(1e-3 if "query" in settings else 1.0)
     report = trainer.run()
     encoder = Encoder.load(tmp_path / "model")
     documents, side = encoder.encode(dev.documents), encoder.query_encoder()
@@ -757,6 +896,77 @@ def test_the_configuration_is_written_complete_beside_the_checkpoints(model, pai
     assert recipe.read_config(tmp_path / "config.toml") == config
 
 
+def test_what_is_learned_of_queries_never_falls_below_zero_and_is_clipped_like_all_else(model, pairs_file, tmp_path):
+    config = make_config(model, pairs_file, model={"query": "learned"},
+                         optimizer={"query_learning_rate": 0.5, "max_grad_norm": 1e-9})
+    trainer = make_trainer(config, tmp_path)
+    with torch.no_grad():
+        trainer.query_side.weights_V.mul_(0.1)
+    trainer.run()
+    weights = trainer.query_side.weights_V.detach()
+    assert weights.min() == 0.0 < weights.max()
+    number = len(trainer.optimizer.state_dict()["state"]) - 1  # the last parameter is that of the queries
+    assert 0 < trainer.optimizer.state_dict()["state"][number]["exp_avg"].norm() < 1e-9
+
+
+def test_equal_weights_make_equal_files(model, pairs_file, tmp_path):
+    """safetensors' own ``save_model`` notes shared tensors in an order that changes from process to process."""
+    from safetensors import safe_open
+
+    trainer = make_trainer(make_config(model, pairs_file), tmp_path)
+    trainer.student.write_weights(tmp_path / "one.safetensors")
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        assert not file.metadata()
+        names = set(file.keys())
+    pointers = {trainer.student.state_dict()[name].data_ptr() for name in names}
+    assert len(pointers) == len(names) < len(trainer.student.state_dict())
+
+
+def test_weights_of_another_network_are_not_read(model, pairs_file, tmp_path):
+    one = make_trainer(make_config(model, pairs_file), tmp_path)
+    tensors = dict(list(one.student.tensors().items())[1:])
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(DamagedError, match=r"other\.safetensors holds the weights of another network"):
+        one.student.read_weights(tmp_path / "other.safetensors", torch.device("cpu"))
+
+
+def test_other_query_weights_in_the_starting_model_are_another_run(model, pairs_file, tmp_path):
+    trained(make_config(model, pairs_file), tmp_path / "first")
+    start = tmp_path / "first" / "model"
+    config = make_config(start, pairs_file)
+    trained(config, tmp_path / "second")
+    path = next(start.glob("query*/model.safetensors"))
+    save_file({"weight": load_file(path)["weight"] * 2}, path)
+    with pytest.raises(TrainingError, match=r"belongs to another run: start\.query_weights_sha256 was"):
+        make_trainer(config, tmp_path / "second").run()
+
+
+@pytest.mark.parametrize(("state", "message"), [
+    ("[]", "holds no state of a run; delete"), ("{}", "holds no state of a run; delete"),
+    ('{"format": 1}', "has the format 1; this release resumes format 2"),
+    ('{"format": 2, "progress": {}}', "lacks 'fingerprint'; delete")])
+def test_a_state_that_is_none_is_refused(model, pairs_file, tmp_path, state, message):
+    config = make_config(model, pairs_file)
+    trained(config, tmp_path)
+    (tmp_path / "checkpoint-0000008" / "state.json").write_text(state)
+    with pytest.raises((DamagedError, TrainingError), match=message):
+        make_trainer(config, tmp_path).run()
+
+
+def test_a_process_without_a_text_is_refused(model, pairs_file, tmp_path, monkeypatch):
+    """The others would wait for its gradients for ever."""
+    import accelerate
+
+    monkeypatch.setattr(accelerate.Accelerator, "num_processes", 9)
+    with pytest.raises(ConfigError, match=r"batch\.queries is 8 with 9 processes; allowed: at least one for each"):
+        make_trainer(make_config(model, pairs_file), tmp_path)
+
+
+def test_token_vectors_are_for_backbones_without_an_output_layer(model, pairs_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"head is 'token_vectors' and .* has an output layer of its own"):
+        make_trainer(make_config(model, pairs_file, warm_start={"head": "token_vectors"}), tmp_path)
+
+
 def test_float16_needs_a_gpu(model, pairs_file, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"run\.precision is 'float16', which needs a GPU"):
@@ -766,11 +976,13 @@ def test_float16_needs_a_gpu(model, pairs_file, tmp_path, monkeypatch):
 def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.max_length is 999; this network reads at most 64 tokens"):
         make_trainer(make_config(model, pairs_file, model={"max_length": 999}), tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.saved_max_length is 999; this network reads at most 64 tokens"):
+        make_trainer(make_config(model, pairs_file, model={"saved_max_length": 999}), tmp_path)
 
 
 def test_a_dev_set_that_cannot_hold_its_judged_documents_is_refused(dev_folder):
     with pytest.raises(ConfigError, match="has 20 judged documents"):
-        training.read_dev_set(str(dev_folder), max_documents=5)
+        dev_sets.read_dev_set(str(dev_folder), max_documents=5)
 
 
 def test_texts_pass_together_with_texts_of_like_length():
