@@ -31,6 +31,10 @@ class Batch(NamedTuple):
     own_QD: np.ndarray  # bool: the query's positive and the negatives that were drawn for it
     scores_QD: np.ndarray | None  # float32, NaN where the file held no score; None: the source holds none
 
+    def candidates(self, in_batch: bool) -> np.ndarray:
+        """bool ``[Q, D]``: the documents that a query is scored against; its own only, unless ``in_batch``."""
+        return self.allowed_QD if in_batch else self.own_QD
+
 
 class Batches:
     """An endless sequence of batches with random access: ``at(step)`` needs no other state than the step.

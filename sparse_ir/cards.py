@@ -17,7 +17,7 @@ from typing import Any
 
 from sparse_ir import checkpoint, files
 from sparse_ir.errors import DataError, ModelError
-from sparse_ir.recipe import LossSettings, PenaltySettings, TeacherSettings, TrainConfig, format_config
+from sparse_ir.recipe import BlendSettings, LossSettings, PenaltySettings, TeacherSettings, TrainConfig, format_config
 
 MEASURED_COLUMNS = ("collection", "nDCG@10", "R@100", "terms per document")
 
@@ -92,7 +92,8 @@ def write_card(
     """Write ``README.md`` into the folder of a saved model; an older one is replaced as a whole.
 
     ``sources`` are the rows of ``Batches.describe()``; ``report`` is the trainer's, of which ``steps``, ``best_step``,
-    ``best_dev``, ``documents_terms``, ``queries_terms`` and ``dev`` (name -> value) are shown where they are there.
+    ``best_dev``, ``documents_terms``, ``queries_terms``, ``missed_targets`` and ``dev`` (name -> value) are shown where
+    they are there.
     ``measured``: one row for each collection with the keys of ``MEASURED_COLUMNS``, of which all but the first may
     lack, and further ones, which become further columns. Same arguments, same bytes.
 
@@ -186,7 +187,8 @@ def _describe_model(config: TrainConfig) -> str:
         + (f" The saved model reads {model.saved_max_length} tokens." if model.saved_max_length else ""),
     ]
     if model.top_k is not None:
-        facts.append(f"The saved model keeps at most {model.top_k} terms of a document, the heaviest.")
+        others = "" if model.query == "neural" else "; sentence-transformers cuts queries to as many, too"
+        facts.append(f"The saved model keeps at most {model.top_k} terms of a document, the heaviest{others}.")
     facts += [f"Prompt before every {side}: {_code(prompt)}" for side, prompt in
               (("document", model.document_prompt), ("query", model.query_prompt)) if prompt]
     facts.append(f"License: {_escape(config.card.license or _NOT_STATED)}.")
@@ -289,7 +291,7 @@ def _describe_penalty(settings: PenaltySettings) -> str:
         parts = [_PENALTIES[settings.penalty]]
         if settings.target_terms is not None:
             parts.append(f"lambda controlled towards {_number(settings.target_terms)} active terms")
-            ramp = "reached within {} steps"
+            ramp = "to be reached within {} steps"
         else:
             parts.append(f"lambda {_number(settings.weight or 0.0)}")
             ramp = "quadratic ramp over {} steps"
@@ -324,8 +326,10 @@ def _describe_sparsity(config: TrainConfig, report: Mapping[str, Any]) -> str:
             facts.append(f"Active terms of {side}: {_NOT_STATED}.")
             continue
         aimed = "" if settings.target_terms is None else f" (asked for: {_number(settings.target_terms)})"
+        if side == "documents" and config.blend != BlendSettings():
+            aimed = " over a sample of the training documents, after the blend"
         facts.append(f"Active terms of {side}: {_finite(report, key, 'report'):.1f} on average{aimed}.")
-    return _bullets(facts)
+    return _bullets([*facts, *(f"Target missed: {missed}." for missed in report.get("missed_targets", ()))])
 
 
 def _describe_dev(config: TrainConfig, report: Mapping[str, Any]) -> str:

@@ -175,7 +175,7 @@ def df_flops(
     weights_NV: Tensor,
     document_frequency_V: Tensor,
     alpha: float = 0.1,
-    beta: float = 10.0,
+    beta: float = 5.0,
     exempt_up_to: int | None = None,
 ) -> Tensor:
     """Scalar: ``Σ_j a_j (mean_i w_ij)²`` with ``a_j = 1 / (1 + (x_j^(log_alpha 2) - 1)^beta)``.
@@ -266,8 +266,8 @@ def translate_lambda(
     if not 0 <= value < math.inf:
         raise ConfigError(f"lambda: {value!r}, a finite number of 0 or more is needed")
     for name, size in (("group_size", group_size), ("world_size", world_size), ("times_counted", times_counted)):
-        if size < 1:
-            raise ConfigError(f"{name}: {size!r}, 1 or more is needed")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name}: {size!r}, a whole number of 1 or more is needed")
     if times_counted != 1 and origin != "naver":
         raise ConfigError(f"times_counted: {times_counted} with origin {origin!r}, only 'naver' counts more than once")
     return float(value * factors.get(origin, 1))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir import batches, cards, dev_sets, pairs, recipe, teachers, training
+from sparse_ir import cards, dev_sets, pairs, recipe, teachers, training
 from sparse_ir.errors import ConfigError
 from sparse_ir.recipe import TrainConfig
 
@@ -55,14 +55,10 @@ def teach(config_path: Path, cache: Path, *, progress: bool = False) -> dict[str
 
 def asked_pairs(config: TrainConfig, sources: Sequence[pairs.Source]) -> Iterator[tuple[str, str]]:
     """The (query, document) pairs whose scores the ranking steps of a run need, batch by batch as ``training`` does."""
-    settings = config.batch
-    dealt = batches.Batches(sources, queries=settings.queries, negatives=settings.negatives,
-                            queries_per_positive=settings.queries_per_positive,
-                            neighbourhood=settings.neighbourhood, seed=config.run.seed)
+    batches = training.make_batches(config, sources)
     for step in range(config.warm_start.steps, config.run.stop_after or config.run.steps):
-        batch = dealt.at(step)
-        wanted_QD = batch.allowed_QD if settings.in_batch else batch.own_QD
-        for query, document in np.argwhere(wanted_QD).tolist():
+        batch = batches.at(step)
+        for query, document in np.argwhere(batch.candidates(config.batch.in_batch)).tolist():
             yield batch.queries[query], batch.documents[document]
 
 

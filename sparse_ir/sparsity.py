@@ -2,7 +2,7 @@
 
 ``Governor`` gives lambda: by a quadratic ramp, or by control towards a number of active terms (the autopilot).
 ``Guard`` watches for collapse. Both carry a small JSON-able state, so that a resumed run goes on as if never stopped.
-Next file to read: ``training``.
+Next file to read: ``dev_sets``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sparse_ir.losses import ramp
 from sparse_ir.recipe import PenaltySettings
 
 _GAIN = 0.1  # share of the relative error by which log(lambda) moves in a step
-_MEMORY = 0.9  # of the running mean of active terms
+_MEMORY = 0.85  # of the running mean of active terms
 _HORIZON = 20  # steps that the present trend is thought to go on
 _FIRST_LAMBDA = 1e-3
 _LAMBDA_RANGE = (1e-9, 1e4)
 _BOOST_RANGE = (0.25, 4.0)
-_LIFT = 0.03  # logits a step for each e-fold between the terms and the target
+_LIFT = 0.04  # logits a step for each e-fold between the terms and the target
 TOLERANCE = 0.10  # a target that was missed by more is told
 _PATIENCE_EMPTY = 50
 _PATIENCE_DENSE = 500  # a dense start is normal, and a penalty needs its time

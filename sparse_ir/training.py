@@ -28,7 +28,7 @@ from sparse_ir.adaptation import Packed
 from sparse_ir.batches import Batch, Batches
 from sparse_ir.dev_sets import DevSet
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
-from sparse_ir.pairs import Source
+from sparse_ir.pairs import Source, is_blank
 from sparse_ir.recipe import BlendSettings, PenaltySettings, TrainConfig, config_to_json, format_config
 from sparse_ir.sparsity import TOLERANCE, Governor, Guard
 
@@ -87,9 +87,7 @@ class Trainer:
             raise ConfigError(f"warm_start.head is 'token_vectors' and {config.model.start} has an output layer of its "
                               "own; allowed: 'tied', which leaves it as it is")
         self._new_head = bool(start.grown) and config.warm_start.head == "token_vectors"
-        self.batches = Batches(sources, queries=config.batch.queries, negatives=config.batch.negatives,
-                               queries_per_positive=config.batch.queries_per_positive,
-                               neighbourhood=config.batch.neighbourhood, seed=config.run.seed)
+        self.batches = make_batches(config, sources)
         self._check_terms()
         self._packed = self._pack(sources)
         self._prepare_queries(start, sources)
@@ -344,7 +342,7 @@ class Trainer:
     def _ranking_losses(self, batch: Batch, scores_QD: Tensor) -> dict[str, tuple[Tensor, float]]:
         device = scores_QD.device
         positive_Q = torch.from_numpy(batch.positive_Q).to(device)
-        allowed_QD = torch.from_numpy(batch.allowed_QD if self.config.batch.in_batch else batch.own_QD).to(device)
+        allowed_QD = torch.from_numpy(batch.candidates(self.config.batch.in_batch)).to(device)
         target_QD = self._targets(batch, allowed_QD)  # of no use to InfoNCE
         found: dict[str, tuple[Tensor, float]] = {}
         for loss in self.config.loss:
@@ -604,6 +602,14 @@ class Trainer:
             tqdm.write(f"warning: {line}", file=sys.stderr)
         return {"missed_targets": found} if found else {}
 
+def make_batches(config: TrainConfig, sources: Sequence[Source]) -> Batches:
+    """The batches of a run."""
+    settings = config.batch
+    return Batches(sources, queries=settings.queries, negatives=settings.negatives,
+                   queries_per_positive=settings.queries_per_positive, neighbourhood=settings.neighbourhood,
+                   seed=config.run.seed)
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of a step, a pure function: the warm start has its own; then warm-up, and the schedule to zero."""
     settings, warm = config.optimizer, config.warm_start
@@ -622,7 +628,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def _sample(sources: Sequence[Source]) -> list[str]:
     """Some documents of each source."""
-    return [text for source in sources for text in itertools.islice(filter(str.strip, source.documents), _SAMPLE)]
+    return [text for source in sources
+            for text in itertools.islice(itertools.filterfalse(is_blank, source.documents), _SAMPLE)]
 
 
 def _teacher_scores(teacher: Teacher | None, batch: Batch, wanted_QD: np.ndarray) -> Tensor:

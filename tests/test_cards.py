@@ -201,8 +201,8 @@ def test_training_in_plain_words():
         "- Teacher: the scores that stand in the training file; weight 0.25.",
         "- Target: the teachers' scores scaled to 0..1 for each query (min-max), their weighted mean, times 30.",
         ("- Penalty on documents: IDF-aware FLOPS: the sum over all tokens of the squared mean weight divided by the "
-        "token's IDF; lambda controlled towards 180 active terms; reached within 1,500 steps; power 2 of the IDF; "
-        "texts of at most 90 terms exempt (l0 mask); plus 0.125 times the anti-zero loss."),
+        "token's IDF; lambda controlled towards 180 active terms; to be reached within 1,500 steps; power 2 of the "
+        "IDF; texts of at most 90 terms exempt (l0 mask); plus 0.125 times the anti-zero loss."),
         ("- Optimizer: AdamW with learning rate 5e-05, 110 warm-up steps, cosine decay to 0, weight decay 0.02, "
         "gradients clipped to a norm of 2.5."),
     ]
@@ -234,6 +234,11 @@ def test_other_choices_have_their_words(changes, wanted):
 
 def test_sparsity_and_dev():
     assert section(full_card(), "Sparsity") == "- Active terms of documents: 176.5 on average (asked for: 180)."
+    blended = minimal_card(dataclasses.replace(CONFIG, blend=BlendSettings(terms=170)), report=REPORT)
+    assert "176.5 on average over a sample of the training documents, after the blend." in section(blended, "Sparsity")
+    report = {**REPORT, "missed_targets": ["documents: 300 active terms, 180 were asked for"]}
+    missed = minimal_card(CONFIG, report=report)
+    assert section(missed, "Sparsity").endswith("\n- Target missed: documents: 300 active terms, 180 were asked for.")
     siamese = minimal_card(report={"documents_terms": 150.0, "queries_terms": 24.04})
     assert section(siamese, "Sparsity").splitlines() == [
         "- Active terms of documents: 150.0 on average.", "- Active terms of queries: 24.0 on average."]

@@ -660,9 +660,10 @@ def test_values_per_token_must_fit_the_vocabulary():
     (lambda: losses.translate_lambda(1.0, "lsr"), "origin: 'lsr', allowed are naver, naver-hf, opensearch"),
     (lambda: losses.translate_lambda(-1.0, "naver"), "lambda: -1.0"),
     (lambda: losses.translate_lambda(NAN, "naver"), "lambda: nan"),
-    (lambda: losses.translate_lambda(1.0, "opensearch", group_size=0), "group_size: 0, 1 or more"),
-    (lambda: losses.translate_lambda(1.0, "tevatron", world_size=0), "world_size: 0, 1 or more"),
-    (lambda: losses.translate_lambda(1.0, "naver", times_counted=0), "times_counted: 0, 1 or more"),
+    (lambda: losses.translate_lambda(1.0, "opensearch", group_size=0), "group_size: 0, a whole number of 1 or more"),
+    (lambda: losses.translate_lambda(1.0, "opensearch", group_size=1.5), "group_size: 1.5, a whole number of 1 or"),
+    (lambda: losses.translate_lambda(1.0, "tevatron", world_size=0), "world_size: 0, a whole number of 1 or more"),
+    (lambda: losses.translate_lambda(1.0, "naver", times_counted=0), "times_counted: 0, a whole number of 1 or more"),
     (lambda: losses.translate_lambda(1.0, "tevatron", times_counted=2), "times_counted: 2 with origin 'tevatron'"),
 ])
 def test_options_that_are_not_allowed(call, message):

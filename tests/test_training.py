@@ -762,8 +762,8 @@ def test_a_lost_best_step_is_told_before_the_next_one(model, pairs_file, dev_fol
     make_trainer(config, tmp_path, dev=dev).run()
     shutil.rmtree(tmp_path / "checkpoint-0000002")
     with pytest.raises(DamagedError, match="checkpoint-0000002 is missing, the best step so far by the dev sets"):
-        make_trainer(make_config(model, pairs_file, run={"evaluate_every": 2, "keep": 1}, dev=[{"path": str(dev_folder)}]),
-                     tmp_path, dev=dev).run()
+        config = make_config(model, pairs_file, run={"evaluate_every": 2, "keep": 1}, dev=[{"path": str(dev_folder)}])
+        make_trainer(config, tmp_path, dev=dev).run()
 
 
 def test_as_long_as_nothing_is_found_the_last_step_is_the_best(model, pairs_file, dev_folder, tmp_path, monkeypatch):
