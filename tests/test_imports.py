@@ -18,8 +18,8 @@ ORDER = ("errors", "files", "data", "measures", "significance", "conventions", "
          "ordering", "java", "lucene", "forward", "approximation", "exact", "indexes", "searcher",
          "latency", "losses", "pairs", "batches", "score_cache", "towers", "bm25", "teachers", "mining",
          "recipe", "student", "adaptation", "decoder_student", "sparsity", "dev_sets", "run_folder", "training",
-         "cards", "runs", "pydocs", "verbs", "explanation_view", "explanation", "showcase", "benchmarks", "rows", "tuning",
-         "beir", "published", "webpage", "leaderboard", "comparison", "cli")
+         "cards", "runs", "pydocs", "verbs", "explanation_view", "explanation", "showcase", "benchmarks", "rows",
+         "tuning", "beir", "published", "webpage", "leaderboard", "comparison", "cli")
 # a stored query side may be neural, and whoever loads it need not know: one import, inside of a function
 BACKWARDS = {("queries", "encoder")}
 LOAD_TORCH = {"networks", "decoders", "heads", "encoder", "doctor", "losses", "student", "adaptation",
