@@ -20,6 +20,7 @@ from sparse_ir import files, recipe, runs, significance, verbs
 
 BASE = "IDF, min-max ensemble"
 TEACHERS = {"dense": 0, "bm25": 1}  # places in the base configuration
+FORMS, PLAIN = ("IDF in the score", "IDF in the penalty"), "no IDF"
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     base = recipe.config_to_json(recipe.read_config(arguments.base))
     if arguments.steps:
         base = changed(base, run={"steps": arguments.steps})
-    variants = make_variants(base, arguments.terms)
+    variants = make_variants(base, arguments.terms, arguments.equal)
     unknown = set(arguments.only or []) - set(variants)
     if unknown:
         raise SystemExit(f"unknown variants {sorted(unknown)}; there are: {', '.join(variants)}")
@@ -51,6 +52,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="the teachers' scores; default: OUTPUT/teachers")
     parser.add_argument("--steps", type=int, help="length of every run; default: as in the configuration")
     parser.add_argument("--terms", type=float, nargs="+", default=[60.0, 100.0], help="further targets of the curve")
+    parser.add_argument("--equal", type=float, nargs="+", default=[60.0, 100.0, 150.0],
+                        help="sizes at which both forms of IDF-aware FLOPS and plain FLOPS meet")
     parser.add_argument("--precision", default="float32", help="of encoding: float32, bfloat16, int8")
     parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -58,8 +61,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_variants(base: dict[str, Any], terms: list[float]) -> dict[str, dict[str, Any]]:
-    """Name -> configuration. "No IDF" is SPLADE's own form: each query token weighs 1, and FLOPS is plain."""
+def make_variants(base: dict[str, Any], terms: list[float], equal: list[float]) -> dict[str, dict[str, Any]]:
+    """Name -> configuration. "No IDF" is SPLADE's own form: each query token weighs 1, and FLOPS is plain.
+
+    Those called "equal" have IDF in the score (form A of Geng et al.), in the penalty (form B), or nowhere, and their
+    output biases are shifted in the end, so that documents of a sample, read whole, have equally many terms.
+    """
     target = base["documents"]["target_terms"]
     variants = {
         BASE: base,
@@ -75,6 +82,12 @@ def make_variants(base: dict[str, Any], terms: list[float]) -> dict[str, dict[st
         variants[f"IDF, {count:.0f} terms"] = changed(base, documents={"target_terms": count})
         variants[f"no IDF, {count:.0f} terms"] = changed(base, model={"query": "ones"},
                                                          documents={"target_terms": count})
+    for count in equal:
+        sections = {"documents": {"target_terms": count}, "blend": {"terms": round(count)}}
+        aware = {**sections, "documents": {**sections["documents"], "penalty": "idf_flops"}}
+        variants[f"{FORMS[0]}, equal {count:.0f}"] = changed(base, **sections)
+        variants[f"{FORMS[1]}, equal {count:.0f}"] = changed(base, model={"query": "ones"}, **aware)
+        variants[f"{PLAIN}, equal {count:.0f}"] = changed(base, model={"query": "ones"}, **sections)
     return variants
 
 
@@ -118,10 +131,11 @@ def evaluate(model: str, collection: str, folder: Path, arguments: argparse.Name
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """A row per variant; the last columns compare all queries of all collections with the base."""
-    collections = list(next(iter(found.values()))["collections"])
+    """A row per variant; the last columns compare all queries of all collections with the base, or the first row."""
+    base = BASE if BASE in found else next(iter(found))
+    collections = list(found[base]["collections"])
     pooled = {name: pool(figures) for name, figures in found.items()}
-    compared = significance.compare(pooled[BASE], {name: values for name, values in pooled.items() if name != BASE})
+    compared = significance.compare(pooled[base], {name: values for name, values in pooled.items() if name != base})
     lines = ["| variant | terms | " + " | ".join(collections) + " | mean | difference (95 %) | p, Holm | won, lost |",
              "|---|" + "---:|" * (len(collections) + 5)]
     for name, figures in found.items():
@@ -138,21 +152,30 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def as_pairs(found: dict[str, Any]) -> str:
-    """IDF-aware against plain FLOPS at each aim for the number of terms, and not against the base of the table."""
-    sizes = {"full": (BASE, "no IDF")} | {name.partition(", ")[2]: (name, f"no {name}") for name in found
-                                          if name.startswith("IDF, ") and name.endswith(" terms")}
-    chosen = {size: pair for size, pair in sizes.items() if set(pair) <= set(found)}
-    compared = {size: significance.compare(pool(found[plain]), {aware: pool(found[aware])})[aware]
-                for size, (aware, plain) in chosen.items()}
+    """IDF-aware against plain FLOPS at each number of terms, and not against the base of the table."""
+    chosen = {label: pair for label, pair in find_pairs(found).items() if set(pair) <= set(found)}
+    compared = {label: significance.compare(pool(found[plain]), {aware: pool(found[aware])})[aware]
+                for label, (aware, plain) in chosen.items()}
     adjusted = significance.holm([row.p for row in compared.values()])
     lines = ["| IDF-aware against plain | terms | difference (95 %) | p | p, Holm | won, lost |",
              "|---|---:|---:|---:|---:|---:|"]
-    for (size, row), p in zip(compared.items(), adjusted, strict=True):
-        aware, plain = (mean_terms(found[name]) for name in chosen[size])
+    for (label, row), p in zip(compared.items(), adjusted, strict=True):
+        aware, plain = (mean_terms(found[name]) for name in chosen[label])
         difference = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-        lines.append(f"| {size} | {aware:.0f}, {plain:.0f} | {difference} | {row.p:.4f} | {p:.4f} | "
+        lines.append(f"| {label} | {aware:.0f}, {plain:.0f} | {difference} | {row.p:.4f} | {p:.4f} | "
                      f"{row.wins}, {row.losses} |")
     return "\n".join(lines)
+
+
+def find_pairs(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Label -> a variant that knows of IDF and the plain one of its size."""
+    pairs = {"full": (BASE, "no IDF")} | {name.partition(", ")[2]: (name, f"no {name}") for name in found
+                                          if name.startswith("IDF, ") and name.endswith(" terms")}
+    for name in found:
+        form, _, size = name.partition(", equal ")
+        if form in FORMS:
+            pairs[f"{form}, {size} terms"] = (name, f"{PLAIN}, equal {size}")
+    return pairs
 
 
 def pool(figures: dict[str, Any]) -> dict[str, float]:
@@ -169,7 +192,7 @@ def mean_terms(figures: dict[str, Any]) -> float:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """nDCG@10 over terms per document: IDF-aware FLOPS against plain FLOPS."""
+    """nDCG@10 over terms per document, both forms of IDF-aware FLOPS and plain FLOPS."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -177,12 +200,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
-    for label, base, prefix, marker in (("IDF-aware", BASE, "IDF, ", "o"), ("plain", "no IDF", "no IDF, ", "s")):
-        chosen = [figures for name, figures in found.items() if name == base or
-                  (name.startswith(prefix) and name.endswith(" terms"))]
+    for form, marker in zip((*FORMS, PLAIN), "o^s", strict=True):
         points = sorted((mean_terms(figures), mean([measured["nDCG@10"] for measured in
-                                                    figures["collections"].values()])) for figures in chosen)
-        axes.plot(*zip(*points, strict=True), marker=marker, label=f"{label} FLOPS")
+                                                    figures["collections"].values()]))
+                        for name, figures in found.items() if name.startswith(f"{form}, equal "))
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, label=form)
     axes.set(xlabel="terms per document", ylabel="mean nDCG@10")
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
