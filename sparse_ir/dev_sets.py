@@ -31,7 +31,7 @@ class DevSet(NamedTuple):
 
 
 def evaluate(model: student.Student, query_side: student.TokenWeights | None, dev: DevSet) -> float:
-    """The measure over the dev set by exact search in float32, as the saved model would encode."""
+    """The measure over the dev set by exact search, as the saved model encodes before its numbers are rounded."""
     documents = model.vectors(dev.documents)
     texts = [query.text for query in dev.queries]
     if query_side is None:

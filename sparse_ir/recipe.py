@@ -270,7 +270,8 @@ class PenaltySettings:
 
     penalty: Penalty = "flops"
     weight: float | None = None  # lambda (``losses.translate_lambda``: from other code bases); or, instead of it,
-    target_terms: float | None = None  # the mean number of active terms towards which lambda is controlled
+    # the mean number of active terms towards which lambda is controlled, and for documents the output biases too
+    target_terms: float | None = None
     ramp_steps: int = 0  # quadratic ramp of lambda; with a target: steps until the target must be reached
     exempt_up_to: int | None = None  # the l0 mask: texts with at most so many terms are not penalised; not for l1
     power: Literal[1, 2] = 1  # of the IDF in idf_flops

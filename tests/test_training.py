@@ -290,19 +290,26 @@ def test_micro_batches_give_the_same_weights(model, pairs_file, tmp_path, query)
     assert_close(trained(make_config(model, pairs_file, **sections), tmp_path / "parts"), whole, 2e-5)
 
 
-@pytest.mark.parametrize("query", ["learned", "neural"])
-def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, query):
-    config = make_config(model, pairs_file, model={"query": query}, batch={"queries": 7, "negatives": 1},
-                         run={"steps": 3, "save_every": 3})
-    whole = trained(config, tmp_path / "one")
-    path = tmp_path / "config.toml"
+def launch_two(config, path, output):
+    """Train in two processes; the report."""
     path.write_text(recipe.format_config(config))
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
-                           "sparse_ir", "train", "--config", path, "--output", tmp_path / "two", "--json"],
+                           "sparse_ir", "train", "--config", path, "--output", output, "--json"],
                           capture_output=True, timeout=300, text=True, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 3  # one report, not two
+    return json.loads(done.stdout)  # one report, not two
+
+
+@pytest.mark.parametrize(("query", "stops"), [("learned", [3]), ("neural", [2, 3])])
+def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, query, stops):
+    """Also when they were stopped on their way."""
+    settings = {"model": {"query": query}, "batch": {"queries": 7, "negatives": 1}}
+    config = make_config(model, pairs_file, **settings, run={"steps": 3, "save_every": 3})
+    whole = trained(config, tmp_path / "one")
+    for stop in stops:
+        part = make_config(model, pairs_file, **settings, run={"steps": 3, "save_every": 3, "stop_after": stop})
+        assert launch_two(part, tmp_path / "config.toml", tmp_path / "two")["steps"] == stop
     state = files.read_json(tmp_path / "two" / "checkpoint-0000003" / "state.json")
     assert state["world"] == 2
     found = load_file(tmp_path / "two" / "checkpoint-0000003" / "model.safetensors")
