@@ -66,6 +66,8 @@ class Trainer:
         import accelerate
 
         self.config, self.folder, self.dev = config, folder, list(dev)
+        self._dev_facts = [{"name": each.name, "measure": each.measure, "sha256": files.sha256_of_json(each)}
+                           for each in dev]
         self._teachers = [teacher for teacher, _ in teachers]
         self._teacher_weights = [weight for _, weight in teachers]
         precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[config.run.precision]
@@ -501,7 +503,7 @@ class Trainer:
                 "progress": asdict(self.progress), "fingerprint": self.fingerprint,
                 "governors": {name: governor.state() for name, governor in self.governors.items()},
                 "guard": self.guard.state(), "world": self.accelerator.num_processes,
-                "dev": config_to_json(self.config)["dev"],  # what the best step was best at
+                "dev": self._dev_facts,
                 "start_sha256": self._start_sha256,
             })
             run_folder.remove_old_checkpoints(self.folder, self.config.run.keep)
@@ -533,7 +535,7 @@ class Trainer:
             self._packed.starts = tensors["packed_starts"].tolist()
         _restore_moments(self.optimizer, tensors)
         self.progress = Progress(**state["progress"])
-        if state["dev"] != config_to_json(self.config)["dev"]:  # best at something else
+        if state["dev"] != self._dev_facts:  # best at something else
             self.progress.dev = self.progress.best = self.progress.best_step = None
         for name, governor in self.governors.items():
             governor.restore(state["governors"][name])
@@ -601,6 +603,7 @@ class Trainer:
         for line in found:
             tqdm.write(f"warning: {line}", file=sys.stderr)
         return {"missed_targets": found} if found else {}
+
 
 def make_batches(config: TrainConfig, sources: Sequence[Source]) -> Batches:
     """The batches of a run."""

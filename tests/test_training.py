@@ -833,6 +833,14 @@ def test_a_best_step_is_forgotten_with_its_dev_sets(model, pairs_file, dev_folde
     assert kept == {"checkpoint-0000006", "checkpoint-0000008"}
 
 
+def test_a_best_step_is_forgotten_when_the_dev_set_says_something_else(model, pairs_file, dev_folder, tmp_path):
+    config = make_config(model, pairs_file, dev=[{"path": str(dev_folder)}])
+    dev = dev_sets.read_dev_set(str(dev_folder))
+    first = make_trainer(config, tmp_path, dev=[dev]).run()
+    other = dev._replace(queries=[query._replace(text=dev.documents[row * 2]) for row, query in enumerate(dev.queries)])
+    assert make_trainer(config, tmp_path, dev=[other]).run()["best_dev"] > first["best_dev"]
+
+
 @pytest.mark.parametrize("settings", [
     {}, {"top_k": 3}, {"query_max_length": 4}, {"query": "learned"}, {"query": "neural", "query_max_length": 4}])
 def test_the_dev_measure_is_that_of_the_saved_model(model, pairs_file, dev_folder, tmp_path, settings):
