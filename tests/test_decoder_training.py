@@ -199,7 +199,7 @@ def test_micro_batches_give_the_same_weights(stage, folders, pairs_file, tmp_pat
         config = make_config(folders["llama"], pairs_file, **sections)
         trainer = make_trainer(config, tmp_path / str(size))
         trainer.run()
-        trained.append(trainer.student._trained())
+        trained.append(trainer.student.tensors())
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
@@ -281,13 +281,13 @@ def test_targets_that_cannot_carry_adapters_are_refused(folders, targets):
 
 def test_adapters_are_on_all_linear_layers_and_the_output_layer_stays_frozen(folders):
     _, student = open_student(folders["llama"], lora={"r": 2})
-    names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name in student._trained() if "lora_A" in name}
+    names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name in student.tensors() if "lora_A" in name}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     student(student.tokenize_documents(TEXTS[:3])).sum().backward()
     assert student.output_layer.weight.grad is None
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in student.parameters())
     _, student = open_student(folders["llama"], lora={"r": 2, "targets": "q_proj, v_proj"})
-    assert len(student._trained()) == 2 * 2 * 2 + 1
+    assert len(student.tensors()) == 2 * 2 * 2 + 1
 
 
 def test_a_base_in_bfloat16_trains_adapters_in_float32(folders, pairs_file, tmp_path):
@@ -295,7 +295,7 @@ def test_a_base_in_bfloat16_trains_adapters_in_float32(folders, pairs_file, tmp_
     trainer = make_trainer(config, tmp_path)
     trainer.run()
     assert trainer.student.output_layer.weight.dtype == torch.bfloat16
-    assert {tensor.dtype for tensor in trainer.student._trained().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in trainer.student.tensors().values()} == {torch.float32}
     assert Encoder.load(tmp_path / "model", precision="bfloat16").encode(TEXTS).nnz > 0
 
 

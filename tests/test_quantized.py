@@ -123,7 +123,7 @@ def test_gradients_of_adapters_are_those_on_rounded_weights(base, folders, tmp_p
     for start, kind in ((folders["llama"], base), (rounded, "bfloat16")):
         _, student = test_decoder_training.open_student(start, lora={"r": 4, "base": kind})
         dice = torch.Generator().manual_seed(0)
-        for _, tensor in sorted(student._trained().items()):
+        for _, tensor in sorted(student.tensors().items()):
             if tensor.ndim == 2:
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=dice))
         student.vectors(TEXTS[:2])
@@ -148,9 +148,9 @@ def test_adapters_train_on_a_rounded_base_and_resume_bit_for_bit(base, folders, 
     trainer = make_trainer(config, tmp_path / "whole")
     plain = {name: parameter.clone() for name, parameter in trainer.student.named_parameters()
              if "lora_" not in name}
-    before = {name: tensor.clone() for name, tensor in trainer.student._trained().items()}
+    before = {name: tensor.clone() for name, tensor in trainer.student.tensors().items()}
     trainer.run()
-    trained = trainer.student._trained()
+    trained = trainer.student.tensors()
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     assert all("lora_" in name or name == "shift" for name in trained)
     assert any((before[name] - tensor).abs().max() > 1e-3 for name, tensor in trained.items() if "lora_B" in name)
