@@ -83,8 +83,11 @@ def check_same_run(checkpoint: Path, state: Mapping[str, Any], fingerprint: Mapp
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
     """Keep the last ``keep``, and of each of them the step that was best so far, which a finished run is made of."""
     found = list_checkpoints(folder)
-    bests = [read_state(path)["progress"]["best_step"] for path in found[-keep:]]
-    kept = {*found[-keep:], *(checkpoint_of(folder, step) for step in bests if step is not None)}
+    kept = set(found[-keep:])
+    for path in found[-keep:]:
+        with contextlib.suppress(DamagedError, TrainingError):  # an older one that is damaged harms no newer one
+            if (step := read_state(path)["progress"]["best_step"]) is not None:
+                kept.add(checkpoint_of(folder, step))
     for old in found:
         if old not in kept:
             files.remove_folder(old)
@@ -93,9 +96,13 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
 def write_start(folder: Path, write_weights: Callable[[Path], None]) -> str:
     """Keep the network with which ranking begins; returns the SHA-256 of its file."""
     path = folder / _START
-    with files.naming_disk_errors(path):
-        write_weights(path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    part = files.temporary_sibling(path)
+    try:
+        with files.naming_disk_errors(path):
+            write_weights(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return files.sha256_of_file(path)
 
 

@@ -956,6 +956,13 @@ def test_other_query_weights_in_the_starting_model_are_another_run(model, pairs_
         make_trainer(config, tmp_path / "second").run()
 
 
+def test_an_older_checkpoint_that_is_damaged_does_not_keep_newer_ones_from_being_saved(model, pairs_file, tmp_path):
+    trained(make_config(model, pairs_file, run={"stop_after": 4, "keep": 3}), tmp_path)
+    (tmp_path / "checkpoint-0000002" / "state.json").write_text("{")
+    trained(make_config(model, pairs_file, run={"keep": 3}), tmp_path)
+    assert [path.name[-1] for path in run_folder.list_checkpoints(tmp_path)] == ["4", "6", "8"]
+
+
 @pytest.mark.parametrize(("state", "message"), [
     ("[]", "holds no state of a run; delete"), ("{}", "holds no state of a run; delete"),
     ('{"format": 1}', "has the format 1; this release resumes format 2"),
