@@ -429,6 +429,9 @@ class TrainConfig:
         if not self.data or not self.loss:
             raise ConfigError("a configuration needs at least one [[data]] and one [[loss]]")
         distilled = sorted({loss.name for loss in self.loss} & {"kl", "margin_mse"})
+        if "kl" in distilled and self.batch.negatives == 0 and any(each.kind == "file" for each in self.teacher):
+            raise ConfigError("a teacher of kind 'file' knows a query's own documents only, and with batch.negatives = "
+                              "0 that is one, from which kl learns nothing; allowed: at least 1")
         if bool(distilled) != bool(self.teacher):
             raise ConfigError(f"losses {distilled or 'without a teacher'} and {len(self.teacher)} teachers do not fit: "
                               "kl and margin_mse need [[teacher]] sections, other losses take none")

@@ -21,7 +21,6 @@ FORMAT = 2
 WEIGHTS, TENSORS = "model.safetensors", "state.safetensors"
 _STATE = "state.json"
 _START = "start.safetensors"  # the network with which ranking began
-_KEYS = ("progress", "fingerprint", "governors", "guard", "world", "dev", "start_sha256", "sha256")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -43,7 +42,8 @@ def write_checkpoint(target: Path, write_weights: Callable[[Path], None], tensor
         write_weights(folder / WEIGHTS)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
         hashes = {name: files.sha256_of_file(folder / name) for name in (WEIGHTS, TENSORS)}
-        files.write_json(folder / _STATE, {"format": FORMAT, **state, "sha256": hashes})
+        whole = {**state, "sha256": hashes}
+        files.write_json(folder / _STATE, {"format": FORMAT, **whole, "state_sha256": files.sha256_of_json(whole)})
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -55,10 +55,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise DamagedError(f"{error}; {advice}") from error
     if not isinstance(state, dict) or "format" not in state:
         raise DamagedError(f"{checkpoint / _STATE} holds no state of a run; {advice}")
-    if state["format"] != FORMAT:
-        raise TrainingError(f"{checkpoint} has the format {state['format']!r}; this release resumes format {FORMAT}")
-    if missing := [key for key in _KEYS if key not in state]:
-        raise DamagedError(f"{checkpoint / _STATE} lacks {missing[0]!r}; {advice}")
+    if (found := state.pop("format")) != FORMAT:
+        raise TrainingError(f"{checkpoint} has the format {found!r}; this release resumes format {FORMAT}")
+    if state.pop("state_sha256", None) != files.sha256_of_json(state):
+        raise DamagedError(f"{checkpoint / _STATE} is not what was written; {advice}")
     return state
 
 
@@ -132,9 +132,9 @@ class Log:
         self._path, self._writer, self._is_main = folder / "log.jsonl", None, is_main
         if not is_main:
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
         with files.atomic_writer(self._path) as stream:
-            stream.writelines(line + "\n" for line in lines if _step_of(line) <= first)
+            stream.writelines(line + "\n" for line in text.splitlines() if _step_of(line) <= first)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -161,8 +161,8 @@ class Log:
 def _step_of(line: str) -> float:
     """The step of a line; a line that a kill cut in half counts as behind everything."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 

@@ -17,10 +17,12 @@ from sparse_ir.recipe import PenaltySettings
 _GAIN = 0.1  # share of the relative error by which log(lambda) moves in a step
 _MEMORY = 0.85  # of the running mean of active terms
 _HORIZON = 20  # steps that the present trend is thought to go on
+_LEAST = 0.5  # active terms: less has no logarithm worth the name
+_SHARE_MEMORY = 0.6
 _FIRST_LAMBDA = 1e-3
 _LAMBDA_RANGE = (1e-9, 1e4)
 _BOOST_RANGE = (0.25, 4.0)
-_LIFT = 0.04  # logits a step for each e-fold between the terms and the target
+_TRIM, _LARGEST_TRIM = 0.15, 0.08  # share of the needed logits that output biases are moved by at a time, and most
 TOLERANCE = 0.10  # a target that was missed by more is told
 _PATIENCE_EMPTY = 50
 _PATIENCE_DENSE = 500  # a dense start is normal, and a penalty needs its time
@@ -36,8 +38,8 @@ class Governor:
 
     Lambda alone would come late or never. A penalty can only take terms away, and what ReLU has switched off gets no
     gradient by which to return; and it moves weights no faster than the learning rate allows, which ends at zero. So a
-    second hand helps: ``lift`` moves all output biases alike, a little each step: upwards whenever the terms are below
-    the target, which wakes those that are nearest to being active, and downwards too once the ramp is over.
+    second hand helps: ``lift`` moves all output biases alike by a share of what is needed, upwards whenever the terms
+    are below the target, which wakes those that are nearest to being active, and downwards too once the ramp is over.
     """
 
     def __init__(self, settings: PenaltySettings) -> None:
@@ -46,6 +48,7 @@ class Governor:
         self._terms: float | None = None
         self._first_terms: float | None = None
         self._ramp_is_over = settings.ramp_steps == 0
+        self._share: float | None = None
 
     def weight(self, step: int) -> float:
         """Lambda of this step."""
@@ -59,9 +62,21 @@ class Governor:
         low, high = _BOOST_RANGE
         return self._lambda * min(max(self._terms / self._goal(step), low), high)
 
+    def compare(self, under_dropout: float, without: float) -> None:
+        """Take note of the mean numbers of active terms of the same texts under dropout, and as the saved model reads.
+
+        Dropout wakes terms that would be silent and silences others, so the two may be a factor of two apart.
+        """
+        found = max(without, _LEAST) / max(under_dropout, _LEAST)
+        self._share = found if self._share is None else self._share**_SHARE_MEMORY * found ** (1 - _SHARE_MEMORY)
+
+    def without_dropout(self, active_terms: float) -> float:
+        """What a number of active terms under dropout would be without it."""
+        return active_terms * (1.0 if self._share is None else self._share)
+
     def observe(self, step: int, active_terms: float) -> None:
-        """Take note of the mean number of active terms of this step's texts."""
-        active_terms = max(active_terms, 0.5)
+        """Take note of the mean number of active terms of this step's texts, without dropout."""
+        active_terms = max(active_terms, _LEAST)
         if self._first_terms is None or self._terms is None:
             self._first_terms = self._terms = active_terms
         before = self._terms
@@ -74,12 +89,9 @@ class Governor:
         low, high = _LAMBDA_RANGE
         self._lambda = min(max(self._lambda * math.exp(_GAIN * min(max(error, -1.0), 1.0)), low), high)
 
-    def lift(self) -> float:
-        """Logits to add to every output bias now."""
-        target = self._settings.target_terms
-        if target is None or self._terms is None:
-            return 0.0
-        return _LIFT * min(max(math.log(target / self._terms), -1.0 if self._ramp_is_over else 0.0), 1.0)
+    def lift(self, needed: float) -> float:
+        """Logits to add to every output bias now, where ``needed`` would bring the texts just read to the target."""
+        return min(max(_TRIM * needed, -_LARGEST_TRIM if self._ramp_is_over else 0.0), _LARGEST_TRIM)
 
     def _goal(self, step: int) -> float:
         target, first, terms = self._settings.target_terms, self._first_terms, self._terms
@@ -90,12 +102,12 @@ class Governor:
     def state(self) -> dict[str, Any]:
         """JSON-able; ``restore`` takes it back. ``terms``: the running mean of active terms, None before ranking."""
         return {"lambda": self._lambda, "terms": self._terms, "first_terms": self._first_terms,
-                "ramp_is_over": self._ramp_is_over}
+                "ramp_is_over": self._ramp_is_over, "share": self._share}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
         self._lambda, self._terms, self._first_terms = state["lambda"], state["terms"], state["first_terms"]
-        self._ramp_is_over = state["ramp_is_over"]
+        self._ramp_is_over, self._share = state["ramp_is_over"], state["share"]
 
 
 class Guard:
@@ -110,11 +122,16 @@ class Guard:
         self._size = vocabulary_size
         self._empty = 0
         self._dense = 0
+        self._share_empty = 0.0
+
+    def note_without_dropout(self, share_empty: float) -> None:
+        """Take note of the share of texts that have no active term as the saved model reads them."""
+        self._share_empty = share_empty
 
     def observe(self, step: int, loss: float, active_terms: float, share_empty: float) -> None:
         """Raises ``TrainingError``."""
         self.check_number(step, "loss", loss)
-        self._empty = self._empty + 1 if share_empty > 0.5 else 0
+        self._empty = self._empty + 1 if max(share_empty, self._share_empty) > 0.5 else 0
         self._dense = self._dense + 1 if active_terms > 0.5 * self._size else 0
         if self._empty >= _PATIENCE_EMPTY:
             raise TrainingError(
@@ -134,8 +151,8 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """JSON-able; ``restore`` takes it back."""
-        return {"empty": self._empty, "dense": self._dense}
+        return {"empty": self._empty, "dense": self._dense, "share_empty": self._share_empty}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
-        self._empty, self._dense = state["empty"], state["dense"]
+        self._empty, self._dense, self._share_empty = state["empty"], state["dense"], state["share_empty"]

@@ -164,10 +164,10 @@ class Student(torch.nn.Module):
         found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.unique(np.array(encoding.ids[:limit], dtype=np.int64)) for encoding in found]
 
-    def vectors(self, texts: Sequence[str], *, neural_queries: bool = False,
+    def vectors(self, texts: Sequence[str], *, neural_queries: bool = False, whole: bool = True,
                 progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
-        """CSR float32 ``(N, V)`` without gradients, as the saved model would encode ``texts``."""
-        ids = (self.tokenize_queries if neural_queries else self.tokenize_documents)(texts, whole=True)
+        """CSR float32 ``(N, V)`` without gradients, as the saved model would encode ``texts``, or cut for training."""
+        ids = (self.tokenize_queries if neural_queries else self.tokenize_documents)(texts, whole=whole)
         order = np.argsort([-self.length_of(text) for text in ids], kind="stable")
         rows: list[Any] = [None] * len(ids)
         was_training = self.training
@@ -198,9 +198,7 @@ class Student(torch.nn.Module):
 
     def shift_to(self, pooled_NV: Tensor, active_terms: int) -> float:
         """Lower all output biases alike, so that texts with these largest logits have so many terms on average."""
-        values = pooled_NV.detach().float().flatten()
-        rank = max(values.numel() - active_terms * len(pooled_NV), 1)
-        shift = float(values.kthvalue(rank).values)
+        shift = float(threshold_of(pooled_NV, active_terms))
         self._lower(shift)
         return shift
 
@@ -271,6 +269,12 @@ class Student(torch.nn.Module):
     def rules(self) -> Tokenizer:
         """The tokenizer without truncation."""
         return networks.cut_at(self._whole_tokenizer, None)
+
+
+def threshold_of(scores_NV: Tensor, active_terms: float) -> Tensor:
+    """The score (scalar) above which texts have so many terms on average."""
+    values = scores_NV.detach().float().flatten()
+    return values.kthvalue(max(values.numel() - round(active_terms * len(scores_NV)), 1)).values
 
 
 def place_of(device: torch.device) -> str:

@@ -35,6 +35,8 @@ from sparse_ir.sparsity import TOLERANCE, Governor, Guard
 _SAVED = {"float32": torch.float32, "float16": torch.float16, "float8": torch.float8_e4m3fn}
 _SAMPLE = 8  # documents of each source that show a new output layer what states look like
 _FREQUENCY_MEMORY = 0.99
+_READ_EVERY, _READ = 2, 8  # steps, and texts of the batch that are then read as the saved model would
+_COUNTED = 64  # texts on which the active terms of the saved model are counted
 
 
 class Teacher(Protocol):
@@ -99,6 +101,8 @@ class Trainer:
         self.guard = Guard(self.student.size)
         self.frequency_V = torch.zeros(self.student.size, device=self.accelerator.device)
         self.progress = Progress()
+        self._lift = 0.0  # logits by which the output biases move after this step
+        self._drops = config.model.dropout != 0 or (config.lora is not None and config.lora.dropout > 0)
         self._start_sha256: str | None = None  # of the network with which ranking began, where it is kept
 
     # ------------------------------------------------------------------------------------------ setting up
@@ -106,7 +110,7 @@ class Trainer:
     def _check_terms(self) -> None:
         config = self.config
         asked = {"[documents] target_terms": config.documents.target_terms, "blend.terms": config.blend.terms,
-                 "[queries] target_terms": config.queries.target_terms, "model.top_k": config.model.top_k}
+                 "[queries] target_terms": config.queries.target_terms}
         for name, terms in asked.items():
             if terms is not None and terms > self.student.size:
                 raise ConfigError(f"{name} is {terms}; allowed: up to the {self.student.size} tokens of this "
@@ -186,6 +190,7 @@ class Trainer:
         is_main = self.accelerator.is_main_process
         with run_folder.exclusive(self.folder, is_main):
             self._resume()
+            self._settle_buckets()
             first, last = self.progress.step, self._last
             with run_folder.Log(self.folder, is_main, first, tensorboard=self.config.run.tensorboard) as log, \
                     tqdm(total=last, initial=first, desc="training", unit=" steps",
@@ -193,12 +198,27 @@ class Trainer:
                 for step in range(first, last):
                     facts = self._step(step)
                     self.progress.step = step + 1
-                    self._evaluate_and_save(facts)
-                    if self._is_due(self.config.run.log_every) or "dev" in facts:
+                    is_best = self._evaluate_if_due(facts)
+                    if self._is_due(self.config.run.log_every) or "dev" in facts:  # a resume drops what comes too early
                         log.write(self.progress.step, facts)
                         bar.set_postfix_str(_postfix(facts, self.progress, self.dev))
+                    if is_best or self._is_due(self.config.run.save_every):
+                        self._save_checkpoint()
                     bar.update()
             return self._finish()
+
+    def _settle_buckets(self) -> None:
+        """DistributedDataParallel sums gradients in another order after its first backward: let no step have that one.
+
+        Else a run of three processes that went on would differ from one that was never stopped.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        self.wrapped.train()
+        torch.manual_seed(0)
+        scores_NV = self.wrapped(self.student.tokenize_documents(self._sample[:1]), scores=True)
+        self.accelerator.backward((scores_NV * 0.0).sum())
+        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def _last(self) -> int:
@@ -226,7 +246,8 @@ class Trainer:
         if self.query_side is not None:
             self.query_side.clip()
         self.optimizer.zero_grad(set_to_none=True)
-        self.student.lift(self.governors["documents"].lift())
+        self.student.lift(self._lift)
+        self._lift = 0.0
         return {**facts, "learning_rate": rate}
 
     def _warm_step(self, step: int, batch: Batch) -> dict[str, float]:
@@ -315,6 +336,8 @@ class Trainer:
     def _rank_step(self, step: int, batch: Batch) -> dict[str, float]:
         ranking_step = step - self.config.warm_start.steps
         documents_DV, queries_QV, back = self._represent_batch(step, batch)
+        if ranking_step % _READ_EVERY == 0:
+            self._read_without_dropout(batch, documents_DV.detach(), queries_QV.detach())
         scores_QD = queries_QV @ documents_DV.t()
         self.guard.check_number(step, "score", float(scores_QD.detach().sum()))
         parts = self._ranking_losses(batch, scores_QD)
@@ -334,6 +357,35 @@ class Trainer:
         for name in sides:
             self.governors[name].observe(ranking_step, facts[f"{name}_terms"])
         return {"loss": value, **facts}
+
+    def _read_without_dropout(self, batch: Batch, documents_DV: Tensor, queries_QV: Tensor) -> None:
+        """The penalty sees texts under dropout, and the saved model reads them without: control is by the latter."""
+        target = self.config.documents.target_terms
+        if self._drops or target is not None:
+            scores_NV = self._scores(self.student.tokenize_documents(batch.documents[:_READ]))
+            _, empty = self._compare("documents", scores_NV, documents_DV[:_READ])
+            self.guard.note_without_dropout(empty)
+            if target is not None:
+                needed = self.accelerator.reduce(-student.threshold_of(scores_NV, target), "mean")
+                self._lift = self.governors["documents"].lift(float(needed))
+        if self._drops and self.query_side is None:
+            self._compare("queries", self._scores(self.student.tokenize_queries(batch.queries[:_READ])),
+                          queries_QV[:_READ])
+
+    @torch.no_grad()
+    def _scores(self, ids: Sequence[Any]) -> Tensor:
+        self.student.eval()
+        scores_NV = self.student(ids, scores=True)
+        self.student.train()
+        return scores_NV
+
+    def _compare(self, name: str, scores_NV: Tensor, weights_NV: Tensor) -> tuple[float, float]:
+        """Active terms and the share of empty texts without dropout; the governor learns how dropout changes them."""
+        terms_N = (scores_NV > 0).sum(1).float()
+        found_2 = torch.stack([terms_N.mean(), (terms_N == 0).float().mean()])
+        without, empty = self.accelerator.reduce(found_2, "mean").tolist()  # rounding must not part processes
+        self.governors[name].compare(float((weights_NV > 0).sum(1).float().mean()), without)
+        return without, empty
 
     def _scale_query_gradient(self) -> None:
         """In float16 the optimizer divides all gradients by the scale that only the network's have been given."""
@@ -369,7 +421,7 @@ class Trainer:
 
     def _penalty(self, name: str, step: int, weights_NV: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings: PenaltySettings = getattr(self.config, name)
-        terms = float((weights_NV.detach() > 0).sum(1).float().mean())
+        terms = self.governors[name].without_dropout(float((weights_NV.detach() > 0).sum(1).float().mean()))
         value, weight = weights_NV.new_zeros(()), self.governors[name].weight(step)
         if name == "documents":
             active_V = (weights_NV.detach() > 0).float().mean(0)
@@ -423,7 +475,7 @@ class Trainer:
         own = shares[rank]
         size = self.config.batch.micro_batch or max(len(own), 1)
         chunks = [own[i : i + size] for i in range(0, len(own), size)]
-        kept = len(chunks) <= 1
+        kept = len(shares[0]) <= size or not self.config.batch.micro_batch  # the largest share: all decide alike
 
         def compute(number: int, module: torch.nn.Module) -> Tensor:
             torch.manual_seed(_seed_of(self.config.run.seed, step, rank, number))
@@ -468,14 +520,10 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ dev, saving, resuming
 
-    def _evaluate_and_save(self, facts: dict[str, float]) -> None:
-        """A step that is better than all before has its checkpoint, so that what is best is never newer than it."""
-        is_best = False
-        if self.dev and self._is_due(self.config.run.evaluate_every) \
-                and self.progress.step > self.config.warm_start.steps:
-            is_best = self._evaluate(facts)
-        if is_best or self._is_due(self.config.run.save_every):
-            self._save_checkpoint()
+    def _evaluate_if_due(self, facts: dict[str, float]) -> bool:
+        """Whether this is the best step so far; it gets a checkpoint, so that what is best is never newer than that."""
+        due = self._is_due(self.config.run.evaluate_every) and self.progress.step > self.config.warm_start.steps
+        return self._evaluate(facts) if self.dev and due else False
 
     def _evaluate(self, facts: dict[str, float]) -> bool:
         """Whether this is the best step so far. While nothing was found at all, that is the last one."""
@@ -535,12 +583,12 @@ class Trainer:
             self._packed.starts = tensors["packed_starts"].tolist()
         _restore_moments(self.optimizer, tensors)
         self.progress = Progress(**state["progress"])
-        if state["dev"] != self._dev_facts:  # best at something else
-            self.progress.dev = self.progress.best = self.progress.best_step = None
         for name, governor in self.governors.items():
             governor.restore(state["governors"][name])
         self.guard.restore(state["guard"])
         self._start_sha256 = state["start_sha256"]
+        if state["dev"] != self._dev_facts:  # best at something else
+            self.progress.dev = self.progress.best = self.progress.best_step = None
 
     def _read_networks(self, folder: Path) -> dict[str, Tensor]:
         """Take the weights of both sides from a checkpoint; returns its other tensors too."""
@@ -555,33 +603,28 @@ class Trainer:
         return tensors
 
     def _check_best(self) -> None:
+        """That the best step's checkpoint is there and whole."""
         step = self.progress.best_step
-        if step is not None and step != self.progress.step:
-            self._read_best(step)
-
-    def _read_best(self, step: int) -> dict[str, Any]:
-        """The facts of the best step's checkpoint, once it is known to be whole."""
+        if step is None or step == self.progress.step:
+            return
         folder = self._checkpoint(step)
         if not folder.is_dir():
             raise DamagedError(f"{folder} is missing, the best step so far by the dev sets; put it back, or begin anew "
                                "in another folder")
-        state = run_folder.read_state(folder)
-        run_folder.check_files(folder, state)
-        return state
+        run_folder.check_files(folder, run_folder.read_state(folder))
 
     def _finish(self) -> dict[str, Any]:
         """``model`` is the best step by the dev sets, or the last without any."""
         if self.dev and self.progress.best_step is None and self.progress.step > self.config.warm_start.steps:
             self._evaluate({})  # dev sets that were added, or exchanged, when no step was left
             self._save_checkpoint()
-        progress, governors = self.progress, {name: each.state() for name, each in self.governors.items()}
-        target = self.folder / "model"
+        progress, target = self.progress, self.folder / "model"
         terms: dict[str, float] = {}
         if self.accelerator.is_main_process:
-            if progress.best_step not in (None, progress.step):
-                governors = self._read_best(progress.best_step)["governors"]
+            if progress.best_step is not None and progress.best_step != progress.step:
+                self._check_best()
                 self._read_networks(self._checkpoint(progress.best_step))
-            terms = {f"{name}_terms": state["terms"] for name, state in governors.items() if state["terms"] is not None}
+            terms = self._count_terms()
             if self.config.blend != BlendSettings():
                 terms["documents_terms"] = self._blend()
             self.student.save(target, None if self.query_side is None else self.query_side.numpy(),
@@ -589,6 +632,24 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return {"model": str(target), "steps": progress.step, "best_step": progress.best_step,
                 "best_dev": progress.best, **terms, **self._missed(terms)}
+
+    def _count_terms(self) -> dict[str, float]:
+        """Mean active terms as the saved model encodes texts of the last batches, cut as in training."""
+        documents: list[str] = []
+        asked: list[str] = []
+        for step in range(self.progress.step - 1, self.config.warm_start.steps - 1, -1):
+            batch = self.batches.at(step)
+            documents, asked = documents + batch.documents, asked + batch.queries
+            if len(documents) >= _COUNTED:
+                break
+        if not documents:  # stopped in the warm start
+            return {}
+        vectors = self.student.vectors(documents[:_COUNTED], whole=False)
+        if self.query_side is None:
+            found = self.student.vectors(asked[:_COUNTED], neural_queries=True, whole=False).getnnz(1)
+        else:
+            found = (self.query_side(self.student.tokenize_queries(asked[:_COUNTED])) > 0).sum(1).cpu().numpy()
+        return {"documents_terms": float(vectors.getnnz(1).mean()), "queries_terms": float(found.mean())}
 
     def _missed(self, terms: dict[str, float]) -> dict[str, Any]:
         """Which target of active terms was not reached; it is said aloud, too."""
@@ -598,7 +659,7 @@ class Trainer:
             if target is None or reached is None or (name == "documents" and self.config.blend != BlendSettings()):
                 continue
             if abs(reached / target - 1) > TOLERANCE:
-                found.append(f"{name}: {reached:.0f} active terms on average, {target:g} were asked for; give the run "
+                found.append(f"{name}: {reached:.1f} active terms on average, {target:g} were asked for; give the run "
                              "more steps after ramp_steps, or a target nearer to this")
         for line in found:
             tqdm.write(f"warning: {line}", file=sys.stderr)

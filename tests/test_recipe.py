@@ -290,6 +290,7 @@ def test_values_out_of_range(written, section, line, message):
     ("teacher", 'kind = "file"\nb = 0.5', "teacher.b is 0.5 and kind 'file', which has no use for it; it is for bm25"),
     ("warm_start", "relu_weight = 0.5", "warm_start.relu_weight is 0.5 and objective 'bag_of_words', which has no use"),
     ("warm_start", 'mask_token = "_"\nobjective = "clm"', "warm_start.mask_token is '_' and objective 'clm', which ha"),
+    ("loss", 'name = "kl"\n[[teacher]]\nkind = "file"', "a teacher of kind 'file' knows a query's own documents only"),
     ("run", "evaluate_every = 50", "run.evaluate_every is 50, and there is no [[dev]] to evaluate on; drop it, or add"),
     ("card", 'data_notes = {x = "a", y = "b"}', "card.data_notes has 'y'; allowed: names of sources (x)"),
     ("dev", 'path = "x"\nmeasure = "nDGC@10"', "[dev.0] dev.measure: measure 'nDGC@10' is unknown"),
