@@ -191,6 +191,16 @@ def mean_terms(figures: dict[str, Any]) -> float:
     return mean([measured["terms"] for measured in figures["collections"].values()])
 
 
+def find_curves(found: dict[str, Any]) -> dict[str, list[str]]:
+    """Label -> the variants that differ in their number of terms alone."""
+    curves = {f"{label} FLOPS": [name for name in found if name == base or
+                                 (name.startswith(prefix) and name.endswith(" terms"))]
+              for label, base, prefix in (("IDF-aware", BASE, "IDF, "), ("plain", "no IDF", "no IDF, "))}
+    curves |= {f"{form}, at equal terms": [name for name in found if name.startswith(f"{form}, equal ")]
+               for form in (*FORMS, PLAIN)}
+    return {label: names for label, names in curves.items() if names}
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """nDCG@10 over terms per document, both forms of IDF-aware FLOPS and plain FLOPS."""
     import matplotlib
@@ -200,12 +210,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
-    for form, marker in zip((*FORMS, PLAIN), "o^s", strict=True):
-        points = sorted((mean_terms(figures), mean([measured["nDCG@10"] for measured in
-                                                    figures["collections"].values()]))
-                        for name, figures in found.items() if name.startswith(f"{form}, equal "))
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, label=form)
+    for label, names in find_curves(found).items():
+        points = sorted((mean_terms(found[name]), mean([measured["nDCG@10"] for measured in
+                                                        found[name]["collections"].values()])) for name in names)
+        axes.plot(*zip(*points, strict=True), marker="s" if label.startswith(("plain", PLAIN)) else "o", label=label)
     axes.set(xlabel="terms per document", ylabel="mean nDCG@10")
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
