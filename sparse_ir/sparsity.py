@@ -62,6 +62,11 @@ class Governor:
         low, high = _BOOST_RANGE
         return self._lambda * min(max(self._terms / self._goal(step), low), high)
 
+    @property
+    def terms(self) -> float | None:
+        """The running mean of active terms; None before ranking."""
+        return self._terms
+
     def compare(self, under_dropout: float, without: float) -> None:
         """Take note of the mean numbers of active terms of the same texts under dropout, and as the saved model reads.
 

@@ -435,6 +435,17 @@ def _tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return found
 
 
+def has_dropout(model: Any) -> bool:
+    """Whether anything in a network drops out in training."""
+    return any((isinstance(module, torch.nn.Dropout) and module.p > 0)
+               or any(getattr(module, name) > 0 for name in _float_dropouts(module)) for module in model.modules())
+
+
+def _float_dropouts(module: torch.nn.Module) -> list[str]:
+    """Some families keep a probability as a plain number, for functions that drop out."""
+    return [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+
+
 def set_dropout(model: Any, probability: float | None) -> None:
     """Set every dropout of a network; None leaves them as they are."""
     if probability is None:
@@ -445,5 +456,7 @@ def set_dropout(model: Any, probability: float | None) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = probability
+        for name in _float_dropouts(module):
+            setattr(module, name, probability)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError("an encoder-decoder cannot be a masked language model")

@@ -36,7 +36,7 @@ _SAVED = {"float32": torch.float32, "float16": torch.float16, "float8": torch.fl
 _SAMPLE = 8  # documents of each source that show a new output layer what states look like
 _FREQUENCY_MEMORY = 0.99
 _READ_EVERY, _READ = 2, 8  # steps, and texts of the batch that are then read as the saved model would
-_COUNTED = 64  # texts on which the active terms of the saved model are counted
+_COUNTED_BATCHES, _COUNTED = 4, 32  # the last batches, and texts of each, on which the saved model's terms are counted
 
 
 class Teacher(Protocol):
@@ -102,7 +102,7 @@ class Trainer:
         self.frequency_V = torch.zeros(self.student.size, device=self.accelerator.device)
         self.progress = Progress()
         self._lift = 0.0  # logits by which the output biases move after this step
-        self._drops = config.model.dropout != 0 or (config.lora is not None and config.lora.dropout > 0)
+        self._drops = student.has_dropout(self.student.model)
         self._start_sha256: str | None = None  # of the network with which ranking began, where it is kept
 
     # ------------------------------------------------------------------------------------------ setting up
@@ -202,7 +202,7 @@ class Trainer:
                     if self._is_due(self.config.run.log_every) or "dev" in facts:  # a resume drops what comes too early
                         log.write(self.progress.step, facts)
                         bar.set_postfix_str(_postfix(facts, self.progress, self.dev))
-                    if is_best or self._is_due(self.config.run.save_every):
+                    if is_best or self._is_due(self.config.run.save_every) or self.progress.step == last:
                         self._save_checkpoint()
                     bar.update()
             return self._finish()
@@ -225,7 +225,8 @@ class Trainer:
         return self.config.run.stop_after or self.config.run.steps
 
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self._last
+        """A stop on the way is none of the run's: it changes neither what is logged nor which step is best."""
+        return self.progress.step % every == 0 or self.progress.step == self.config.run.steps
 
     def _step(self, step: int) -> dict[str, float]:
         """One update of the weights; returns what is worth logging."""
@@ -275,6 +276,8 @@ class Trainer:
         examples = self.student.make_examples(sequences, settings, _seed_of(self.config.run.seed, step))
         total = sum(example.predicted for example in examples)
         own = [examples[row] for row in np.array_split(np.arange(len(examples)), self.accelerator.num_processes)[rank]]
+        share = 1.0 if own else 0.0  # who has no example takes part in the sum of gradients with nothing of his own
+        own = own or examples[:1]
         size = self.config.batch.micro_batch or max(len(own), 1)
         chunks = [own[start : start + size] for start in range(0, len(own), size)]
         sums_2 = torch.zeros(2, device=self.accelerator.device)
@@ -284,8 +287,10 @@ class Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 parts_2 = self.wrapped(chunk)
                 loss = (parts_2[0] + settings.relu_weight * parts_2[1]) / max(total, 1)
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            sums_2 += parts_2.detach()
+                self.accelerator.backward(share * loss * self.accelerator.num_processes)
+            sums_2 += share * parts_2.detach()
+        if not total:  # texts of one token predict nothing
+            return {}
         plain, saturated = (self.accelerator.reduce(sums_2, "sum") / max(total, 1)).tolist()
         if not math.isfinite(plain + saturated):
             raise TrainingError(f"step {step}: the language-model loss is {plain}; lower warm_start.learning_rate")
@@ -362,15 +367,17 @@ class Trainer:
         """The penalty sees texts under dropout, and the saved model reads them without: control is by the latter."""
         target = self.config.documents.target_terms
         if self._drops or target is not None:
-            scores_NV = self._scores(self.student.tokenize_documents(batch.documents[:_READ]))
-            _, empty = self._compare("documents", scores_NV, documents_DV[:_READ])
+            rows = _spread(len(batch.documents), _READ)  # positives come first, and negatives may be unlike them
+            scores_NV = self._scores(self.student.tokenize_documents([batch.documents[row] for row in rows]))
+            empty = self._compare("documents", scores_NV, documents_DV[rows])
             self.guard.note_without_dropout(empty)
             if target is not None:
                 needed = self.accelerator.reduce(-student.threshold_of(scores_NV, target), "mean")
                 self._lift = self.governors["documents"].lift(float(needed))
         if self._drops and self.query_side is None:
-            self._compare("queries", self._scores(self.student.tokenize_queries(batch.queries[:_READ])),
-                          queries_QV[:_READ])
+            rows = _spread(len(batch.queries), _READ)
+            ids = self.student.tokenize_queries([batch.queries[row] for row in rows])
+            self._compare("queries", self._scores(ids), queries_QV[rows])
 
     @torch.no_grad()
     def _scores(self, ids: Sequence[Any]) -> Tensor:
@@ -379,13 +386,13 @@ class Trainer:
         self.student.train()
         return scores_NV
 
-    def _compare(self, name: str, scores_NV: Tensor, weights_NV: Tensor) -> tuple[float, float]:
-        """Active terms and the share of empty texts without dropout; the governor learns how dropout changes them."""
+    def _compare(self, name: str, scores_NV: Tensor, weights_NV: Tensor) -> float:
+        """The governor learns how dropout changes the number of terms; returns the share of empty texts without it."""
         terms_N = (scores_NV > 0).sum(1).float()
         found_2 = torch.stack([terms_N.mean(), (terms_N == 0).float().mean()])
         without, empty = self.accelerator.reduce(found_2, "mean").tolist()  # rounding must not part processes
         self.governors[name].compare(float((weights_NV > 0).sum(1).float().mean()), without)
-        return without, empty
+        return empty
 
     def _scale_query_gradient(self) -> None:
         """In float16 the optimizer divides all gradients by the scale that only the network's have been given."""
@@ -533,11 +540,18 @@ class Trainer:
         found = broadcast_object_list([found])[0]  # rounding must not make processes part ways
         progress = self.progress
         progress.dev = mean = sum(found.values()) / len(found)
-        is_best = not progress.best or mean > progress.best
+        is_last = progress.step == self.config.run.steps
+        is_best = (not progress.best or mean > progress.best) if self._is_sparse_enough() else \
+            is_last and progress.best is None
         if is_best:
             progress.best, progress.best_step = mean, progress.step
         facts |= {**found, "dev": mean}
         return is_best
+
+    def _is_sparse_enough(self) -> bool:
+        """Dense models measure better: where a number of terms is asked for, a step is best only when it has it."""
+        target, terms = self.config.documents.target_terms, self.governors["documents"].terms
+        return target is None or terms is None or terms <= target * (1 + 2 * TOLERANCE)
 
     def _save_checkpoint(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -615,7 +629,7 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """``model`` is the best step by the dev sets, or the last without any."""
-        if self.dev and self.progress.best_step is None and self.progress.step > self.config.warm_start.steps:
+        if self.dev and self.progress.best_step is None and self.progress.step == self.config.run.steps:
             self._evaluate({})  # dev sets that were added, or exchanged, when no step was left
             self._save_checkpoint()
         progress, target = self.progress, self.folder / "model"
@@ -635,20 +649,17 @@ class Trainer:
 
     def _count_terms(self) -> dict[str, float]:
         """Mean active terms as the saved model encodes texts of the last batches, cut as in training."""
-        documents: list[str] = []
-        asked: list[str] = []
-        for step in range(self.progress.step - 1, self.config.warm_start.steps - 1, -1):
-            batch = self.batches.at(step)
-            documents, asked = documents + batch.documents, asked + batch.queries
-            if len(documents) >= _COUNTED:
-                break
-        if not documents:  # stopped in the warm start
+        first = max(self.progress.step - _COUNTED_BATCHES, self.config.warm_start.steps)
+        batches = [self.batches.at(step) for step in range(first, self.progress.step)]
+        if not batches:  # stopped in the warm start
             return {}
-        vectors = self.student.vectors(documents[:_COUNTED], whole=False)
+        documents = [batch.documents[row] for batch in batches for row in _spread(len(batch.documents), _COUNTED)]
+        asked = [batch.queries[row] for batch in batches for row in _spread(len(batch.queries), _COUNTED)]
+        vectors = self.student.vectors(documents, whole=False)
         if self.query_side is None:
-            found = self.student.vectors(asked[:_COUNTED], neural_queries=True, whole=False).getnnz(1)
+            found = self.student.vectors(asked, neural_queries=True, whole=False).getnnz(1)
         else:
-            found = (self.query_side(self.student.tokenize_queries(asked[:_COUNTED])) > 0).sum(1).cpu().numpy()
+            found = (self.query_side(self.student.tokenize_queries(asked)) > 0).sum(1).cpu().numpy()
         return {"documents_terms": float(vectors.getnnz(1).mean()), "queries_terms": float(found.mean())}
 
     def _missed(self, terms: dict[str, float]) -> dict[str, Any]:
@@ -688,6 +699,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if settings.schedule == "cosine":
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     return settings.learning_rate
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of ``count`` places, evenly from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def _sample(sources: Sequence[Source]) -> list[str]:
@@ -731,5 +747,6 @@ def _postfix(facts: dict[str, float], progress: Progress, dev: Sequence[DevSet])
         shown.append(f"terms {facts['queries_terms']:.0f} / {facts['documents_terms']:.0f}")
     if progress.dev is not None:
         measure = ", ".join(dict.fromkeys(each.measure for each in dev))
-        shown.append(f"{measure} {progress.dev:.4f} (best {progress.best:.4f})")
+        best = "none yet" if progress.best is None else f"{progress.best:.4f}"
+        shown.append(f"{measure} {progress.dev:.4f} (best {best})")
     return ", ".join(shown)

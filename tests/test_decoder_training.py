@@ -225,20 +225,36 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(step, lora, packed, folder
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
 
 
+def launch_two(path, output):
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m",
+                    "sparse_ir", "train", "--config", path, "--output", output],
+                   check=True, capture_output=True, timeout=300,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_a_process_without_a_token_to_predict_keeps_no_other_waiting(folders, tmp_path):
+    """Texts of one token are no examples, so that there may be fewer of them than processes, or none."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"query": f"what is {text}", "positive": text}) + "\n"
+                             for text in ("a", "b", "c", TEXTS[0])))
+    config = make_config(folders["gpt2"], pairs, "causal", batch={"queries": 2},
+                         warm_start={"steps": 4, "objective": "clm"}, run={"steps": 5, "save_every": 5})
+    (tmp_path / "config.toml").write_text(recipe.format_config(config))
+    launch_two(tmp_path / "config.toml", tmp_path / "run")
+    losses = [line.get("clm_loss") for line in log_of(tmp_path / "run")]
+    assert None in losses[:4] and any(loss for loss in losses[:4] if loss)  # no example is no loss, and not one of 0
+
+
 def test_two_processes_give_the_weights_of_one(folders, pairs_file, tmp_path):
     """Adaptation by masked tokens of packed sequences, then ranking, with adapters."""
     config = make_config(folders["llama"], pairs_file, "bidirectional", lora={"r": 4}, batch={"queries": 5},
                          warm_start={"steps": 2, "objective": "mntp", "mask_token": "</s>",
                                      "packed_length": 48},
                          run={"steps": 4, "save_every": 4})
-    path, script = tmp_path / "config.toml", tmp_path / "both.py"
+    path = tmp_path / "config.toml"
     path.write_text(recipe.format_config(config))
-    script.write_text("import sys, pathlib\nfrom sparse_ir import runs\n"
-                      "runs.train(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n")
     runs.train(path, tmp_path / "one")
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29617", script,
-                    path, tmp_path / "two"], check=True, capture_output=True, timeout=300,
-                   env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    launch_two(path, tmp_path / "two")
     one, two = (load_file(tmp_path / name / "checkpoint-0000004" / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():  # Adam's first steps divide a gradient by itself; see the test of masked networks

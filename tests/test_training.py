@@ -1059,3 +1059,61 @@ def test_texts_pass_together_with_texts_of_like_length():
     assert np.concatenate(groups).tolist() == order.tolist()
     many = list(student.groups_of(np.arange(100), [100] * 100, torch.device("cpu")))
     assert [len(group) for group in many] == [20] * 5  # 2048 tokens
+
+
+def test_a_target_is_of_positives_and_negatives_alike(dense_model, tmp_path):
+    """Though their texts be unlike each other, and dropout between them."""
+    rng = np.random.default_rng(2)
+    path = tmp_path / "pairs.jsonl"
+    with path.open("w") as stream:
+        for _ in range(40):
+            short, long = (" ".join(rng.choice(WORDS, count)) for count in (3, 14))
+            stream.write(json.dumps({"query": short.split()[0] + " " + short.split()[1], "positive": short,
+                                     "negative": [long, long[::-1]]}) + "\n")
+    config = make_config(dense_model, path, batch={"queries": 8, "negatives": 2}, model={"dropout": 0.1},
+                         run={"steps": 220, "save_every": 220, "seed": 5},
+                         documents={"penalty": "flops", "weight": None, "target_terms": 25.0, "ramp_steps": 80})
+    report = make_trainer(config, tmp_path / "run").run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert np.mean([line["documents_terms"] for line in lines[-60:]]) == pytest.approx(25.0, rel=0.10)
+    assert report["documents_terms"] == pytest.approx(25.0, rel=0.10)
+
+
+def test_a_step_is_best_only_when_it_is_as_sparse_as_asked_for(
+        dense_model, pairs_file, dev_folder, tmp_path, monkeypatch):
+    fixed_measures(monkeypatch, *np.linspace(0.9, 0.1, 11).tolist())
+    config = make_config(dense_model, pairs_file, run={"steps": 220, "save_every": 220, "evaluate_every": 20},
+                         dev=[{"path": str(dev_folder)}],
+                         documents={"penalty": "flops", "weight": None, "target_terms": 25.0, "ramp_steps": 80})
+    report = make_trainer(config, tmp_path, dev=[dev_sets.read_dev_set(str(dev_folder))]).run()
+    assert 80 < report["best_step"] < 220
+    assert report["documents_terms"] < 32
+
+
+def test_a_stop_on_the_way_changes_neither_the_best_step_nor_the_log(
+        model, pairs_file, dev_folder, tmp_path, monkeypatch):
+    dev = [dev_sets.read_dev_set(str(dev_folder))]
+    found = {}
+    for name, stops in (("whole", [8]), ("parts", [5, 8])):
+        fixed_measures(monkeypatch, 0.1, 0.2)
+        for stop in stops:
+            config = make_config(model, pairs_file, dev=[{"path": str(dev_folder)}],
+                                 run={"evaluate_every": 4, "log_every": 2, "stop_after": stop})
+            report = make_trainer(config, tmp_path / name, dev=dev).run()
+        found[name] = ({**report, "model": None}, (tmp_path / name / "log.jsonl").read_text())
+    assert found["whole"] == found["parts"] and found["whole"][0]["best_step"] == 8
+
+
+def test_dropout_is_set_also_where_it_is_a_plain_number():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention_dropout, self.inner = 0.3, torch.nn.Dropout(0.2)
+            self.config = types.SimpleNamespace()
+
+    layer = Layer()
+    assert student.has_dropout(layer)
+    student.set_dropout(layer, 0.0)
+    assert (layer.attention_dropout, layer.inner.p) == (0.0, 0.0) and not student.has_dropout(layer)
+    student.set_dropout(layer, 0.5)
+    assert (layer.attention_dropout, layer.inner.p) == (0.5, 0.5) and student.has_dropout(layer)
