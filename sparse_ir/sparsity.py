@@ -47,7 +47,6 @@ class Governor:
         self._lambda = _FIRST_LAMBDA
         self._terms: float | None = None
         self._first_terms: float | None = None
-        self._ramp_is_over = settings.ramp_steps == 0
         self._share: float | None = None
 
     def weight(self, step: int) -> float:
@@ -88,15 +87,15 @@ class Governor:
         self._terms = _MEMORY * before + (1 - _MEMORY) * active_terms
         if self._settings.target_terms is None:
             return
-        self._ramp_is_over = step + 1 >= self._settings.ramp_steps
         trend = _HORIZON * math.log(self._terms / before)
         error = math.log(self._terms / self._goal(step)) + trend
         low, high = _LAMBDA_RANGE
         self._lambda = min(max(self._lambda * math.exp(_GAIN * min(max(error, -1.0), 1.0)), low), high)
 
-    def lift(self, needed: float) -> float:
+    def lift(self, step: int, needed: float) -> float:
         """Logits to add to every output bias now, where ``needed`` would bring the texts just read to the target."""
-        return min(max(_TRIM * needed, -_LARGEST_TRIM if self._ramp_is_over else 0.0), _LARGEST_TRIM)
+        least = -_LARGEST_TRIM if step >= self._settings.ramp_steps else 0.0
+        return min(max(_TRIM * needed, least), _LARGEST_TRIM)
 
     def _goal(self, step: int) -> float:
         target, first, terms = self._settings.target_terms, self._first_terms, self._terms
@@ -107,12 +106,12 @@ class Governor:
     def state(self) -> dict[str, Any]:
         """JSON-able; ``restore`` takes it back. ``terms``: the running mean of active terms, None before ranking."""
         return {"lambda": self._lambda, "terms": self._terms, "first_terms": self._first_terms,
-                "ramp_is_over": self._ramp_is_over, "share": self._share}
+                "share": self._share}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
         self._lambda, self._terms, self._first_terms = state["lambda"], state["terms"], state["first_terms"]
-        self._ramp_is_over, self._share = state["ramp_is_over"], state["share"]
+        self._share = state["share"]
 
 
 class Guard:

@@ -342,7 +342,7 @@ class Trainer:
         ranking_step = step - self.config.warm_start.steps
         documents_DV, queries_QV, back = self._represent_batch(step, batch)
         if ranking_step % _READ_EVERY == 0:
-            self._read_without_dropout(batch, documents_DV.detach(), queries_QV.detach())
+            self._read_without_dropout(ranking_step, batch, documents_DV.detach(), queries_QV.detach())
         scores_QD = queries_QV @ documents_DV.t()
         self.guard.check_number(step, "score", float(scores_QD.detach().sum()))
         parts = self._ranking_losses(batch, scores_QD)
@@ -363,7 +363,7 @@ class Trainer:
             self.governors[name].observe(ranking_step, facts[f"{name}_terms"])
         return {"loss": value, **facts}
 
-    def _read_without_dropout(self, batch: Batch, documents_DV: Tensor, queries_QV: Tensor) -> None:
+    def _read_without_dropout(self, step: int, batch: Batch, documents_DV: Tensor, queries_QV: Tensor) -> None:
         """The penalty sees texts under dropout, and the saved model reads them without: control is by the latter."""
         target = self.config.documents.target_terms
         if self._drops or target is not None:
@@ -373,7 +373,7 @@ class Trainer:
             self.guard.note_without_dropout(empty)
             if target is not None:
                 needed = self.accelerator.reduce(-student.threshold_of(scores_NV, target), "mean")
-                self._lift = self.governors["documents"].lift(float(needed))
+                self._lift = self.governors["documents"].lift(step, float(needed))
         if self._drops and self.query_side is None:
             rows = _spread(len(batch.queries), _READ)
             ids = self.student.tokenize_queries([batch.queries[row] for row in rows])
