@@ -16,7 +16,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import files, recipe, runs, significance, verbs
+from sparse_ir.commands import evaluating, indexing, searching
+from sparse_ir.evaluation import significance
+from sparse_ir.storage import files
+from sparse_ir.training import config_parser, pipeline
 
 BASE = "IDF, min-max ensemble"
 TEACHERS = {"dense": 0, "bm25": 1}  # places in the base configuration
@@ -26,7 +29,7 @@ FORMS, PLAIN = ("IDF in the score", "IDF in the penalty"), "no IDF"
 def main() -> None:
     arguments = parse_arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    base = recipe.config_to_json(recipe.read_config(arguments.base))
+    base = config_parser.config_to_json(config_parser.read_config(arguments.base))
     if arguments.steps:
         base = changed(base, run={"steps": arguments.steps})
     variants = make_variants(base, arguments.terms, arguments.equal)
@@ -105,7 +108,7 @@ def path_of(name: str, output: Path) -> Path:
 def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Train and evaluate one variant, and keep its figures."""
     path = path_of(name, arguments.output)
-    configuration, text = path.parent / "config.toml", recipe.format_config(recipe.parse_config(config))
+    configuration, text = path.parent / "config.toml", config_parser.format_config(config_parser.parse_config(config))
     if configuration.is_file() and configuration.read_text(encoding="utf-8") != text:
         raise SystemExit(f"{path.parent} holds a run with another configuration; choose another --output")
     if path.is_file():
@@ -113,7 +116,7 @@ def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) ->
     path.parent.mkdir(exist_ok=True)
     with files.atomic_writer(configuration) as stream:
         stream.write(text)
-    report = runs.train(configuration, path.parent / "run", cache=arguments.cache or arguments.output / "teachers")
+    report = pipeline.train(configuration, path.parent / "run", cache=arguments.cache or arguments.output / "teachers")
     figures: dict[str, Any] = {"terms_in_training": report["documents_terms"], "collections": {}}
     for collection in arguments.collections:
         figures["collections"][Path(collection).name] = evaluate(report["model"], collection, path.parent, arguments)
@@ -122,10 +125,10 @@ def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) ->
 
 def evaluate(model: str, collection: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     place, run = folder / Path(collection).name, folder / f"{Path(collection).name}.trec"
-    encoded = verbs.encode(model, collection, place / "vectors", precision=arguments.precision)
-    verbs.index(place / "vectors", place / "index")
-    verbs.search(place / "index", collection, run, hits=100)
-    report = verbs.evaluate(run, collection, measures="nDCG@10", per_query=True)
+    encoded = indexing.encode(model, collection, place / "vectors", precision=arguments.precision)
+    indexing.index(place / "vectors", place / "index")
+    searching.search(place / "index", collection, run, hits=100)
+    report = evaluating.evaluate(run, collection, measures="nDCG@10", per_query=True)
     return {"terms": encoded["mean_terms"], "nDCG@10": report["nDCG@10"],
             "per_query": report["per_query"]["nDCG@10"]}
 

@@ -28,11 +28,22 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir import data, files, indexes, latency, price, rows, searcher, tuning, verbs
-from sparse_ir import vectors as vector_folders
-from sparse_ir.approximation import EXACT, SearchOptions
-from sparse_ir.pruning import Pruning
-from sparse_ir.queries import StaticQueryEncoder
+from sparse_ir import environment
+from sparse_ir.commands import indexing
+from sparse_ir.data import readers
+from sparse_ir.data.records import Qrels, Query, Run
+from sparse_ir.evaluation import approximation_loss
+from sparse_ir.indexing import builder
+from sparse_ir.indexing.pruning import Pruning
+from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.models import catalog
+from sparse_ir.models.static_queries import StaticQueryEncoder
+from sparse_ir.retrieval import timing, tuning
+from sparse_ir.retrieval.options import EXACT, SearchOptions
+from sparse_ir.retrieval.searcher import Index
+from sparse_ir.retrieval.timing import Latency
+from sparse_ir.retrieval.tuning import Remembering
+from sparse_ir.storage import files
 
 DEPTHS = (10, 1000)
 EXPANSION = 0.1  # weight of an expansion beside a term of the question
@@ -103,10 +114,10 @@ class ExpandedQueries:
     """The terms of a question, and terms that the document network adds to them."""
 
     def __init__(self, own: StaticQueryEncoder, most: int) -> None:
-        from sparse_ir.encoder import Encoder
+        from sparse_ir.models.encoder import Encoder
 
         self._own, self._most = own, most
-        self._network = Encoder.load(str(verbs.shipped_model()), precision="int8").query_encoder("neural")
+        self._network = Encoder.load(str(catalog.shipped_model()), precision="int8").query_encoder("neural")
         self.vocabulary, self.save = own.vocabulary, own.save
         self.fingerprint = {**self._network.fingerprint, "kind": "expanded", "most": most}
 
@@ -124,22 +135,22 @@ class ExpandedQueries:
 def build_indexes(collection: Path, work: Path, arguments: argparse.Namespace) -> tuple[dict[str, Path], Any]:
     """The folders of the whole index, the pruned ones and BM25, and the query encoder; what is there is kept."""
     if arguments.vectors is None:
-        verbs.encode("lexical", str(collection), work / "vectors")
-    opened = vector_folders.Vectors(arguments.vectors or work / "vectors")
+        indexing.encode("lexical", str(collection), work / "vectors")
+    opened = Vectors(arguments.vectors or work / "vectors")
     own = opened.query_encoder()
     expanded = ExpandedQueries(own, arguments.expand) if arguments.expand else None
     stored = None if expanded else own
-    rule = indexes.choose_rule(opened, stored)
+    rule = builder.choose_rule(opened, stored)
     places = {}
     for pruning in (Pruning(), *PRUNINGS):
         name = name_of(pruning)
         places[name] = work / (name.replace(" ", "-") + ("-expanded" if expanded else ""))
         if not (places[name] / "manifest.json").exists():
-            indexes.build_impact_index(opened, places[name], rule, stored, pruning=pruning, threads=arguments.threads,
+            builder.build_impact_index(opened, places[name], rule, stored, pruning=pruning, threads=arguments.threads,
                                        forward_index=not pruning)
     if not (work / BM25 / "manifest.json").exists():
-        verbs.bm25(str(collection), work / BM25)
-    return places, tuning.Remembering(expanded) if expanded else own
+        indexing.bm25(str(collection), work / BM25)
+    return places, Remembering(expanded) if expanded else own
 
 
 def name_of(pruning: Pruning) -> str:
@@ -155,29 +166,29 @@ def name_of(pruning: Pruning) -> str:
 
 def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     places, encoder = build_indexes(collection, work, arguments)
-    qrels = data.read_qrels(str(collection))
-    asked = tuning.choose_queries(list(data.read_queries(str(collection))), qrels, arguments.max_queries)
+    qrels = readers.read_qrels(str(collection))
+    asked = tuning.choose_queries(list(readers.read_queries(str(collection))), qrels, arguments.max_queries)
     given, encode_ms = encoder if arguments.expand else None, time_encoder(encoder, asked)
-    opened = {name: searcher.Index(place, query_encoder=given) for name, place in places.items()}
-    bm25 = searcher.Index(work / BM25)
+    opened = {name: Index(place, query_encoder=given) for name, place in places.items()}
+    bm25 = Index(work / BM25)
     cases: dict[str, tuple[str, SearchOptions]] = {str(options): (str(EXACT), options) for options in OPTIONS}
     cases |= {name: (name, EXACT) for name in places}
     losses = find_losses(opened, cases, asked, qrels)
     systems = {BM25: tuning.timed_search(bm25, arguments.hits),
-               PYSERINI: latency.pyserini_bm25(work / BM25 / "lucene", arguments.hits)}
+               PYSERINI: timing.pyserini_bm25(work / BM25 / "lucene", arguments.hits)}
     systems |= {name: tuning.timed_search(opened[place], arguments.hits, options)
                 for name, (place, options) in cases.items()}
-    seconds = latency.time_queries(systems, [query.text for query in asked], rounds=arguments.rounds)
-    times = {name: latency.summarize(found.min(axis=0, keepdims=True)) for name, found in seconds.items()}
+    seconds = timing.time_queries(systems, [query.text for query in asked], rounds=arguments.rounds)
+    times = {name: timing.summarize(found.min(axis=0, keepdims=True)) for name, found in seconds.items()}
     exact = opened[str(EXACT)]
     counts = [len(exact.encode_query(query.text)) for query in asked]
     return {
         "documents": exact.reader.num_documents, "queries": len(asked), "hits": arguments.hits,
         "rounds": arguments.rounds, "expanded": arguments.expand, "mean_query_terms": statistics.mean(counts),
         "encode_ms": encode_ms,
-        "machine": rows.describe_machine(), "lucene": exact.manifest["versions"]["lucene"],
+        "machine": environment.describe_machine(), "lucene": exact.manifest["versions"]["lucene"],
         "forward_bytes": files.folder_size(places[str(EXACT)] / "forward"),
-        "bm25_ndcg": price.loss(run_of(exact, asked, 10), run_of(bm25, asked, 10), qrels).mean,
+        "bm25_ndcg": approximation_loss.loss(run_of(exact, asked, 10), run_of(bm25, asked, 10), qrels).mean,
         "baselines": {name: times[name]._asdict() for name in (BM25, PYSERINI)},
         "rows": [{"system": name, **losses[name], **times[name]._asdict(),
                   "lucene_bytes": files.folder_size(places[place] / "lucene"),
@@ -186,12 +197,12 @@ def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict
     }  # fmt: skip
 
 
-def ratios(found: latency.Latency, base: latency.Latency) -> list[float]:
+def ratios(found: Latency, base: Latency) -> list[float]:
     """Of p50 and p95."""
     return [found.p50 / base.p50, found.p95 / base.p95]
 
 
-def time_encoder(encoder: Any, asked: list[data.Query]) -> float:
+def time_encoder(encoder: Any, asked: list[Query]) -> float:
     """Median milliseconds to read a query; the encoder is still to meet these queries."""
     seconds = []
     for query in asked:
@@ -201,20 +212,20 @@ def time_encoder(encoder: Any, asked: list[data.Query]) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def find_losses(opened: dict[str, searcher.Index], cases: dict[str, tuple[str, SearchOptions]],
-                asked: list[data.Query], qrels: data.Qrels) -> dict[str, dict[str, Any]]:
+def find_losses(opened: dict[str, Index], cases: dict[str, tuple[str, SearchOptions]],
+                asked: list[Query], qrels: Qrels) -> dict[str, dict[str, Any]]:
     exact = {depth: run_of(opened[str(EXACT)], asked, depth) for depth in DEPTHS}
     losses = {}
     for name, (place, options) in cases.items():
         runs = {depth: run_of(opened[place], asked, depth, options) for depth in DEPTHS}
-        lost = price.loss(exact[DEPTHS[0]], runs[DEPTHS[0]], qrels)
-        losses[name] = {**{f"overlap_{depth}": price.overlap(exact[depth], runs[depth], depth) for depth in DEPTHS},
+        lost = approximation_loss.loss(exact[DEPTHS[0]], runs[DEPTHS[0]], qrels)
+        losses[name] = {**{f"overlap_{depth}": approximation_loss.overlap(exact[depth], runs[depth], depth) for depth in DEPTHS},
                         "ndcg": lost.mean, "kept": lost.kept, "difference": lost.difference, "low": lost.low,
                         "high": lost.high}
     return losses
 
 
-def run_of(index: searcher.Index, asked: list[data.Query], depth: int, options: SearchOptions = EXACT) -> data.Run:
+def run_of(index: Index, asked: list[Query], depth: int, options: SearchOptions = EXACT) -> Run:
     return index.search_batch(asked, depth, options=options)[0]
 
 

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sparse_ir import decoder_student, losses, networks, recipe
-from sparse_ir.encoder import Encoder
+from sparse_ir.models import loading
+from sparse_ir.models.encoder import Encoder
+from sparse_ir.training import config_parser, losses, penalties, trainable_decoder
 
 
 class Size(NamedTuple):
@@ -142,7 +143,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     size = SIZES[arguments.size]
     with tempfile.TemporaryDirectory() as scratch:
         make_model(Path(scratch), size)
-        config = recipe.parse_config({
+        config = config_parser.parse_config({
             "model": {"start": scratch, "query": "neural", "max_length": arguments.tokens,
                       "query_max_length": arguments.tokens, "saved_max_length": arguments.tokens},
             "decoder": {"mode": arguments.mode, "logit_scale": "hidden^-1/4"},
@@ -154,21 +155,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         encode = Encoder.load(scratch, decoder=settings, precision=arguments.precision, device=arguments.device,
                               max_length=arguments.tokens).encode
         found = {"encode": timed(lambda: encode(texts[: arguments.texts]), arguments, arguments.texts)}
-        student = decoder_student.open_student(config)[1].to(arguments.device)
+        student = trainable_decoder.open_student(config)[1].to(arguments.device)
         found["train step"] = timed(lambda: step(student, texts, arguments), arguments, 2 * arguments.batch)
     return found
 
 
 def step(student: Any, texts: list[str], arguments: argparse.Namespace) -> None:
     """Forward, InfoNCE with FLOPS, backward; the optimizer's part is small under LoRA."""
-    networks.checkpoint_activations(student.model)
+    loading.checkpoint_activations(student.model)
     student.train()
     size = arguments.batch
     vectors = student(student.tokenize_documents(texts[: 2 * size]))
     queries, documents = vectors[:size], vectors[size:]
     allowed = torch.ones((size, size), dtype=torch.bool, device=vectors.device)
     loss = losses.info_nce(queries @ documents.t(), torch.arange(size, device=vectors.device), allowed, 1.0)
-    (loss + 1e-3 * losses.flops(documents)).backward()
+    (loss + 1e-3 * penalties.flops(documents)).backward()
     student.zero_grad(set_to_none=True)
 
 

@@ -124,7 +124,7 @@ def load_system(name: str, arguments: argparse.Namespace) -> Callable[[list[str]
             return sparse.csr_matrix((found.values().numpy(), (rows, columns)), shape=tuple(found.shape))
 
         return encode
-    from sparse_ir.encoder import Encoder
+    from sparse_ir.models.encoder import Encoder
 
     return Encoder.load(arguments.model, precision=name, device="cpu", max_length=arguments.max_length).encode
 
@@ -162,7 +162,7 @@ def measure_floor(name: str, arguments: argparse.Namespace) -> float | None:
     """Seconds of the matrix products alone, for the batches that our encoder makes; the peer's floor is float32's."""
     import torch
 
-    from sparse_ir.encoder import Encoder, _batches
+    from sparse_ir.models.encoder import Encoder, _batches
 
     precision = "float32" if name == PEER else name
     encoder = Encoder.load(arguments.model, precision=precision, device="cpu", max_length=arguments.max_length)
@@ -213,7 +213,7 @@ def read_texts(arguments: argparse.Namespace) -> list[str]:
         return standard_library_texts(arguments.texts)
     from itertools import islice
 
-    from sparse_ir.data import read_documents
+    from sparse_ir.data.readers import read_documents
 
     return [document.contents for document in islice(read_documents(arguments.documents), arguments.texts)]
 

@@ -24,7 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir import data, files, impacts, indexes, java, lucene, vectors
+from sparse_ir.engines.base import Batch
+from sparse_ir.engines.lucene import java, writer
+from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.indexing import builder, json_vectors, quantization
+from sparse_ir.indexing.quantization import Rule
+from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.storage import files
 
 PEER, BUILD, WRITE = "pyserini", "build", "write"
 SYSTEMS = (PEER, BUILD, WRITE)
@@ -70,7 +76,7 @@ def prepare(work: Path, arguments: argparse.Namespace) -> Path:
         shutil.copytree(arguments.vectors, work / "json")
     else:
         draw_corpus(work / "json", arguments.documents, arguments.terms)
-    vectors.import_json_vectors(work / "json", work / "vectors", shard_size=1024)
+    json_vectors.import_json_vectors(work / "json", work / "vectors", shard_size=1024)
     return work
 
 
@@ -104,22 +110,22 @@ def measure(system: str, work: Path, threads: int) -> dict[str, float]:
         start = time.perf_counter()
         indexer.main(options)
     else:
-        source = vectors.Vectors(work / "vectors")
+        source = Vectors(work / "vectors")
         start = time.perf_counter()
         if system == BUILD:
-            indexes.build_impact_index(source, output, impacts.Rule(1.0), None, threads=threads)
+            builder.build_impact_index(source, output, Rule(1.0), None, threads=threads)
         else:
             write_only(source, output, threads)
     return {"seconds": time.perf_counter() - start, "bytes": files.folder_size(lucene_folder(work, system))}
 
 
-def write_only(source: vectors.Vectors, output: Path, threads: int) -> None:
-    def batch(number: int) -> lucene.Batch:
+def write_only(source: Vectors, output: Path, threads: int) -> None:
+    def batch(number: int) -> Batch:
         doc_ids, weights = source.read_shard(number)
-        return doc_ids, impacts.quantize(weights, impacts.Rule(1.0)).impacts
+        return doc_ids, quantization.quantize(weights, Rule(1.0)).impacts
 
     batches = [lambda number=number: batch(number) for number in range(source.num_shards)]
-    lucene.write_impacts(output, batches, source.vocabulary, threads=threads)
+    writer.write_impacts(output, batches, source.vocabulary, threads=threads)
 
 
 def lucene_folder(work: Path, system: str) -> Path:
@@ -147,7 +153,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             measured[system, threads].append(measure_in_new_process(system, work, threads))
             if system == SYSTEMS[-1] and threads not in equal:
                 equal[threads] = same_hits(work, arguments.queries)
-    source = vectors.Vectors(work / "vectors")
+    source = Vectors(work / "vectors")
     rows = []
     for (system, threads), runs in measured.items():
         seconds, peer = [run["seconds"] for run in runs], [run["seconds"] for run in measured[PEER, threads]]
@@ -165,8 +171,8 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def same_hits(work: Path, count: int) -> bool:
     """True when every query has the same 100 best documents with the same scores in all three indexes."""
     generator = np.random.default_rng(1)
-    collection = [vector for _, vector in data.read_json_vectors(work / "json")]
-    readers = [lucene.Reader(lucene_folder(work, system), "impact") for system in SYSTEMS]
+    collection = [vector for _, vector in json_vectors.read_json_vectors(work / "json")]
+    readers = [Reader(lucene_folder(work, system), "impact") for system in SYSTEMS]
     equal = True
     for _ in range(count):
         terms = list(collection[generator.integers(len(collection))])[:QUERY_TERMS]

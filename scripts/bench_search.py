@@ -2,7 +2,7 @@
 
     python scripts/bench_search.py --corpus C --vectors V --queries Q1 Q2 --json found.json --plot found.svg
 
-All systems answer the same questions in one process, in turn (``sparse_ir.latency``); BM25 and the impacts are of the
+All systems answer the same questions in one process, in turn (``sparse_ir.retrieval.timing``); BM25 and the impacts are of the
 same texts. Before anything is timed, hits are compared with brute force over the same impacts. Peak memory and the
 cold start of the command lines are measured in processes of their own. ``--growth`` repeats the collection with
 perturbed weights (BM25: with words left out) up to a size that was never encoded: that curve is about the engines and
@@ -30,9 +30,20 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from sparse_ir import data, exact, files, indexes, latency, lucene, pydocs, searcher, tuning, verbs
-from sparse_ir.approximation import SearchOptions
-from sparse_ir.vectors import Vectors
+from sparse_ir.commands import indexing
+from sparse_ir.data import pydocs, readers
+from sparse_ir.data.records import Document
+from sparse_ir.engines import exact
+from sparse_ir.engines.lucene import parts
+from sparse_ir.engines.lucene.reader import _finds_all
+from sparse_ir.engines.lucene.terms import term_of_token
+from sparse_ir.indexing import builder, manifest
+from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.retrieval import timing, tuning
+from sparse_ir.retrieval.options import SearchOptions
+from sparse_ir.retrieval.searcher import Index
+from sparse_ir.retrieval.timing import Search
+from sparse_ir.storage import files
 
 BM25, PEER, OURS = "BM25 (LuceneSearcher)", "LuceneImpactSearcher", "sparse_ir, exact"
 FLOOR = "Lucene's part of exact search"
@@ -42,7 +53,7 @@ NOISE, DROPPED = 0.2, 0.15  # of a repeated document: deviation of a weight's lo
 PYSERINI_COMMAND = """
 import os, runpy, sys
 os.environ.setdefault("OPENAI_API_KEY", "not-used")
-from sparse_ir import java
+from sparse_ir.engines.lucene import java
 java.start()
 sys.argv[0] = "pyserini.search.lucene"
 runpy.run_module("pyserini.search.lucene", run_name="__main__")
@@ -97,9 +108,9 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, arguments)
     questions = read_questions(arguments)
-    with searcher.Index(work / "index") as index:
+    with Index(work / "index") as index:
         facts = {"documents": index.manifest["counts"]["documents"], "postings": index.manifest["counts"]["postings"],
-                 "rounds": arguments.rounds, "lucene": lucene.lucene_version(),
+                 "rounds": arguments.rounds, "lucene": parts.lucene_version(),
                  "questions": {name: {"count": len(texts), "terms": mean_terms(index, texts)}
                                for name, texts in questions.items()}}
         checked = count_equal(index, Vectors(vectors_folder(work, arguments)), questions, max(arguments.hits))
@@ -107,7 +118,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                                    arguments) for k in arguments.hits}
         texts = [text for part in questions.values() for text in part]
         found = systems(work, index, arguments.hits[0], arguments)
-        throughput = {str(threads): {name: float(np.median(speeds)) for name, speeds in latency.measure_throughput(
+        throughput = {str(threads): {name: float(np.median(speeds)) for name, speeds in timing.measure_throughput(
             found, texts, threads=threads, rounds=arguments.rounds).items()} for threads in arguments.threads}
     return {**facts, "equal_to_brute_force": checked, "times": times, "throughput": throughput,
             "memory_mb": {name: measure_in_new_process(name, work, arguments) for name in arguments.processes},
@@ -134,12 +145,12 @@ def prepare(work: Path, arguments: argparse.Namespace) -> None:
     if not corpus.exists():
         write_demo(corpus, arguments.documents)
     if not arguments.vectors and not (work / "vectors").exists():
-        verbs.encode("lexical", str(corpus), work / "vectors")
+        indexing.encode("lexical", str(corpus), work / "vectors")
     if not (work / "bm25").exists():
-        verbs.bm25(str(corpus), work / "bm25")
+        indexing.bm25(str(corpus), work / "bm25")
     if not (work / "index").exists():
-        verbs.index(vectors_folder(work, arguments), work / "index", forward=needs_forward)
-    counts = [indexes.read_manifest(work / name)["counts"]["documents"] for name in ("bm25", "index")]
+        indexing.index(vectors_folder(work, arguments), work / "index", forward=needs_forward)
+    counts = [manifest.read_manifest(work / name)["counts"]["documents"] for name in ("bm25", "index")]
     if counts[0] != counts[1]:
         raise SystemExit(f"the corpus has {counts[0]} documents and the vectors have {counts[1]}; "
                          "allowed: vectors of this corpus, and a --work folder of no other")
@@ -156,7 +167,7 @@ def write_demo(folder: Path, documents: int | None) -> None:
 
 
 def read_questions(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    sets = {folder.name: list(data.read_queries(folder)) for folder in arguments.queries}
+    sets = {folder.name: list(readers.read_queries(folder)) for folder in arguments.queries}
     sets = sets or {"demo": pydocs.read_questions()[0]}
     return {name: [query.text for query in random.Random(0).sample(found, min(len(found), arguments.per_set))]
             for name, found in sets.items()}
@@ -165,23 +176,23 @@ def read_questions(arguments: argparse.Namespace) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------------------ one collection
 
 
-def systems(work: Path, index: searcher.Index, k: int, arguments: argparse.Namespace) -> dict[str, latency.Search]:
-    found = {BM25: latency.pyserini_bm25(work / "bm25" / "lucene", k),
-             PEER: latency.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
+def systems(work: Path, index: Index, k: int, arguments: argparse.Namespace) -> dict[str, Search]:
+    found = {BM25: timing.pyserini_bm25(work / "bm25" / "lucene", k),
+             PEER: timing.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
              OURS: tuning.timed_search(index, k)}
     for options in arguments.options:
         found[f"sparse_ir, {options}"] = tuning.timed_search(index, k, options)
     return found
 
 
-def lucene_alone(index: searcher.Index, k: int) -> latency.Search:
+def lucene_alone(index: Index, k: int) -> Search:
     """Lucene's part of our exact search, its queries made before: what nobody who asks Lucene can stay below."""
     reader = index.reader
 
     @functools.cache
     def prepare(text: str) -> tuple[object, bool]:
         asked = lucene_query(index)(text)
-        return reader._impact_query([*asked], [*asked.values()]), lucene._finds_all(k, len(asked))
+        return reader._impact_query([*asked], [*asked.values()]), _finds_all(k, len(asked))
 
     def search(text: str) -> list[tuple[str, float]]:
         query, finds_all = prepare(text)
@@ -195,8 +206,8 @@ def lucene_alone(index: searcher.Index, k: int) -> latency.Search:
     return search
 
 
-def lucene_query(index: searcher.Index) -> Callable[[str], dict[str, int]]:
-    return lambda text: {lucene.term_of_token(token): weight for token, weight in index.encode_query(text).items()}
+def lucene_query(index: Index) -> Callable[[str], dict[str, int]]:
+    return lambda text: {term_of_token(token): weight for token, weight in index.encode_query(text).items()}
 
 
 def parse_options(text: str) -> SearchOptions:
@@ -208,28 +219,28 @@ def parse_options(text: str) -> SearchOptions:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of NAME=NUMBER ({error})") from error
 
 
-def mean_terms(index: searcher.Index, texts: list[str]) -> float:
+def mean_terms(index: Index, texts: list[str]) -> float:
     return statistics.mean(len(index.encode_query(text)) for text in texts)
 
 
-def time_sets(found: dict[str, latency.Search], questions: dict[str, list[str]],
+def time_sets(found: dict[str, Search], questions: dict[str, list[str]],
               arguments: argparse.Namespace) -> dict[str, Any]:
     """Set of questions -> system -> percentiles, and their ratios to BM25; the sets are timed together."""
-    seconds = latency.time_queries(found, [text for texts in questions.values() for text in texts],
+    seconds = timing.time_queries(found, [text for texts in questions.values() for text in texts],
                                    rounds=arguments.rounds, warm_up=2)
     result, start = {}, 0
     for name, texts in questions.items():
         part = {system: values[:, start : start + len(texts)] for system, values in seconds.items()}
-        against_bm25, against_peer = latency.ratios(part, BM25), latency.ratios(part, PEER)
-        result[name] = {system: {"ms": latency.summarize(values)._asdict(), "x_bm25": against_bm25[system]._asdict(),
+        against_bm25, against_peer = timing.ratios(part, BM25), timing.ratios(part, PEER)
+        result[name] = {system: {"ms": timing.summarize(values)._asdict(), "x_bm25": against_bm25[system]._asdict(),
                                  "x_peer": against_peer[system]._asdict()} for system, values in part.items()}
         start += len(texts)
     return result
 
 
-def count_equal(index: searcher.Index, vectors: Vectors, questions: dict[str, list[str]], k: int) -> str:
+def count_equal(index: Index, vectors: Vectors, questions: dict[str, list[str]], k: int) -> str:
     """How many of some queries have exactly the hits of brute force, document by document and score by score."""
-    doc_ids, impacts = indexes.impact_matrix(vectors, index.rule, indexes.folded_weights(index.query_encoder,
+    doc_ids, impacts = builder.impact_matrix(vectors, index.rule, builder.folded_weights(index.query_encoder,
                                                                                          index.rule))
     texts = [text for part in questions.values() for text in part[:CHECKED]]
     numbers = {token: position for position, token in enumerate(vectors.vocabulary)}
@@ -256,9 +267,9 @@ def measure_in_new_process(system: str, work: Path, arguments: argparse.Namespac
 def measure_memory(system: str, work: Path, arguments: argparse.Namespace) -> float:
     """Peak resident megabytes of this process after some queries on one system."""
     texts = [text for part in read_questions(arguments).values() for text in part]
-    with searcher.Index(work / "index") as index:
-        search = {BM25: lambda k: latency.pyserini_bm25(work / "bm25" / "lucene", k),
-                  PEER: lambda k: latency.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
+    with Index(work / "index") as index:
+        search = {BM25: lambda k: timing.pyserini_bm25(work / "bm25" / "lucene", k),
+                  PEER: lambda k: timing.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
                   OURS: lambda k: tuning.timed_search(index, k),
                   }[system](arguments.hits[0])
         for text in texts * 3:
@@ -335,17 +346,17 @@ class Repeated:
         return [f"{doc_id}#{turn}" for doc_id in doc_ids], repeated
 
 
-def repeated_texts(corpus: Path, documents: int) -> Iterator[data.Document]:
+def repeated_texts(corpus: Path, documents: int) -> Iterator[Document]:
     """The corpus again and again, from the second time on with 15 % of the words left out."""
     count, turn = 0, 0
     while count < documents:
         generator = random.Random(turn)
-        for document in data.read_documents(corpus):
+        for document in readers.read_documents(corpus):
             if count == documents:
                 return
             if turn:
                 words = [word for word in document.contents.split() if generator.random() >= DROPPED]
-                document = data.Document(f"{document.doc_id}#{turn}", "", " ".join(words) or document.contents)
+                document = Document(f"{document.doc_id}#{turn}", "", " ".join(words) or document.contents)
             yield document
             count += 1
         turn += 1
@@ -356,14 +367,14 @@ def measure_growth(work: Path, documents: int, questions: dict[str, list[str]],
     place = work / f"growth-{documents}"
     source = Repeated(Vectors(vectors_folder(work, arguments)), documents)
     query_encoder = Vectors(source.folder).query_encoder()
-    rule = indexes.choose_rule(Vectors(source.folder), query_encoder)
-    indexes.build_impact_index(source, place / "index", rule, query_encoder)  # type: ignore[arg-type]
+    rule = builder.choose_rule(Vectors(source.folder), query_encoder)
+    builder.build_impact_index(source, place / "index", rule, query_encoder)  # type: ignore[arg-type]
     corpus = arguments.corpus or work / "corpus"
-    indexes.build_bm25_index(lambda: repeated_texts(corpus, documents), place / "bm25")
+    builder.build_bm25_index(lambda: repeated_texts(corpus, documents), place / "bm25")
     name = next(iter(questions))
     few = {name: questions[name][:40]}
     plain = argparse.Namespace(**{**vars(arguments), "options": [], "rounds": min(arguments.rounds, 5)})
-    with searcher.Index(place / "index") as index:
+    with Index(place / "index") as index:
         times = {str(k): time_sets(systems(place, index, k, plain), few, plain)[name] for k in arguments.hits}
     sizes = {BM25: files.folder_size(place / "bm25" / "lucene") / 1e6,
              OURS: files.folder_size(place / "index" / "lucene") / 1e6}

@@ -187,9 +187,11 @@ def prepare_peer(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
 
 def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], arguments: argparse.Namespace) -> Any:
     """Our trainer on one batch."""
-    from sparse_ir import recipe, runs, training
+    from sparse_ir.training import config_parser, pipeline
+    from sparse_ir.training.config import VERSION
+    from sparse_ir.training.trainer import Trainer
 
-    class Clocked(training.Trainer):
+    class Clocked(Trainer):
         def _step(self, step: int) -> dict[str, float]:
             facts = super()._step(step)
             clock.append(time.perf_counter())
@@ -202,8 +204,8 @@ def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
     sides = {name: {"penalty": "flops", "weight": weight, "ramp_steps": ramp} for name, weight in LAMBDA.items()}
     if arguments.queries == "idf":
         sides["queries"] = {"penalty": "none"}
-    config = recipe.parse_config({
-        "version": recipe.VERSION,
+    config = config_parser.parse_config({
+        "version": VERSION,
         "model": {"start": str(arguments.model), "query": arguments.queries, "max_length": arguments.max_length,
                   "query_max_length": arguments.max_length},
         "data": [{"path": str(path)}],
@@ -214,7 +216,7 @@ def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
         "run": {"steps": arguments.steps, "precision": arguments.precision, "log_every": 1, "tensorboard": False,
                 "save_every": arguments.steps},
     })
-    trainer = Clocked(config, runs.read_sources(config), folder / "run")
+    trainer = Clocked(config, pipeline.read_sources(config), folder / "run")
 
     def train() -> list[float]:
         trainer.run()
@@ -226,16 +228,16 @@ def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
 
 def as_sparse_encoder(model: str, folder: Path, arguments: argparse.Namespace) -> str:
     """The masked LM in the layout that both read: siamese, or a router with static query weights."""
-    from sparse_ir import queries
-    from sparse_ir.encoder import Encoder
+    from sparse_ir.models import idf
+    from sparse_ir.models.encoder import Encoder
 
     without_dropout(Path(model) / "config.json")
     encoder = Encoder.load(model, device="cpu")
     weights = None
     if arguments.queries == "idf":
-        from sparse_ir.encoder import load_tokenizer
+        from sparse_ir.models.encoder import load_tokenizer
 
-        weights = queries.compute_idf(read_texts(arguments), load_tokenizer(model))
+        weights = idf.compute_idf(read_texts(arguments), load_tokenizer(model))
     encoder.save(folder, query_weights=weights)
     return str(folder)
 

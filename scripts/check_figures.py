@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sparse_ir import beir, rows, verbs
+from sparse_ir.benchmark import results
+from sparse_ir.benchmark.suite import NO_BASELINES
+from sparse_ir.commands import benchmarking, evaluating
 
 NAMES = {"NDCG": "nDCG", "MAP": "AP", "Recall": "R", "P": "P"}  # BEIR's -> ours
 SYSTEMS = {"flat": "bm25", "multifield": "bm25-multifield"}  # Anserini's -> ours
@@ -45,7 +47,7 @@ def check_runs(checks: Path, data_dir: Path) -> Iterator[Figure]:
         text = printed.read_text(encoding="utf-8")
         scores = {key: value for part in json.loads(text[text.index("[") :]) for key, value in part.items()}
         measures = {key: f"{NAMES[key.partition('@')[0]]}@{key.partition('@')[2]}" for key in scores}
-        found = verbs.evaluate(run, str(data_dir / dataset), measures=" ".join(measures.values()))
+        found = evaluating.evaluate(run, str(data_dir / dataset), measures=" ".join(measures.values()))
         for key, measure in measures.items():
             yield Figure(f"{dataset}, {name} run", measure, f"{scores[key]:.5f}", found[measure])
 
@@ -55,11 +57,11 @@ def check_bm25(checks: Path, data_dir: Path, output: Path) -> Iterator[Figure]:
     lines = (checks / "anserini-beir-expected.tsv").read_text(encoding="utf-8").splitlines()
     expected = [line.split("\t")[:4] for line in lines if line.split("\t")[1] in SYSTEMS]
     there = list(dict.fromkeys(line[0] for line in expected if (data_dir / line[0]).is_dir()))
-    beir.beir("bm25,bm25-multifield", output, datasets=",".join(there), data_dir=data_dir, baselines=beir.NO_BASELINES,
+    benchmarking.beir("bm25,bm25-multifield", output, datasets=",".join(there), data_dir=data_dir, baselines=NO_BASELINES,
               progress=sys.stderr.isatty())
     for dataset, system, measure, figure in expected:
         if dataset in there:
-            found = rows.read_row(rows.row_folder(output, dataset, SYSTEMS[system])).measures
+            found = results.read_row(results.row_folder(output, dataset, SYSTEMS[system])).measures
             yield Figure(f"{dataset}, BM25 {system}", measure, figure, found[measure])
 
 

@@ -21,7 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import data, files, mining, recipe, runs, searcher, significance, verbs
+from sparse_ir.commands import evaluating, indexing, searching, training
+from sparse_ir.data import readers
+from sparse_ir.data.records import Qrels
+from sparse_ir.evaluation import significance
+from sparse_ir.retrieval.searcher import Index
+from sparse_ir.storage import files
+from sparse_ir.training import config_parser, pipeline
 
 BASE, BM25 = "causal", "BM25"
 MODES = ("causal", "echo", "bidirectional")
@@ -88,7 +94,7 @@ def find_start(arguments: argparse.Namespace) -> str:
 
 def documents_of(folders: list[str]) -> Iterator[str]:
     for folder in folders:
-        yield from (document.contents for document in data.read_documents(folder))
+        yield from (document.contents for document in readers.read_documents(folder))
 
 
 def make_decoder(folder: Path, arguments: argparse.Namespace) -> None:
@@ -120,18 +126,18 @@ def cut(collection: str, arguments: argparse.Namespace) -> str:
     documents have room, and then the first of the other documents."""
     name = Path(collection).name
     with files.building(arguments.output / "collections" / name) as folder:
-        qrels = choose_queries(data.read_qrels(collection), arguments.queries, arguments.documents)
+        qrels = choose_queries(readers.read_qrels(collection), arguments.queries, arguments.documents)
         judged = {doc_id for judgements in qrels.values() for doc_id in judgements}
-        others = [document.doc_id for document in data.read_documents(collection) if document.doc_id not in judged]
+        others = [document.doc_id for document in readers.read_documents(collection) if document.doc_id not in judged]
         kept = judged | set(others[: max(arguments.documents - len(judged), 0)])
         with (folder / "corpus.jsonl").open("w", encoding="utf-8") as stream:
-            for document in data.read_documents(collection):
+            for document in readers.read_documents(collection):
                 if document.doc_id in kept:
                     text = " ".join(document.contents.split()[: arguments.words])
                     stream.write(json.dumps({"_id": document.doc_id, "title": "", "text": text}) + "\n")
         with (folder / "queries.jsonl").open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps({"_id": query.query_id, "text": query.text}) + "\n"
-                              for query in data.read_queries(collection) if query.query_id in qrels)
+                              for query in readers.read_queries(collection) if query.query_id in qrels)
         (folder / "qrels").mkdir()
         lines = [f"{query_id}\t{doc_id}\t{relevance}\n" for query_id, judgements in qrels.items()
                  for doc_id, relevance in judgements.items()]
@@ -139,8 +145,8 @@ def cut(collection: str, arguments: argparse.Namespace) -> str:
     return name
 
 
-def choose_queries(qrels: data.Qrels, queries: int, documents: int) -> data.Qrels:
-    chosen: data.Qrels = {}
+def choose_queries(qrels: Qrels, queries: int, documents: int) -> Qrels:
+    chosen: Qrels = {}
     judged: set[str] = set()
     for query_id, judgements in qrels.items():
         if len(chosen) < queries and len(judged | set(judgements)) <= documents:
@@ -189,7 +195,7 @@ def source(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
         negatives = arguments.output / "negatives" / f"{Path(path).name}.jsonl"
         if not negatives.is_file():
             negatives.parent.mkdir(exist_ok=True)
-            mining.mine(path, negatives)
+            training.mine(path, negatives)
         found["negatives"] = str(negatives)
     return found
 
@@ -197,8 +203,8 @@ def source(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def train(folder: Path, config: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.toml"
-    path.write_text(recipe.format_config(recipe.parse_config(config)), encoding="utf-8")
-    return runs.train(path, folder / "run", cache=arguments.output / "teachers", progress=True)
+    path.write_text(config_parser.format_config(config_parser.parse_config(config)), encoding="utf-8")
+    return pipeline.train(path, folder / "run", cache=arguments.output / "teachers", progress=True)
 
 
 def measure(name: str, seed: int, start: str, collections: list[str], arguments: argparse.Namespace) -> None:
@@ -222,17 +228,17 @@ def folder_of(name: str, seed: int, arguments: argparse.Namespace) -> Path:
 
 def evaluate(model: str, collection: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     texts, place = str(arguments.output / "collections" / collection), folder / collection
-    encoded = verbs.encode(model, texts, place / "vectors")
-    verbs.index(place / "vectors", place / "index", prune_terms=arguments.terms)
+    encoded = indexing.encode(model, texts, place / "vectors")
+    indexing.index(place / "vectors", place / "index", prune_terms=arguments.terms)
     found = answer(place / "index", texts, place / "run.trec", top_terms=arguments.query_terms)
     return {"terms_found": encoded["mean_terms"], **found}
 
 
 def answer(index: Path, texts: str, run: Path, **options: Any) -> dict[str, Any]:
     """Search and measure: nDCG@10, also by query, and the postings of an average document."""
-    verbs.search(index, texts, run, hits=100, **options)
-    report = verbs.evaluate(run, texts, measures="nDCG@10", per_query=True)
-    with searcher.Index(index) as opened:
+    searching.search(index, texts, run, hits=100, **options)
+    report = evaluating.evaluate(run, texts, measures="nDCG@10", per_query=True)
+    with Index(index) as opened:
         counted = opened.reader.statistics()
     return {"terms": counted["postings"] / counted["documents"], "nDCG@10": report["nDCG@10"],
             "per_query": report["per_query"]["nDCG@10"]}
@@ -242,7 +248,7 @@ def measure_bm25(collections: list[str], arguments: argparse.Namespace) -> dict[
     found = {}
     for collection in collections:
         texts, place = str(arguments.output / "collections" / collection), arguments.output / "bm25" / collection
-        verbs.bm25(texts, place)
+        indexing.bm25(texts, place)
         found[collection] = answer(place, texts, place.with_suffix(".trec"))
     return {"seeds": [], "collections": found}
 

@@ -23,15 +23,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sparse_ir import data, files, java, lucene, searcher
+from sparse_ir.data import readers
+from sparse_ir.engines.lucene import java, parts
+from sparse_ir.engines.lucene.java import HEAP_VARIABLE
+from sparse_ir.retrieval.searcher import Index
+from sparse_ir.storage import files
 
 Answer = tuple[list[str], list[float]]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    os.environ.setdefault(java.HEAP_VARIABLE, "1g")  # Java fills whatever it is given before it clears up
-    texts = [query.text for folder in arguments.queries for query in data.read_queries(folder)]
+    os.environ.setdefault(HEAP_VARIABLE, "1g")  # Java fills whatever it is given before it clears up
+    texts = [query.text for folder in arguments.queries for query in readers.read_queries(folder)]
     texts = random.Random(0).sample(texts, min(len(texts), arguments.texts))
     with tempfile.TemporaryDirectory(dir=arguments.index.parent) as scratch:
         place = Path(scratch) / "index"
@@ -66,12 +70,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool) -> dict[str, Any]:
     """Search until the time is over; counts of searches, wrong answers and replaced versions, and resident memory."""
-    with searcher.Index(place) as index:
+    with Index(place) as index:
         expected = {text: answer(index, text, k) for text in texts}
         counts, wrong, versions, lock = [0] * callers, list[str](), [0], threading.Lock()
         end = time.monotonic() + seconds
 
-        def note(text: str, searched: searcher.Index) -> None:
+        def note(text: str, searched: Index) -> None:
             if answer(searched, text, k) != expected[text]:
                 with lock:
                     wrong.append(text)
@@ -85,14 +89,14 @@ def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int,
         def exchange() -> None:
             while time.monotonic() < end:
                 swap_in_a_copy(place)
-                with searcher.Index(place) as newer:
+                with Index(place) as newer:
                     for text in texts[:20]:
                         note(text, newer)
                 versions[0] += 1
 
         memory: list[float] = []
         watch = functools.partial(read_memory, memory, (end - 0.5 * seconds, end - 0.02 * seconds))
-        lucene.run_threads([*(functools.partial(call, caller) for caller in range(callers)), watch,
+        parts.run_threads([*(functools.partial(call, caller) for caller in range(callers)), watch,
                             *([exchange] if replace else [])])
         after = {text: answer(index, text, k) for text in texts}  # the version that was opened first is still whole
     return {"searches": sum(counts), "callers": callers, "seconds": seconds, "k": k, "versions": versions[0],
@@ -101,7 +105,7 @@ def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int,
             "growth_mb": round(memory[1] - memory[0], 1)}
 
 
-def answer(index: searcher.Index, text: str, k: int) -> Answer:
+def answer(index: Index, text: str, k: int) -> Answer:
     hits = index.search(text, k)
     return hits.doc_ids, hits.scores.tolist()
 

@@ -1,12 +1,8 @@
 """sparse_ir: learned-sparse retrieval, from text to a verified and measured Lucene impact index.
 
-    corpus ──data──▶ Document ──encoder──▶ weights ──vectors──▶ shards on disk
-           ──impacts──▶ integer impacts ──lucene──▶ postings ──indexes──▶ a verified index folder
-    query  ──queries──▶ weights ──impacts──▶ the same rule ──lucene──▶ hits ──data──▶ TREC run ──measures──▶ nDCG@10
-
-The verbs of the command line are functions here: ``encode index build bm25 search evaluate verify export idf compare
-explain demo``.
-Importing this package loads neither torch nor a Java virtual machine. First file to read: ``errors``.
+Each command of the shell is a function here with the same name and options. The folders are the wings of the package;
+the docstring of each says which question it answers. Importing this package loads neither torch nor a Java virtual
+machine: a public name is loaded when it is first asked for.
 """
 
 from __future__ import annotations
@@ -16,11 +12,30 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = dict.fromkeys(
-    ("encode", "index", "build", "bm25", "search", "evaluate", "verify", "export", "idf"), "sparse_ir.verbs"
-) | {"compare": "sparse_ir.comparison", "explain": "sparse_ir.explanation", "tune": "sparse_ir.tuning",
-     "demo": "sparse_ir.showcase", "Index": "sparse_ir.searcher", "SearchOptions": "sparse_ir.approximation",
-     "Encoder": "sparse_ir.encoder"}
+_HOMES = {
+    "Encoder": "sparse_ir.models.encoder",
+    "Index": "sparse_ir.retrieval.searcher",
+    "SearchOptions": "sparse_ir.retrieval.options",
+    "beir": "sparse_ir.commands.benchmarking",
+    "bm25": "sparse_ir.commands.indexing",
+    "build": "sparse_ir.commands.indexing",
+    "compare": "sparse_ir.commands.evaluating",
+    "demo": "sparse_ir.commands.demo",
+    "doctor": "sparse_ir.commands.doctor",
+    "encode": "sparse_ir.commands.indexing",
+    "evaluate": "sparse_ir.commands.evaluating",
+    "explain": "sparse_ir.commands.searching",
+    "export": "sparse_ir.commands.indexing",
+    "idf": "sparse_ir.commands.indexing",
+    "index": "sparse_ir.commands.indexing",
+    "leaderboard": "sparse_ir.commands.benchmarking",
+    "mine": "sparse_ir.commands.training",
+    "search": "sparse_ir.commands.searching",
+    "teach": "sparse_ir.commands.training",
+    "train": "sparse_ir.commands.training",
+    "tune": "sparse_ir.commands.searching",
+    "verify": "sparse_ir.commands.indexing",
+}
 
 __all__ = ["__version__", *_HOMES]
 

@@ -22,18 +22,20 @@ from typing import Any
 import click
 
 import sparse_ir
-from sparse_ir import beir, comparison, explanation, explanation_view, leaderboard, mining, showcase, tuning, verbs
+from sparse_ir.commands import benchmarking, demo, doctor, evaluating, indexing, searching, training
+from sparse_ir.console import format_report
 from sparse_ir.errors import SparseIRError
+from sparse_ir.reports import Report
+from sparse_ir.retrieval import explanation_view
 
-VERBS: tuple[Callable[..., verbs.Report], ...] = (
-    verbs.encode, verbs.index, verbs.build, verbs.bm25, verbs.search, tuning.tune, verbs.evaluate, verbs.verify,
-    verbs.export, comparison.compare, explanation.explain, verbs.idf, mining.mine, verbs.teach, verbs.train,
-    verbs.doctor, beir.beir, leaderboard.leaderboard, showcase.demo,
+VERBS: tuple[Callable[..., Report], ...] = (
+    indexing.encode, indexing.index, indexing.build, indexing.bm25, searching.search, searching.tune, evaluating.evaluate, indexing.verify,
+    indexing.export, evaluating.compare, searching.explain, indexing.idf, training.mine, training.teach, training.train,
+    doctor.doctor, benchmarking.beir, benchmarking.leaderboard, demo.demo,
 )
-
 # verbs whose reports have a form of their own for human eyes
-_FORMATS: dict[Callable[..., verbs.Report], Callable[[Mapping[str, Any]], str]] = {
-    explanation.explain: explanation_view.format_terminal,
+_FORMATS: dict[Callable[..., Report], Callable[[Mapping[str, Any]], str]] = {
+    searching.explain: explanation_view.format_terminal,
 }
 
 
@@ -67,7 +69,7 @@ def _sentence(error: Exception) -> str:
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
-def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
+def _make_command(verb: Callable[..., Report]) -> click.Command:
     parameters = inspect.signature(verb).parameters
     shows_progress = "progress" in parameters
     several = next((name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL), None)
@@ -79,8 +81,8 @@ def _make_command(verb: Callable[..., verbs.Report]) -> click.Command:
         given = {name: value for name, value in values.items() if value is not None}
         listed = given.pop(several, ()) if several else ()
         report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
-        if verb is not verbs.train or os.environ.get("RANK", "0") == "0":  # of several that train, one speaks
-            click.echo(json.dumps(report, indent=2) if json_output else _FORMATS.get(verb, _format)(report))
+        if verb is not training.train or os.environ.get("RANK", "0") == "0":  # of several that train, one speaks
+            click.echo(json.dumps(report, indent=2) if json_output else _FORMATS.get(verb, format_report)(report))
         if report.get("healthy") is False:
             click.get_current_context().exit(1)
 
@@ -135,53 +137,6 @@ def _click_type(hint: Any) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return click.Choice(typing.get_args(hint))
     return click.Path(path_type=Path) if hint is Path else hint
-
-
-def _format(report: Mapping[str, Any]) -> str:
-    return "\n".join(_lines(report))
-
-
-def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """A report for human eyes: a fact a line, rows with the same columns as a table, small leaves side by side."""
-    width = max((len(str(key)) for key in report), default=0)
-    for key, value in report.items():
-        if isinstance(value, list):
-            yield f"{indent}{key}" if value else f"{indent}{key:<{width}}  none"
-            for item in value:
-                yield from (_lines(item, indent + "  ") if isinstance(item, Mapping) else [f"{indent}  {item}"])
-        elif not isinstance(value, Mapping):
-            yield f"{indent}{key:<{width}}  {_show(value)}"
-        elif not any(isinstance(part, Mapping | list) for part in value.values()):
-            yield f"{indent}{key:<{width}}  " + ", ".join(f"{name} {_show(part)}" for name, part in value.items())
-        elif _is_table(value):
-            yield from ("", *(indent + line for line in _table(key, value)), "")
-        else:
-            yield f"{indent}{key}"
-            yield from _lines(value, indent + "  ")
-
-
-def _is_table(rows: Mapping[str, Any]) -> bool:
-    columns = [list(row) for row in rows.values() if isinstance(row, Mapping)]
-    return len(columns) == len(rows) > 1 and all(column == columns[0] for column in columns)
-
-
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    header = [title, *next(iter(rows.values()))]
-    body = [[name, *map(_show, row.values())] for name, row in rows.items()]
-    widths = [max(len(line[column]) for line in (header, *body)) for column in range(len(header))]
-    for line in (header, *body):
-        first, *rest = line
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells])
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        whole = value.is_integer() and abs(value) >= 1
-        return str(int(value)) if whole else f"{value:.1g}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
-    return str(value)
 
 
 for _verb in VERBS:

@@ -9,8 +9,10 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── LockedError, ClosedError  another process is writing to the same place; something is used after it was closed
 ├── TrainingError, BudgetMissed   training cannot go on; no search options hold a latency budget
 └── JavaError                 no usable Java runtime, or the virtual machine failed
-Each one also inherits the builtin exception that a caller would expect. Next file to read: ``files``.
+Each one also inherits the builtin exception that a caller would expect.
 """
+
+from __future__ import annotations
 
 
 class SparseIRError(Exception):
@@ -59,3 +61,7 @@ class TrainingError(SparseIRError, RuntimeError):
 
 class JavaError(SparseIRError, RuntimeError):
     """No usable Java runtime was found, or the Java side failed."""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +36,14 @@ def tiny_texts() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_folder: Path) -> Any:
     """The WordPiece tokenizer of the random BERT, as the tokenizers library reads it."""
-    from sparse_ir import queries
+    from sparse_ir.models import tokenization
 
-    return queries.read_tokenizer(tiny_folder / "tokenizer.json")
+    return tokenization.read_tokenizer(tiny_folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 questions made of three words of their documents, with teacher scores for one negative each. Read only."""
+    import small_runs
+
+    return small_runs.write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")

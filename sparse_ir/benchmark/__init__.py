@@ -1,0 +1,1 @@
+"""How do measured systems become rows, and rows one table?"""

@@ -1,0 +1,1 @@
+"""Which commands are there? Each public function is one command of the shell."""

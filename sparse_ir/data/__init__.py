@@ -1,0 +1,1 @@
+"""What are documents, queries, qrels and runs, and how are they read and written?"""

@@ -1,0 +1,1 @@
+"""How do postings get into a search engine, and scores out of it?"""

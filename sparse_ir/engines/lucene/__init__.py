@@ -1,0 +1,1 @@
+"""The Lucene engine: the bridge to Java, terms, writing, reading and checking."""

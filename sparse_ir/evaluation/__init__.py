@@ -1,0 +1,1 @@
+"""How good is a run, and is the difference to another one more than chance?"""

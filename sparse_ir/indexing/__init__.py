@@ -1,0 +1,1 @@
+"""How do weights become integer impacts, and impacts a verified index folder?"""

@@ -1,0 +1,147 @@
+"""The forward index: each document's impacts side by side on disk, to score a list of candidates exactly.
+
+    forward/offsets.npy       int64 (N + 1,): where each document number begins
+    forward/token_ids.npy     uint8, uint16 or uint32 (postings,), as narrow as the largest id allows
+    forward/impacts.npy       uint8 or uint16 (postings,), as narrow as the largest impact allows
+    forward/vocabulary.json   the token of each id
+
+Three bytes a posting for most models. It is read through memory maps, so that opening costs nothing and processes
+share it. Row numbers are Lucene's document numbers. It knows no queries' text and no Lucene.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from sparse_ir.errors import DamagedError
+from sparse_ir.storage import files
+
+FOLDER = "forward"
+_OFFSETS, _TOKEN_IDS, _IMPACTS, _VOCABULARY = "offsets.npy", "token_ids.npy", "impacts.npy", "vocabulary.json"
+_PART_ID, _PART_IMPACT = np.uint32, np.uint16  # of the parts; the finished files are as narrow as they can be
+
+
+class ForwardWriter:
+    """Collects batches in any order, also from several threads, and puts them together by their numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._parts = folder, folder / "parts"
+        self._lengths: dict[int, np.ndarray] = {}
+        self._largest: dict[int, tuple[int, int]] = {}
+        self._parts.mkdir(parents=True)
+
+    def add(self, number: int, impacts: sparse.csr_matrix) -> None:
+        """Keep the rows of batch ``number``, impacts int32 ``(N, V)`` in 1..65535; every row holds at least one."""
+        impacts.indices.astype(_PART_ID).tofile(self._part(number, _TOKEN_IDS))
+        impacts.data.astype(_PART_IMPACT).tofile(self._part(number, _IMPACTS))
+        self._lengths[number] = np.diff(impacts.indptr).astype(np.int64)
+        self._largest[number] = int(impacts.indices.max(initial=0)), int(impacts.data.max(initial=0))
+
+    def finish(self, vocabulary: Sequence[str]) -> None:
+        """Write the files, rows in the order of the batches' numbers, and delete the parts."""
+        numbers = sorted(self._lengths)
+        lengths = np.concatenate([np.empty(0, np.int64), *(self._lengths[number] for number in numbers)])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        with files.atomic_writer(self._folder / _OFFSETS, "wb") as stream:
+            np.save(stream, offsets)
+        for place, (name, part) in enumerate(((_TOKEN_IDS, _PART_ID), (_IMPACTS, _PART_IMPACT))):
+            largest = max((found[place] for found in self._largest.values()), default=0)
+            arrays = (np.fromfile(self._part(number, name), part) for number in numbers)
+            _write_array(self._folder / name, arrays, int(offsets[-1]), np.min_scalar_type(largest))
+        files.write_json(self._folder / _VOCABULARY, list(vocabulary))
+        shutil.rmtree(self._parts)
+
+    def _part(self, number: int, name: str) -> Path:
+        return self._parts / f"{number:06d}-{name}"
+
+
+def _write_array(path: Path, arrays: Iterable[np.ndarray], length: int, dtype: np.dtype[Any]) -> None:
+    """One ``.npy`` file of all arrays, one of them in memory at a time."""
+    with files.atomic_writer(path, "wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for array in arrays:
+            stream.write(array.astype(dtype).tobytes())
+
+
+class ForwardIndex:
+    """An open forward index; safe to use from several threads. Raises ``DamagedError`` when its files do not fit.
+
+    ``vocabulary``: what the token ids of queries mean, where it is not the vocabulary of the index itself.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Sequence[str] | None = None) -> None:
+        self.vocabulary: list[str] = files.read_json(folder / _VOCABULARY)
+        self._own_ids = None if vocabulary is None else _translation(vocabulary, self.vocabulary)
+        try:
+            self._offsets = np.load(folder / _OFFSETS)
+            self._token_ids = _mapped(folder / _TOKEN_IDS)
+            self._impacts = _mapped(folder / _IMPACTS)
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"{folder} holds no forward index that can be read ({error}); build the index again") \
+                from error
+        if (np.diff(self._offsets) < 0).any():
+            raise DamagedError(f"{folder / _OFFSETS}: documents end before they begin; build the index again")
+        if not len(self._token_ids) == len(self._impacts) == self._offsets[-1]:
+            raise DamagedError(f"{folder}: {self._offsets[-1]} postings are promised, but there are "
+                               f"{len(self._token_ids)} token ids and {len(self._impacts)} impacts")
+        self._weights = _Scratch(len(self.vocabulary))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def vector(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and impacts of one document, int64."""
+        part = slice(self._offsets[number], self._offsets[number + 1])
+        return self._token_ids[part].astype(np.int64), self._impacts[part].astype(np.int64)
+
+    def scores(self, numbers: np.ndarray, token_ids: np.ndarray, boosts: np.ndarray) -> np.ndarray:
+        """``sum boost x impact`` of the documents with these numbers: exact, int64, in the order given.
+
+        ``token_ids`` and ``boosts``: the query, whole numbers ``(T,)``, each token once.
+        """
+        if not len(numbers):
+            return np.empty(0, np.int64)
+        if self._own_ids is not None:
+            token_ids = self._own_ids[token_ids]
+            token_ids, boosts = token_ids[token_ids >= 0], boosts[token_ids >= 0]
+        starts = self._offsets[numbers]
+        lengths = self._offsets[np.asarray(numbers) + 1] - starts
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        weights = self._weights.array
+        weights[token_ids] = boosts
+        products = weights[self._token_ids[places]]
+        weights[token_ids] = 0
+        products *= self._impacts[places]
+        return np.add.reduceat(products, ends - lengths)
+
+    def statistics(self) -> dict[str, int]:
+        """Documents, postings and sum of the impacts, as ``lucene.Reader.statistics`` counts them."""
+        return {"documents": len(self), "postings": len(self._token_ids),
+                "sum_impacts": int(self._impacts.sum(dtype=np.int64))}
+
+
+class _Scratch(threading.local):
+    """A thread's own query vector, zero between two uses: clearing a whole vocabulary would cost more than a search."""
+
+    def __init__(self, size: int) -> None:
+        self.array = np.zeros(size, np.int64)
+
+
+def _translation(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
+    """Our id of each of their tokens, int64; -1 for a token that no document has."""
+    ids = {token: token_id for token_id, token in enumerate(ours)}
+    return np.array([ids.get(token, -1) for token in theirs], dtype=np.int64)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A read-only array of the file; a plain view, because the class ``memmap`` slows every look-up down."""
+    return np.asarray(np.load(path, mmap_mode="r"))

@@ -1,0 +1,1 @@
+"""How does an index answer, how fast, and why in this order?"""

@@ -1,0 +1,47 @@
+"""Opening an index for a command, whoever built it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparse_ir.errors import ConfigError
+from sparse_ir.indexing import manifest
+from sparse_ir.indexing.quantization import Rule
+from sparse_ir.models.static_queries import StaticQueryEncoder
+from sparse_ir.retrieval.searcher import Index
+
+
+def open_index(
+    folder: Path, query_model: str | None = None, scale: float | None = None, *, tuned: bool = False,
+) -> Index:
+    """Open an index of any kind for the queries of a command; see ``search`` for the options."""
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist; build an index first")
+    is_foreign = manifest.is_lucene_folder(folder)
+    if not is_foreign and not manifest.needs_query_encoder(folder):
+        if scale is not None:
+            raise ConfigError(f"{folder} keeps its own rule; --scale is for indexes that Pyserini built")
+        return Index(folder, query_model=query_model, tuned=tuned)
+    if query_model is None:
+        return Index(folder)  # raises, saying what is missing
+    from sparse_ir.models.encoder import Encoder
+
+    rule = Rule(scale) if scale is not None else None
+    query_encoder = Encoder.load(query_model).query_encoder()
+    if is_foreign:
+        return Index(folder, query_encoder=query_encoder, rule=rule, tuned=tuned)
+    return _open_without_query_side(folder, query_encoder, rule, tuned)
+
+
+def _open_without_query_side(
+    folder: Path, query_encoder: Any, rule: Rule | None, tuned: bool,
+) -> Index:
+    """An index from JSON vectors. Their whole numbers were made by a scale that only their maker knows."""
+    static = isinstance(query_encoder, StaticQueryEncoder)
+    if rule is None and not static and manifest.read_manifest(folder)["rule"]["scale"] == 1.0:
+        raise ConfigError(f"{folder} was built from whole numbers: name the scale that made them (often 100), by which "
+                          "the query weights are multiplied")
+    opened = Index(folder, query_encoder=query_encoder, tuned=tuned)
+    opened.rule = rule or opened.rule
+    return opened

@@ -1,0 +1,210 @@
+"""Writes that are whole or not there: files, folders, checksums and locks.
+
+Everything this package stores goes through here: it is written aside, flushed to the disk, and renamed. A reader
+sees the old bytes or the new ones, never a mixture, also after ``kill -9`` or a power cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+
+from sparse_ir.errors import DamagedError, LockedError
+
+_TEMPORARY_MARK = ".tmp-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces): the same for equal values."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A fresh name beside ``path``, on the same file system, that ``remove_leftovers`` recognises."""
+    return path.with_name(f".{path.name}{_TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of ``path`` left beside it. Call it only while holding ``write_lock(path)``."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Delete what killed writers of anything in ``folder`` left there. Call it only as the one who writes there."""
+    for leftover in folder.glob(f".*{_TEMPORARY_MARK}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_disk_errors(path: Path) -> Iterator[None]:
+    """What safetensors reports of the disk, in an exception of its own, as the ``OSError`` that it is, for ``path``."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears under ``path`` only when the block ends without an exception.
+
+    Text is UTF-8 with ``\\n`` line ends. On an error (a full disk, say) the old file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with temporary.open(mode, **text) as stream:  # type: ignore[call-overload]
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL and error.filename is None:
+            error.filename = str(path)  # the system says only what is wrong, not where
+        raise
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented for human eyes."""
+    with atomic_writer(path) as stream:
+        stream.write(format_json(value))
+
+
+def format_json(value: Any) -> str:
+    """The text that ``write_json`` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises ``DamagedError`` when it is missing or broken."""
+    return read_json_and_text(path)[0]
+
+
+def read_json_and_text(path: Path) -> tuple[Any, str]:
+    """The value and the text of a JSON file, from one reading: the file may be replaced at any moment."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text), text
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path} is missing") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path} is not readable as JSON ({error})") from error
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Put the finished folder ``new`` in the place of ``target`` in one step, and delete what stood there.
+
+    Where the kernel offers it (Linux, ``RENAME_EXCHANGE``) the two names change places atomically, so that
+    ``target`` exists at every moment. Elsewhere the old folder is first renamed aside.
+    """
+    _sync_tree(new)
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        aside = temporary_sibling(target)
+        target.rename(aside)
+        new.rename(target)
+        shutil.rmtree(aside)
+    _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A folder to build in, which takes the place of ``target`` when the block ends without an exception."""
+    folder = temporary_sibling(target)
+    folder.mkdir(parents=True)
+    try:
+        with naming_disk_errors(target):
+            yield folder
+        swap_folder(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Hold the right to write ``path``; the kernel gives it back when the process dies, however it dies.
+
+    Raises ``LockedError`` when another process holds it for longer than ``timeout`` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=timeout)
+    except filelock.Timeout as error:
+        raise LockedError(f"{path}: another process is writing here; wait for it to end, or choose another output") \
+            from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that it is never seen half deleted under its own name."""
+    aside = temporary_sibling(path)
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files below ``path``."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

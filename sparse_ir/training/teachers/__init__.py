@@ -1,0 +1,1 @@
+"""What do teachers say about a query and a document?"""

@@ -1,0 +1,102 @@
+"""Sparse encoders as teachers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from sparse_ir.errors import ConfigError, ModelError
+from sparse_ir.training.teachers.bm25 import stack_rows
+from sparse_ir.training.teachers.cache import Cache, Computed, Prepared, Progress, Stored, key_of, prepare_both
+from sparse_ir.training.teachers.layouts import Role, package_versions, role_of, shorten
+
+_TEXTS_PER_SPARSE_WINDOW = 256
+
+
+class SparseTeacher:
+    """A learned-sparse encoder with its own query side; scores are dot products."""
+
+    in_batch = True
+
+    def __init__(self, model: Any, *, name: str | None = None, cache: Path | None = None, **options: Any) -> None:
+        """``model``: a folder or hub name for ``Encoder.load`` (with its ``options``), or a document encoder object.
+
+        ``cache``: the folder of the cache files; None keeps vectors in memory while the teacher lives.
+        Raises what ``Encoder.load`` raises.
+        """
+        if isinstance(model, str | Path):
+            from sparse_ir.models.encoder import Encoder
+
+            model = Encoder.load(model, **options)
+        elif options:
+            raise ConfigError(f"{', '.join(options)}: options belong to a folder or hub name, not to an encoder object")
+        self._sides = {"document": model, "query": model.query_encoder()}
+        self._width = max(len(side.vocabulary) for side in self._sides.values())
+        self.name: str = name or str(model.fingerprint.get("name") or model.fingerprint["kind"])
+        self.fingerprint: dict[str, Any] = {
+            "kind": "sparse", "name": self.name,
+            "document": model.fingerprint, "query": self._sides["query"].fingerprint,
+        }
+        self._stored = Stored(Cache(cache, self.name, "sparse", self.fingerprint, package_versions()), self._compute)
+
+    @property
+    def forward_passes(self) -> int:
+        """Texts that were encoded since this teacher was made."""
+        return self._stored.forward_passes
+
+    @property
+    def cache(self) -> Cache:
+        """Where the vectors are kept."""
+        return self._stored.cache
+
+    def scores(
+        self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
+    ) -> np.ndarray:
+        """float32 ``[Q, D]``: dot products of all pairs; ``wanted_QD`` is not needed and not read."""
+        return (self.vectors(queries, "query") @ self.vectors(documents, "document").T).toarray()
+
+    def vectors(self, texts: Sequence[str], role: Role) -> sparse.csr_matrix:
+        """CSR float32 ``[N, V]`` of the texts, from the cache where they are there."""
+        keys = self.keys(texts, role)
+        found = self._stored.fetch(keys, texts, role)
+        return stack_rows([_unpack_row(found[key]) for key in keys], self._width)
+
+    def keys(self, texts: Sequence[str], role: Role) -> list[bytes]:
+        """The cache key of each text."""
+        return [key_of(text, role) for text in texts]
+
+    def prepare(self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None) -> Prepared:
+        """Fill the cache; ``progress(n)``: n more texts are there."""
+        return prepare_both(self._stored, self.keys, queries, documents, progress)
+
+    def _compute(self, texts: Sequence[str], role: str) -> Iterator[Computed]:
+        for start in range(0, len(texts), _TEXTS_PER_SPARSE_WINDOW):
+            part = texts[start : start + _TEXTS_PER_SPARSE_WINDOW]
+            matrix = self._encode(part, role_of(role))
+            rows = [(matrix.indices[a:b], matrix.data[a:b]) for a, b in itertools.pairwise(matrix.indptr)]
+            for text, (_, weights) in zip(part, rows, strict=True):
+                if not np.isfinite(weights).all():
+                    raise ModelError(f"{self.name} gives a weight that is not finite to {shorten(text)}")
+            yield range(start, start + len(part)), [_pack_row(*row) for row in rows]
+
+    def _encode(self, texts: Sequence[str], role: Role) -> sparse.csr_matrix:
+        side = self._sides[role]
+        if role == "document":
+            return side.encode(texts)
+        if hasattr(side, "encode_batch"):
+            return side.encode_batch(texts)
+        return stack_rows([side.encode(text) for text in texts], self._width)
+
+
+def _pack_row(token_ids: np.ndarray, weights: np.ndarray) -> bytes:
+    return token_ids.astype("<i4").tobytes() + weights.astype("<f4").tobytes()
+
+
+def _unpack_row(value: bytes) -> tuple[np.ndarray, np.ndarray]:
+    half = len(value) // 2
+    return np.frombuffer(value[:half], dtype="<i4"), np.frombuffer(value[half:], dtype="<f4")

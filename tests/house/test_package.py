@@ -1,0 +1,91 @@
+"""The distribution: name, version, what the wheel holds, and the command that it installs."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import sparse_ir
+from sparse_ir import cli
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "sparse_ir"
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "sparse_ir")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that no build folder stays in the checkout."""
+    root = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, root / name)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+                    "--wheel-dir", root / "dist", root], check=True, capture_output=True, text=True)
+    (path,) = (root / "dist").iterdir()
+    return path
+
+
+def read_metadata(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [entry for entry in archive.namelist() if entry.endswith(f".dist-info/{name}")]
+        return archive.read(path).decode()
+
+
+def test_the_version_is_the_newest_of_the_changelog():
+    headings = re.findall(r"^## \[?(\d+\.\d+\.\d+)\]?(?: - \d{4}-\d\d-\d\d)?$", (ROOT / "CHANGELOG.md").read_text(),
+                          re.MULTILINE)
+    assert headings[0] == sparse_ir.__version__
+    assert headings == sorted(headings, key=lambda text: [int(part) for part in text.split(".")], reverse=True)
+
+
+def test_the_wheel_has_name_version_and_licence(wheel):
+    assert wheel.name == f"sparse_ir_toolkit-{sparse_ir.__version__}-py3-none-any.whl"
+    metadata = read_metadata(wheel, "METADATA")
+    assert "\nName: sparse-ir-toolkit\n" in metadata
+    assert f"\nVersion: {sparse_ir.__version__}\n" in metadata
+    assert "\nLicense-File: LICENSE\n" in metadata
+
+
+def test_the_wheel_holds_every_module_and_resource_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    wanted = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*")
+              if path.is_file() and "__pycache__" not in path.parts}
+    assert packed == wanted
+    assert {"sparse_ir/py.typed", "sparse_ir/resources/pydocs/queries.jsonl",
+            "sparse_ir/resources/pydocs/qrels.tsv"} <= packed
+
+
+def test_the_wheel_installs_the_command(wheel):
+    parser = configparser.ConfigParser()
+    parser.read_string(read_metadata(wheel, "entry_points.txt"))
+    assert dict(parser["console_scripts"]) == {"sparse-ir": "sparse_ir.cli:run"}
+
+
+def test_the_command_is_there_and_is_that_function():
+    assert Path(sys.executable).with_name("sparse-ir").is_file()
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="sparse-ir")
+    assert entry.load() is cli.run
+    assert importlib.metadata.distribution("sparse-ir-toolkit").version == sparse_ir.__version__
+
+
+def test_every_library_that_is_imported_is_asked_for():
+    asked = importlib.metadata.requires("sparse-ir-toolkit") or []
+    offered = [line for line in asked if 'extra == "test"' not in line]  # what only the tests need is no help to users
+    names = {re.split(r"[><=~!; ]", line)[0].lower().replace("-", "_") for line in offered}
+    provides = {"jnius": "pyjnius", "jnius_config": "pyjnius"}
+    nodes = [node for path in PACKAGE.glob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {path.split(".")[0] for path in found} - sys.stdlib_module_names - {"sparse_ir"}
+    assert {provides.get(name, name) for name in packages} <= names
