@@ -1,11 +1,14 @@
-"""What each part of the training recipe is worth: one short run per variant, the same steps, data and seed.
+"""What each part of the training recipe is worth: one short run per variant, the same steps, data
+and seed.
 
-    python scripts/ablate.py --base scripts/recipes/ablation.toml --collections data/test/cranfield data/test/cisi \\
+    python scripts/ablate.py --base scripts/recipes/ablation.toml --collections data/test/cranfield
+        data/test/cisi \\
         --output runs/ablation
 
-Each variant changes the base configuration in one respect, is trained from the same start, and is measured on the
-collections zero-shot: nDCG@10 by query, compared with the base by a paired randomization test (Holm over the
-variants). Everything resumes: run it again after a kill. ``--only`` names variants; what is there already is used.
+Each variant changes the base configuration in one respect, is trained from the same start, and is
+measured on the collections zero-shot: nDCG@10 by query, compared with the base by a paired
+randomization test (Holm over the variants). Everything resumes: run it again after a kill.
+``--only`` names variants; what is there already is used.
 """
 
 from __future__ import annotations
@@ -38,8 +41,11 @@ def main() -> None:
         raise SystemExit(f"unknown variants {sorted(unknown)}; there are: {', '.join(variants)}")
     for name in arguments.only or variants:
         measure(name, variants[name], arguments)
-    found = {name: json.loads(path_of(name, arguments.output).read_text()) for name in variants
-             if path_of(name, arguments.output).is_file()}
+    found = {
+        name: json.loads(path_of(name, arguments.output).read_text())
+        for name in variants
+        if path_of(name, arguments.output).is_file()
+    }
     print(f"{as_markdown(found)}\n\n{as_pairs(found)}")
     if arguments.json:
         files.write_json(arguments.json, found)
@@ -48,27 +54,48 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="configuration with a dense and a BM25 teacher")
-    parser.add_argument("--collections", nargs="+", required=True, help="BEIR folders to measure on")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--base", type=Path, required=True, help="configuration with a dense and a BM25 teacher"
+    )
+    parser.add_argument(
+        "--collections", nargs="+", required=True, help="BEIR folders to measure on"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="the teachers' scores; default: OUTPUT/teachers")
-    parser.add_argument("--steps", type=int, help="length of every run; default: as in the configuration")
-    parser.add_argument("--terms", type=float, nargs="+", default=[60.0, 100.0], help="further targets of the curve")
-    parser.add_argument("--equal", type=float, nargs="+", default=[60.0, 100.0, 150.0],
-                        help="sizes at which both forms of IDF-aware FLOPS and plain FLOPS meet")
-    parser.add_argument("--precision", default="float32", help="of encoding: float32, bfloat16, int8")
+    parser.add_argument(
+        "--steps", type=int, help="length of every run; default: as in the configuration"
+    )
+    parser.add_argument(
+        "--terms", type=float, nargs="+", default=[60.0, 100.0], help="further targets of the curve"
+    )
+    parser.add_argument(
+        "--equal",
+        type=float,
+        nargs="+",
+        default=[60.0, 100.0, 150.0],
+        help="sizes at which both forms of IDF-aware FLOPS and plain FLOPS meet",
+    )
+    parser.add_argument(
+        "--precision", default="float32", help="of encoding: float32, bfloat16, int8"
+    )
     parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw nDCG@10 over terms as SVG")
     return parser.parse_args()
 
 
-def make_variants(base: dict[str, Any], terms: list[float], equal: list[float]) -> dict[str, dict[str, Any]]:
-    """Name -> configuration. "No IDF" is SPLADE's own form: each query token weighs 1, and FLOPS is plain.
+def make_variants(
+    base: dict[str, Any], terms: list[float], equal: list[float]
+) -> dict[str, dict[str, Any]]:
+    """Name -> configuration. "No IDF" is SPLADE's own form: each query token weighs 1, and FLOPS is
+    plain.
 
-    Those called "equal" have IDF in the score (form A of Geng et al.), in the penalty (form B), or nowhere, and their
-    output biases are shifted in the end, so that documents of a sample, read whole, have equally many terms.
+    Those called "equal" have IDF in the score (form A of Geng et al.), in the penalty (form B), or
+    nowhere, and their output biases are shifted in the end, so that documents of a sample, read
+    whole, have equally many terms.
     """
     target = base["documents"]["target_terms"]
     variants = {
@@ -77,14 +104,17 @@ def make_variants(base: dict[str, Any], terms: list[float], equal: list[float]) 
         "plain sum of scores": changed(base, ensemble={"normalization": "none", "scale": 1.0}),
         "dense teacher only": {**base, "teacher": [base["teacher"][TEACHERS["dense"]]]},
         "BM25 teacher only": {**base, "teacher": [base["teacher"][TEACHERS["bm25"]]]},
-        "no distillation": {**{key: value for key, value in base.items() if key != "teacher"},
-                            "loss": [{"name": "info_nce"}]},
+        "no distillation": {
+            **{key: value for key, value in base.items() if key != "teacher"},
+            "loss": [{"name": "info_nce"}],
+        },
         "l0 mask": changed(base, documents={"exempt_up_to": round(target * 0.8)}),
     }
     for count in terms:
         variants[f"IDF, {count:.0f} terms"] = changed(base, documents={"target_terms": count})
-        variants[f"no IDF, {count:.0f} terms"] = changed(base, model={"query": "ones"},
-                                                         documents={"target_terms": count})
+        variants[f"no IDF, {count:.0f} terms"] = changed(
+            base, model={"query": "ones"}, documents={"target_terms": count}
+        )
     for count in equal:
         sections = {"documents": {"target_terms": count}, "blend": {"terms": round(count)}}
         aware = {**sections, "documents": {**sections["documents"], "penalty": "idf_flops"}}
@@ -108,46 +138,75 @@ def path_of(name: str, output: Path) -> Path:
 def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Train and evaluate one variant, and keep its figures."""
     path = path_of(name, arguments.output)
-    configuration, text = path.parent / "config.toml", config_parser.format_config(config_parser.parse_config(config))
+    configuration, text = (
+        path.parent / "config.toml",
+        config_parser.format_config(config_parser.parse_config(config)),
+    )
     if configuration.is_file() and configuration.read_text(encoding="utf-8") != text:
-        raise SystemExit(f"{path.parent} holds a run with another configuration; choose another --output")
+        raise SystemExit(
+            f"{path.parent} holds a run with another configuration; choose another --output"
+        )
     if path.is_file():
         return
     path.parent.mkdir(exist_ok=True)
     with files.atomic_writer(configuration) as stream:
         stream.write(text)
-    report = pipeline.train(configuration, path.parent / "run", cache=arguments.cache or arguments.output / "teachers")
+    report = pipeline.train(
+        configuration, path.parent / "run", cache=arguments.cache or arguments.output / "teachers"
+    )
     figures: dict[str, Any] = {"terms_in_training": report["documents_terms"], "collections": {}}
     for collection in arguments.collections:
-        figures["collections"][Path(collection).name] = evaluate(report["model"], collection, path.parent, arguments)
+        figures["collections"][Path(collection).name] = evaluate(
+            report["model"], collection, path.parent, arguments
+        )
     files.write_json(path, figures)  # whole or not at all: what is there counts as done
 
 
-def evaluate(model: str, collection: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def evaluate(
+    model: str, collection: str, folder: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
     place, run = folder / Path(collection).name, folder / f"{Path(collection).name}.trec"
     encoded = indexing.encode(model, collection, place / "vectors", precision=arguments.precision)
     indexing.index(place / "vectors", place / "index")
     searching.search(place / "index", collection, run, hits=100)
     report = evaluating.evaluate(run, collection, measures="nDCG@10", per_query=True)
-    return {"terms": encoded["mean_terms"], "nDCG@10": report["nDCG@10"],
-            "per_query": report["per_query"]["nDCG@10"]}
+    return {
+        "terms": encoded["mean_terms"],
+        "nDCG@10": report["nDCG@10"],
+        "per_query": report["per_query"]["nDCG@10"],
+    }
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """A row per variant; the last columns compare all queries of all collections with the base, or the first row."""
+    """A row per variant; the last columns compare all queries of all collections with the base, or
+    the first row.
+    """
     base = BASE if BASE in found else next(iter(found))
     collections = list(found[base]["collections"])
     pooled = {name: pool(figures) for name, figures in found.items()}
-    compared = significance.compare(pooled[base], {name: values for name, values in pooled.items() if name != base})
-    lines = ["| variant | terms | " + " | ".join(collections) + " | mean | difference (95 %) | p, Holm | won, lost |",
-             "|---|" + "---:|" * (len(collections) + 5)]
+    compared = significance.compare(
+        pooled[base], {name: values for name, values in pooled.items() if name != base}
+    )
+    lines = [
+        "| variant | terms | " + " | ".join(collections) + " | mean | difference (95 %) | p, "
+        "Holm | won, lost |",
+        "|---|" + "---:|" * (len(collections) + 5),
+    ]
     for name, figures in found.items():
         values = [figures["collections"][collection]["nDCG@10"] for collection in collections]
-        cells = [name, f"{mean_terms(figures):.0f}", *(f"{value:.3f}" for value in values), f"{mean(values):.3f}"]
+        cells = [
+            name,
+            f"{mean_terms(figures):.0f}",
+            *(f"{value:.3f}" for value in values),
+            f"{mean(values):.3f}",
+        ]
         if name in compared:
             row = compared[name]
-            cells += [f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})", f"{row.p_adjusted:.4f}",
-                      f"{row.wins}, {row.losses}"]
+            cells += [
+                f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})",
+                f"{row.p_adjusted:.4f}",
+                f"{row.wins}, {row.losses}",
+            ]
         else:
             cells += ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
@@ -155,25 +214,37 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def as_pairs(found: dict[str, Any]) -> str:
-    """IDF-aware against plain FLOPS at each number of terms, and not against the base of the table."""
+    """IDF-aware against plain FLOPS at each number of terms, and not
+    against the base of the table.
+    """
     chosen = {label: pair for label, pair in find_pairs(found).items() if set(pair) <= set(found)}
-    compared = {label: significance.compare(pool(found[plain]), {aware: pool(found[aware])})[aware]
-                for label, (aware, plain) in chosen.items()}
+    compared = {
+        label: significance.compare(pool(found[plain]), {aware: pool(found[aware])})[aware]
+        for label, (aware, plain) in chosen.items()
+    }
     adjusted = significance.holm([row.p for row in compared.values()])
-    lines = ["| IDF-aware against plain | terms | difference (95 %) | p | p, Holm | won, lost |",
-             "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| IDF-aware against plain | terms | difference (95 %) | p | p, Holm | won, lost |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for (label, row), p in zip(compared.items(), adjusted, strict=True):
         aware, plain = (mean_terms(found[name]) for name in chosen[label])
         difference = f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-        lines.append(f"| {label} | {aware:.0f}, {plain:.0f} | {difference} | {row.p:.4f} | {p:.4f} | "
-                     f"{row.wins}, {row.losses} |")
+        lines.append(
+            f"| {label} | {aware:.0f}, {plain:.0f} | {difference} | {row.p:.4f} | "
+            f"{p:.4f} | "
+            f"{row.wins}, {row.losses} |"
+        )
     return "\n".join(lines)
 
 
 def find_pairs(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Label -> a variant that knows of IDF and the plain one of its size."""
-    pairs = {"full": (BASE, "no IDF")} | {name.partition(", ")[2]: (name, f"no {name}") for name in found
-                                          if name.startswith("IDF, ") and name.endswith(" terms")}
+    pairs = {"full": (BASE, "no IDF")} | {
+        name.partition(", ")[2]: (name, f"no {name}")
+        for name in found
+        if name.startswith("IDF, ") and name.endswith(" terms")
+    }
     for name in found:
         form, _, size = name.partition(", equal ")
         if form in FORMS:
@@ -182,8 +253,11 @@ def find_pairs(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def pool(figures: dict[str, Any]) -> dict[str, float]:
-    return {f"{collection}/{query_id}": value for collection, measured in figures["collections"].items()
-            for query_id, value in measured["per_query"].items()}
+    return {
+        f"{collection}/{query_id}": value
+        for collection, measured in figures["collections"].items()
+        for query_id, value in measured["per_query"].items()
+    }
 
 
 def mean(values: list[float]) -> float:
@@ -196,11 +270,18 @@ def mean_terms(figures: dict[str, Any]) -> float:
 
 def find_curves(found: dict[str, Any]) -> dict[str, list[str]]:
     """Label -> the variants that differ in their number of terms alone."""
-    curves = {f"{label} FLOPS": [name for name in found if name == base or
-                                 (name.startswith(prefix) and name.endswith(" terms"))]
-              for label, base, prefix in (("IDF-aware", BASE, "IDF, "), ("plain", "no IDF", "no IDF, "))}
-    curves |= {f"{form}, at equal terms": [name for name in found if name.startswith(f"{form}, equal ")]
-               for form in (*FORMS, PLAIN)}
+    curves = {
+        f"{label} FLOPS": [
+            name
+            for name in found
+            if name == base or (name.startswith(prefix) and name.endswith(" terms"))
+        ]
+        for label, base, prefix in (("IDF-aware", BASE, "IDF, "), ("plain", "no IDF", "no IDF, "))
+    }
+    curves |= {
+        f"{form}, at equal terms": [name for name in found if name.startswith(f"{form}, equal ")]
+        for form in (*FORMS, PLAIN)
+    }
     return {label: names for label, names in curves.items() if names}
 
 
@@ -214,9 +295,18 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
     for label, names in find_curves(found).items():
-        points = sorted((mean_terms(found[name]), mean([measured["nDCG@10"] for measured in
-                                                        found[name]["collections"].values()])) for name in names)
-        axes.plot(*zip(*points, strict=True), marker="s" if label.startswith(("plain", PLAIN)) else "o", label=label)
+        points = sorted(
+            (
+                mean_terms(found[name]),
+                mean([measured["nDCG@10"] for measured in found[name]["collections"].values()]),
+            )
+            for name in names
+        )
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="s" if label.startswith(("plain", PLAIN)) else "o",
+            label=label,
+        )
     axes.set(xlabel="terms per document", ylabel="mean nDCG@10")
     axes.legend()
     figure.savefig(path, metadata={"Date": None})

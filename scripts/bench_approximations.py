@@ -1,19 +1,23 @@
-"""What each approximation costs and what it buys: time beside BM25 and exact search, kept hits, nDCG@10.
+"""What each approximation costs and what it buys: time beside BM25 and exact search, kept hits,
+nDCG@10.
 
-    python scripts/bench_approximations.py --collection my_corpus --vectors my_vectors --expand 60 --work work
+    python scripts/bench_approximations.py --collection my_corpus --vectors my_vectors --expand 60
+    --work work
 
-One index with a forward index answers the queries exactly and under each search option; pruned indexes of the same
-vectors answer them exactly. All systems take turns in one process and on one thread, from the text to the list of
-``(doc_id, score)``, and of the rounds the fastest counts for each query, since a busy machine only ever adds; with
-``--expand`` the time of the network that reads the query is left out.
-Overlap is that of the first 10 and 1000 hits with exact search on the whole index, each at its own depth; the interval
-of the difference of nDCG@10 is a bootstrap over queries. ``bm25`` is this package's search on a BM25 index of the same
-corpus; ``pyserini`` is Pyserini's LuceneSearcher on that index.
+One index with a forward index answers the queries exactly and under each search option; pruned
+indexes of the same vectors answer them exactly. All systems take turns in one process and on one
+thread, from the text to the list of ``(doc_id, score)``, and of the rounds the fastest counts for
+each query, since a busy machine only ever adds; with ``--expand`` the time of the network that
+reads the query is left out. Overlap is that of the first 10 and 1000 hits with exact search on the
+whole index, each at its own depth; the interval of the difference of nDCG@10 is a bootstrap over
+queries. ``bm25`` is this package's search on a BM25 index of the same corpus; ``pyserini`` is
+Pyserini's LuceneSearcher on that index.
 
-``--expand N``: expanded queries of at most N terms. No query encoder with a network is shipped, so the document network
-of the model in this package reads the question as well: the terms of the question with the model's own weights, and
-0.1 times what the network makes of it (times the same weights). Without it: the queries of the vectors' own model.
-Without a collection, one is drawn by Zipf's law and encoded by the lexical model.
+``--expand N``: expanded queries of at most N terms. No query encoder with a network is shipped, so
+the document network of the model in this package reads the question as well: the terms of the
+question with the model's own weights, and 0.1 times what the network makes of it (times the same
+weights). Without it: the queries of the vectors' own model. Without a collection, one is drawn by
+Zipf's law and encoded by the lexical model.
 """
 
 from __future__ import annotations
@@ -62,7 +66,9 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
-        collection = arguments.collection or draw_collection(work / "collection", arguments.documents)
+        collection = arguments.collection or draw_collection(
+            work / "collection", arguments.documents
+        )
         result = measure(collection, work, arguments)
     text = as_markdown(result)
     print(text)
@@ -73,12 +79,22 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--collection", type=Path, help="BEIR folder: corpus, queries, qrels/test.tsv")
-    parser.add_argument("--vectors", type=Path, help="vectors of this corpus; default: of the lexical model")
-    parser.add_argument("--expand", type=int, default=0, help="expanded queries of at most so many terms")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--collection", type=Path, help="BEIR folder: corpus, queries, qrels/test.tsv"
+    )
+    parser.add_argument(
+        "--vectors", type=Path, help="vectors of this corpus; default: of the lexical model"
+    )
+    parser.add_argument(
+        "--expand", type=int, default=0, help="expanded queries of at most so many terms"
+    )
     parser.add_argument("--documents", type=int, default=5000, help="of the drawn collection")
-    parser.add_argument("--hits", type=int, default=10, help="documents per query when the time is taken")
+    parser.add_argument(
+        "--hits", type=int, default=10, help="documents per query when the time is taken"
+    )
     parser.add_argument("--max-queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="threads that build")
@@ -88,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------------------------------------ what is searched
+# --- what is searched ---
 
 
 def draw_collection(folder: Path, documents: int) -> Path:
@@ -100,13 +116,18 @@ def draw_collection(folder: Path, documents: int) -> Path:
     answers = generator.permutation(documents)[:100]
     with files.atomic_writer(folder / "corpus.jsonl") as stream:
         for number, text in enumerate(drawn):
-            stream.write(json.dumps({"_id": f"d{number}", "title": "", "text": " ".join(text)}) + "\n")
+            stream.write(
+                json.dumps({"_id": f"d{number}", "title": "", "text": " ".join(text)}) + "\n"
+            )
     with files.atomic_writer(folder / "queries.jsonl") as stream:
         for answer in answers:
             text = " ".join(generator.permutation(drawn[answer])[:12])
             stream.write(json.dumps({"_id": f"q{answer}", "text": text}) + "\n")
     with files.atomic_writer(folder / "qrels" / "test.tsv") as stream:
-        stream.write("query-id\tcorpus-id\tscore\n" + "".join(f"q{answer}\td{answer}\t1\n" for answer in answers))
+        stream.write(
+            "query-id\tcorpus-id\tscore\n"
+            + "".join(f"q{answer}\td{answer}\t1\n" for answer in answers)
+        )
     return folder
 
 
@@ -117,7 +138,9 @@ class ExpandedQueries:
         from sparse_ir.models.encoder import Encoder
 
         self._own, self._most = own, most
-        self._network = Encoder.load(str(catalog.shipped_model()), precision="int8").query_encoder("neural")
+        self._network = Encoder.load(str(catalog.shipped_model()), precision="int8").query_encoder(
+            "neural"
+        )
         self.vocabulary, self.save = own.vocabulary, own.save
         self.fingerprint = {**self._network.fingerprint, "kind": "expanded", "most": most}
 
@@ -132,8 +155,12 @@ class ExpandedQueries:
         return kept, weights[kept]
 
 
-def build_indexes(collection: Path, work: Path, arguments: argparse.Namespace) -> tuple[dict[str, Path], Any]:
-    """The folders of the whole index, the pruned ones and BM25, and the query encoder; what is there is kept."""
+def build_indexes(
+    collection: Path, work: Path, arguments: argparse.Namespace
+) -> tuple[dict[str, Path], Any]:
+    """The folders of the whole index, the pruned ones and BM25, and the query encoder; what is
+    there is kept.
+    """
     if arguments.vectors is None:
         indexing.encode("lexical", str(collection), work / "vectors")
     opened = Vectors(arguments.vectors or work / "vectors")
@@ -146,8 +173,15 @@ def build_indexes(collection: Path, work: Path, arguments: argparse.Namespace) -
         name = name_of(pruning)
         places[name] = work / (name.replace(" ", "-") + ("-expanded" if expanded else ""))
         if not (places[name] / "manifest.json").exists():
-            builder.build_impact_index(opened, places[name], rule, stored, pruning=pruning, threads=arguments.threads,
-                                       forward_index=not pruning)
+            builder.build_impact_index(
+                opened,
+                places[name],
+                rule,
+                stored,
+                pruning=pruning,
+                threads=arguments.threads,
+                forward_index=not pruning,
+            )
     if not (work / BM25 / "manifest.json").exists():
         indexing.bm25(str(collection), work / BM25)
     return places, Remembering(expanded) if expanded else own
@@ -157,29 +191,43 @@ def name_of(pruning: Pruning) -> str:
     """Such as ``pruned mass=0.9``; the whole index is ``exact``."""
     if not pruning:
         return str(EXACT)
-    changed = {name: value for name, value in pruning.to_json().items() if value != Pruning().to_json()[name]}
+    changed = {
+        name: value
+        for name, value in pruning.to_json().items()
+        if value != Pruning().to_json()[name]
+    }
     return "pruned " + " ".join(f"{name}={value:g}" for name, value in changed.items())
 
 
-# ------------------------------------------------------------------------------------------------ measuring
+# --- measuring ---
 
 
 def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     places, encoder = build_indexes(collection, work, arguments)
     qrels = readers.read_qrels(str(collection))
-    asked = tuning.choose_queries(list(readers.read_queries(str(collection))), qrels, arguments.max_queries)
+    asked = tuning.choose_queries(
+        list(readers.read_queries(str(collection))), qrels, arguments.max_queries
+    )
     given, encode_ms = encoder if arguments.expand else None, time_encoder(encoder, asked)
     opened = {name: Index(place, query_encoder=given) for name, place in places.items()}
     bm25 = Index(work / BM25)
-    cases: dict[str, tuple[str, SearchOptions]] = {str(options): (str(EXACT), options) for options in OPTIONS}
+    cases: dict[str, tuple[str, SearchOptions]] = {
+        str(options): (str(EXACT), options) for options in OPTIONS
+    }
     cases |= {name: (name, EXACT) for name in places}
     losses = find_losses(opened, cases, asked, qrels)
-    systems = {BM25: tuning.timed_search(bm25, arguments.hits),
-               PYSERINI: timing.pyserini_bm25(work / BM25 / "lucene", arguments.hits)}
-    systems |= {name: tuning.timed_search(opened[place], arguments.hits, options)
-                for name, (place, options) in cases.items()}
+    systems = {
+        BM25: tuning.timed_search(bm25, arguments.hits),
+        PYSERINI: timing.pyserini_bm25(work / BM25 / "lucene", arguments.hits),
+    }
+    systems |= {
+        name: tuning.timed_search(opened[place], arguments.hits, options)
+        for name, (place, options) in cases.items()
+    }
     seconds = timing.time_queries(systems, [query.text for query in asked], rounds=arguments.rounds)
-    times = {name: timing.summarize(found.min(axis=0, keepdims=True)) for name, found in seconds.items()}
+    times = {
+        name: timing.summarize(found.min(axis=0, keepdims=True)) for name, found in seconds.items()
+    }
     exact = opened[str(EXACT)]
     counts = [len(exact.encode_query(query.text)) for query in asked]
     return {
@@ -212,16 +260,28 @@ def time_encoder(encoder: Any, asked: list[Query]) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def find_losses(opened: dict[str, Index], cases: dict[str, tuple[str, SearchOptions]],
-                asked: list[Query], qrels: Qrels) -> dict[str, dict[str, Any]]:
+def find_losses(
+    opened: dict[str, Index],
+    cases: dict[str, tuple[str, SearchOptions]],
+    asked: list[Query],
+    qrels: Qrels,
+) -> dict[str, dict[str, Any]]:
     exact = {depth: run_of(opened[str(EXACT)], asked, depth) for depth in DEPTHS}
     losses = {}
     for name, (place, options) in cases.items():
         runs = {depth: run_of(opened[place], asked, depth, options) for depth in DEPTHS}
         lost = approximation_loss.loss(exact[DEPTHS[0]], runs[DEPTHS[0]], qrels)
-        losses[name] = {**{f"overlap_{depth}": approximation_loss.overlap(exact[depth], runs[depth], depth) for depth in DEPTHS},
-                        "ndcg": lost.mean, "kept": lost.kept, "difference": lost.difference, "low": lost.low,
-                        "high": lost.high}
+        losses[name] = {
+            **{
+                f"overlap_{depth}": approximation_loss.overlap(exact[depth], runs[depth], depth)
+                for depth in DEPTHS
+            },
+            "ndcg": lost.mean,
+            "kept": lost.kept,
+            "difference": lost.difference,
+            "low": lost.low,
+            "high": lost.high,
+        }
     return losses
 
 
@@ -233,24 +293,40 @@ def as_markdown(result: dict[str, Any]) -> str:
     base, peer = (result["baselines"][name] for name in (BM25, PYSERINI))
     kind = f"expanded to at most {result['expanded']}" if result["expanded"] else "of the model"
     facts = (
-        f"{result['documents']} documents, {result['queries']} queries {kind} (mean {result['mean_query_terms']:.1f} "
-        f"terms; {result['encode_ms']:.2f} ms to read one{', not in the times' if result['expanded'] else ''}), "
-        f"k={result['hits']}, Lucene {result['lucene']}, one thread, {result['rounds']} rounds in turn, the fastest of "
-        f"each query; forward index {result['forward_bytes'] / 1e6:.1f} MB. bm25: p50 {base['p50']:.2f} ms, p95 "
-        f"{base['p95']:.2f} ms, nDCG@10 {result['bm25_ndcg']:.4f}; pyserini: p50 {peer['p50']:.2f} ms, p95 "
+        f"{result['documents']} documents, {result['queries']} queries {kind} (mean "
+        f"{result['mean_query_terms']:.1f} "
+        f"terms; {result['encode_ms']:.2f} ms to read "
+        f"one{', not in the times' if result['expanded'] else ''}), "
+        f"k={result['hits']}, Lucene {result['lucene']}, one thread, {result['rounds']} rounds in "
+        "turn, the fastest of "
+        f"each query; forward index {result['forward_bytes'] / 1e6:.1f} MB. bm25: p50 "
+        f"{base['p50']:.2f} ms, p95 "
+        f"{base['p95']:.2f} ms, nDCG@10 {result['bm25_ndcg']:.4f}; pyserini: p50 "
+        f"{peer['p50']:.2f} ms, p95 "
         f"{peer['p95']:.2f} ms."
     )
     lines = [
         facts,
         "",
-        "| setting | p50 / p95 × bm25 | × pyserini | × exact | overlap@10 | @1000 | nDCG@10 | Δ (95 %) | Lucene MB |",
+        (
+            "| setting | p50 / p95 × bm25 | × pyserini | × exact | overlap@10 | @1000 | nDCG@10 | "
+            "Δ "
+            "(95 %) | Lucene MB |"
+        ),
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
-        both = [" / ".join(f"{value:.2f}" for value in row["ratios"][name]) for name in (BM25, PYSERINI, str(EXACT))]
-        lines.append(f"| {row['system']} | {' | '.join(both)} | {row['overlap_10']:.3f} | {row['overlap_1000']:.3f} | "
-                     f"{row['ndcg']:.4f} | {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) | "
-                     f"{row['lucene_bytes'] / 1e6:.1f} |")
+        both = [
+            " / ".join(f"{value:.2f}" for value in row["ratios"][name])
+            for name in (BM25, PYSERINI, str(EXACT))
+        ]
+        lines.append(
+            f"| {row['system']} | {' | '.join(both)} | {row['overlap_10']:.3f} | "
+            f"{row['overlap_1000']:.3f} | "
+            f"{row['ndcg']:.4f} | {row['difference']:+.4f} ({row['low']:+.4f} to "
+            f"{row['high']:+.4f}) | "
+            f"{row['lucene_bytes'] / 1e6:.1f} |"
+        )
     return "\n".join(lines)
 
 

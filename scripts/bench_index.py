@@ -1,11 +1,13 @@
-"""Speed of building an impact index, beside Pyserini's indexer: same impacts, same threads, in one run.
+"""Speed of building an impact index, beside Pyserini's indexer: same impacts, same threads, in one
+run.
 
     python scripts/bench_index.py --documents 20000 --terms 190 --threads 1 2 --rounds 3
 
-Every build is a process of its own; the clock runs from the first document to the closed index, after Python and Java
-have started, so that Pyserini's slow import does not count against it. Systems take turns within each round; the table
-shows medians. "build" quantizes, writes, merges, verifies and flushes to the disk; "write" only quantizes, writes and
-merges. Pyserini (``pyserini.index.lucene --impact --pretokenized``) reads its own form of the impacts, JSON lines.
+Every build is a process of its own; the clock runs from the first document to the closed index,
+after Python and Java have started, so that Pyserini's slow import does not count against it.
+Systems take turns within each round; the table shows medians. "build" quantizes, writes, merges,
+verifies and flushes to the disk; "write" only quantizes, writes and merges. Pyserini
+(``pyserini.index.lucene --impact --pretokenized``) reads its own form of the impacts, JSON lines.
 Without ``--vectors`` a corpus is drawn from Zipf's law.
 """
 
@@ -53,10 +55,16 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--terms", type=int, default=190, help="terms of a document")
-    parser.add_argument("--vectors", type=Path, help="JsonVectorCollection of whole numbers; default: a drawn corpus")
+    parser.add_argument(
+        "--vectors",
+        type=Path,
+        help="JsonVectorCollection of whole numbers; default: a drawn corpus",
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--queries", type=int, default=200, help="queries whose hits are compared")
@@ -67,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ------------------------------------------------------------------------------------------------ the corpus
+# --- the corpus ---
 
 
 def prepare(work: Path, arguments: argparse.Namespace) -> Path:
@@ -81,7 +89,9 @@ def prepare(work: Path, arguments: argparse.Namespace) -> Path:
 
 
 def draw_corpus(folder: Path, documents: int, terms: int) -> None:
-    """Terms by Zipf's law without repetition, impacts from a gamma distribution, in files of equal size."""
+    """Terms by Zipf's law without repetition, impacts from a gamma distribution, in files of equal
+    size.
+    """
     generator = np.random.default_rng(0)
     frequencies = 1 / (np.arange(VOCABULARY_SIZE) + 10.0)
     cumulated = np.cumsum(frequencies / frequencies.sum())
@@ -90,12 +100,19 @@ def draw_corpus(folder: Path, documents: int, terms: int) -> None:
             for number in numbers:
                 drawn = np.unique(np.searchsorted(cumulated, generator.random(terms * 3)))
                 chosen = generator.permutation(np.minimum(drawn, VOCABULARY_SIZE - 1))[:terms]
-                values = np.clip(np.rint(generator.gamma(2.0, 25.0, len(chosen))), 1, LARGEST_IMPACT).astype(int)
-                vector = {f"term{term}": value for term, value in zip(chosen.tolist(), values.tolist(), strict=True)}
-                stream.write(json.dumps({"id": f"doc{number}", "contents": "", "vector": vector}) + "\n")
+                values = np.clip(
+                    np.rint(generator.gamma(2.0, 25.0, len(chosen))), 1, LARGEST_IMPACT
+                ).astype(int)
+                vector = {
+                    f"term{term}": value
+                    for term, value in zip(chosen.tolist(), values.tolist(), strict=True)
+                }
+                stream.write(
+                    json.dumps({"id": f"doc{number}", "contents": "", "vector": vector}) + "\n"
+                )
 
 
-# ------------------------------------------------------------------------------------------------ one build
+# --- one build ---
 
 
 def measure(system: str, work: Path, threads: int) -> dict[str, float]:
@@ -105,8 +122,20 @@ def measure(system: str, work: Path, threads: int) -> dict[str, float]:
     java.start()
     if system == PEER:
         indexer = java.java_class("io.anserini.index.IndexCollection")
-        options = ["-collection", "JsonVectorCollection", "-input", str(work / "json"), "-index", str(output),
-                   "-generator", "DefaultLuceneDocumentGenerator", "-threads", str(threads), "-impact", "-pretokenized"]
+        options = [
+            "-collection",
+            "JsonVectorCollection",
+            "-input",
+            str(work / "json"),
+            "-index",
+            str(output),
+            "-generator",
+            "DefaultLuceneDocumentGenerator",
+            "-threads",
+            str(threads),
+            "-impact",
+            "-pretokenized",
+        ]
         start = time.perf_counter()
         indexer.main(options)
     else:
@@ -116,7 +145,10 @@ def measure(system: str, work: Path, threads: int) -> dict[str, float]:
             builder.build_impact_index(source, output, Rule(1.0), None, threads=threads)
         else:
             write_only(source, output, threads)
-    return {"seconds": time.perf_counter() - start, "bytes": files.folder_size(lucene_folder(work, system))}
+    return {
+        "seconds": time.perf_counter() - start,
+        "bytes": files.folder_size(lucene_folder(work, system)),
+    }
 
 
 def write_only(source: Vectors, output: Path, threads: int) -> None:
@@ -133,14 +165,23 @@ def lucene_folder(work: Path, system: str) -> Path:
 
 
 def measure_in_new_process(system: str, work: Path, threads: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--worker", system, "--work", str(work), "--threads", str(threads)]
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        system,
+        "--work",
+        str(work),
+        "--threads",
+        str(threads),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{system} failed: {done.stderr or done.stdout}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-# ------------------------------------------------------------------------------------------------ comparison
+# --- comparison ---
 
 
 def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +197,10 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     source = Vectors(work / "vectors")
     rows = []
     for (system, threads), runs in measured.items():
-        seconds, peer = [run["seconds"] for run in runs], [run["seconds"] for run in measured[PEER, threads]]
+        seconds, peer = (
+            [run["seconds"] for run in runs],
+            [run["seconds"] for run in measured[PEER, threads]],
+        )
         rows.append({
             "system": system, "threads": threads, "seconds": seconds,
             "documents_per_second": len(source) / statistics.median(seconds),
@@ -164,12 +208,19 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             "index_bytes": runs[-1]["bytes"],
             "same_hits": equal[threads],
         })  # fmt: skip
-    return {"documents": len(source), "terms_per_document": source.manifest["weights"] / len(source),
-            "queries_compared": arguments.queries, "rounds": arguments.rounds, "rows": rows}
+    return {
+        "documents": len(source),
+        "terms_per_document": source.manifest["weights"] / len(source),
+        "queries_compared": arguments.queries,
+        "rounds": arguments.rounds,
+        "rows": rows,
+    }
 
 
 def same_hits(work: Path, count: int) -> bool:
-    """True when every query has the same 100 best documents with the same scores in all three indexes."""
+    """True when every query has the same 100 best documents with the same scores in all three
+    indexes.
+    """
     generator = np.random.default_rng(1)
     collection = [vector for _, vector in json_vectors.read_json_vectors(work / "json")]
     readers = [Reader(lucene_folder(work, system), "impact") for system in SYSTEMS]
@@ -178,24 +229,33 @@ def same_hits(work: Path, count: int) -> bool:
         terms = list(collection[generator.integers(len(collection))])[:QUERY_TERMS]
         boosts = generator.integers(1, 50, len(terms)).tolist()
         found = [reader.search_terms(terms, boosts, 100) for reader in readers]
-        equal &= all((hits.doc_ids, hits.scores.tolist()) == (found[0].doc_ids, found[0].scores.tolist())
-                     for hits in found[1:])
+        equal &= all(
+            (hits.doc_ids, hits.scores.tolist()) == (found[0].doc_ids, found[0].scores.tolist())
+            for hits in found[1:]
+        )
     for reader in readers:
         reader.close()
     return equal
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    facts = (f"{result['documents']} documents of {result['terms_per_document']:.0f} terms, medians of "
-             f"{result['rounds']} rounds, hits of {result['queries_compared']} queries compared")
+    facts = (
+        f"{result['documents']} documents of {result['terms_per_document']:.0f} terms, "
+        "medians of "
+        f"{result['rounds']} rounds, hits of {result['queries_compared']} queries compared"
+    )
     lines = [
         facts,
         "",
         "| system | threads | documents/s | times Pyserini | MB on disk | same hits |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    lines += [f"| {row['system']} | {row['threads']} | {row['documents_per_second']:.0f} | {row['speedup']:.2f} | "
-              f"{row['index_bytes'] / 1e6:.1f} | {'yes' if row['same_hits'] else 'NO'} |" for row in result["rows"]]
+    lines += [
+        f"| {row['system']} | {row['threads']} | {row['documents_per_second']:.0f} | "
+        f"{row['speedup']:.2f} | "
+        f"{row['index_bytes'] / 1e6:.1f} | {'yes' if row['same_hits'] else 'NO'} |"
+        for row in result["rows"]
+    ]
     return "\n".join(lines)
 
 

@@ -1,13 +1,14 @@
-"""Training speed and memory beside sentence-transformers' SparseEncoderTrainer: same model, batch and loss, in turn.
+"""Training speed and memory beside sentence-transformers' SparseEncoderTrainer: same model, batch
+and loss, in turn.
 
     python scripts/bench_train.py --batch 32 --max-length 256 --steps 8 --rounds 3
 
-Siamese SPLADE (InfoNCE within the batch + FLOPS on both sides) or, with ``--queries idf``, inference-free queries.
-Each run is a fresh process that trains on one and the same batch again and again, so that the losses of both can be
-compared step by step; systems take turns. A step's time is that between the ends of two steps, tokenizing and all;
-the first two are not counted. Dropout
-is off. Memory is the peak of the process, and what training adds to the loaded model.
-Without ``--model`` the masked LM of ``bench_encode.py`` is made.
+Siamese SPLADE (InfoNCE within the batch + FLOPS on both sides) or, with ``--queries idf``,
+inference-free queries. Each run is a fresh process that trains on one and the same batch again and
+again, so that the losses of both can be compared step by step; systems take turns. A step's time is
+that between the ends of two steps, tokenizing and all; the first two are not counted. Dropout is
+off. Memory is the peak of the process, and what training adds to the loaded model. Without
+``--model`` the masked LM of ``bench_encode.py`` is made.
 """
 
 from __future__ import annotations
@@ -51,8 +52,12 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=Path, help="corpus file; default: text of the standard library")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--documents", type=Path, help="corpus file; default: text of the standard library"
+    )
     parser.add_argument("--model", help="folder of a sparse encoder; default: a model made here")
     parser.add_argument("--queries", choices=("neural", "idf"), default="neural")
     parser.add_argument("--batch", type=int, default=32)
@@ -67,8 +72,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--run", choices=(PEER, OURS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.steps <= UNCOUNTED:
-        parser.error(f"--steps is {arguments.steps}; the first {UNCOUNTED} are not counted, so allowed: "
-                     f"{UNCOUNTED + 1} or more")
+        parser.error(
+            f"--steps is {arguments.steps}; the first {UNCOUNTED} are not counted, so "
+            "allowed: "
+            f"{UNCOUNTED + 1} or more"
+        )
     arguments.texts = max(arguments.batch, 64)
     return arguments
 
@@ -80,14 +88,33 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in (PEER, OURS) if number % 2 == 0 else (OURS, PEER):
             runs[name].append(run_in_new_process(name, arguments))
     rows = [row_of(name, runs) for name in runs]
-    settings = ("queries", "batch", "max_length", "steps", "rounds", "threads", "device", "precision", "micro_batch")
+    settings = (
+        "queries",
+        "batch",
+        "max_length",
+        "steps",
+        "rounds",
+        "threads",
+        "device",
+        "precision",
+        "micro_batch",
+    )
     return {**{name: getattr(arguments, name) for name in settings}, "systems": rows}
 
 
 def run_in_new_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--run", name, "--model", str(arguments.model)]
-    for option in ("documents", "queries", "batch", "max_length", "steps", "threads", "device", "precision",
-                   "micro_batch"):
+    for option in (
+        "documents",
+        "queries",
+        "batch",
+        "max_length",
+        "steps",
+        "threads",
+        "device",
+        "precision",
+        "micro_batch",
+    ):
         if getattr(arguments, option) is not None:
             command += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
@@ -103,11 +130,14 @@ def row_of(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         return statistics.median(run[key] for run in runs[system])
 
     return {
-        "system": name, "steps_per_second": 1 / seconds(name), "speedup": seconds(PEER) / seconds(name),
+        "system": name,
+        "steps_per_second": 1 / seconds(name),
+        "speedup": seconds(PEER) / seconds(name),
         **{key: middle(name, key) for key in ("peak_mib", "growth_mib")},
         "peak_share": middle(name, "peak_mib") / middle(PEER, "peak_mib"),
         "growth_share": middle(name, "growth_mib") / middle(PEER, "growth_mib"),
-        "losses": runs[name][0]["losses"], "seconds": [run["seconds"] for run in runs[name]],
+        "losses": runs[name][0]["losses"],
+        "seconds": [run["seconds"] for run in runs[name]],
     }
 
 
@@ -117,8 +147,13 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(arguments.threads)
     texts = read_texts(arguments)[: arguments.batch]
-    pairs = [{"anchor": " ".join(text.split()[:QUERY_WORDS]), "positive": " ".join(text.split()[QUERY_WORDS:])}
-             for text in texts]
+    pairs = [
+        {
+            "anchor": " ".join(text.split()[:QUERY_WORDS]),
+            "positive": " ".join(text.split()[QUERY_WORDS:]),
+        }
+        for text in texts
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         prepare = prepare_peer if arguments.run == PEER else prepare_ours
         clock: list[float] = []
@@ -127,7 +162,12 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
         step_losses = train()
         peak = peak_of_memory(arguments.device)
     seconds = [end - start for start, end in itertools.pairwise(clock)]
-    return {"seconds": seconds[UNCOUNTED - 1:], "losses": step_losses, "peak_mib": peak, "growth_mib": peak - before}
+    return {
+        "seconds": seconds[UNCOUNTED - 1 :],
+        "losses": step_losses,
+        "peak_mib": peak,
+        "growth_mib": peak - before,
+    }
 
 
 def start_of_memory(device: str) -> float:
@@ -148,11 +188,17 @@ def peak_of_memory(device: str) -> float:
     return resident_mib("VmHWM")
 
 
-def prepare_peer(pairs: list[dict[str, str]], folder: Path, clock: list[float], arguments: argparse.Namespace) -> Any:
+def prepare_peer(
+    pairs: list[dict[str, str]], folder: Path, clock: list[float], arguments: argparse.Namespace
+) -> Any:
     """The peer's trainer on one batch, as its documentation builds it."""
     import datasets
     import transformers
-    from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
+    from sentence_transformers import (
+        SparseEncoder,
+        SparseEncoderTrainer,
+        SparseEncoderTrainingArguments,
+    )
     from sentence_transformers.sparse_encoder import losses
 
     class Clock(transformers.TrainerCallback):
@@ -164,18 +210,35 @@ def prepare_peer(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
         if hasattr(module, "max_seq_length"):
             module.max_seq_length = arguments.max_length
     static = arguments.queries == "idf"
-    loss = losses.SpladeLoss(model, loss=losses.SparseMultipleNegativesRankingLoss(model),
-                             document_regularizer_weight=LAMBDA["documents"],
-                             query_regularizer_weight=None if static else LAMBDA["queries"])
+    loss = losses.SpladeLoss(
+        model,
+        loss=losses.SparseMultipleNegativesRankingLoss(model),
+        document_regularizer_weight=LAMBDA["documents"],
+        query_regularizer_weight=None if static else LAMBDA["queries"],
+    )
     settings = SparseEncoderTrainingArguments(
-        output_dir=str(folder), max_steps=arguments.steps, per_device_train_batch_size=arguments.batch,
-        learning_rate=2e-5, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
-        use_cpu=arguments.device == "cpu", bf16=arguments.precision == "bfloat16", dataloader_pin_memory=False,
-        lr_scheduler_type="constant", weight_decay=0.01,
+        output_dir=str(folder),
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch,
+        learning_rate=2e-5,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=arguments.device == "cpu",
+        bf16=arguments.precision == "bfloat16",
+        dataloader_pin_memory=False,
+        lr_scheduler_type="constant",
+        weight_decay=0.01,
         **({"router_mapping": {"anchor": "query", "positive": "document"}} if static else {}),
     )
-    trainer = SparseEncoderTrainer(model=model, args=settings, train_dataset=datasets.Dataset.from_list(pairs),
-                                   loss=loss, callbacks=[Clock()])
+    trainer = SparseEncoderTrainer(
+        model=model,
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(pairs),
+        loss=loss,
+        callbacks=[Clock()],
+    )
     trainer.remove_callback(transformers.PrinterCallback)
 
     def train() -> list[float]:
@@ -185,7 +248,9 @@ def prepare_peer(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
     return train
 
 
-def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], arguments: argparse.Namespace) -> Any:
+def prepare_ours(
+    pairs: list[dict[str, str]], folder: Path, clock: list[float], arguments: argparse.Namespace
+) -> Any:
     """Our trainer on one batch."""
     from sparse_ir.training import config_parser, pipeline
     from sparse_ir.training.config import VERSION
@@ -198,24 +263,45 @@ def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
             return facts
 
     path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"query": pair["anchor"], "positive": pair["positive"]}) + "\n"
-                            for pair in pairs))
+    path.write_text(
+        "".join(
+            json.dumps({"query": pair["anchor"], "positive": pair["positive"]}) + "\n"
+            for pair in pairs
+        )
+    )
     ramp = max(arguments.steps // 3, 1)  # the peer's own schedule
-    sides = {name: {"penalty": "flops", "weight": weight, "ramp_steps": ramp} for name, weight in LAMBDA.items()}
+    sides = {
+        name: {"penalty": "flops", "weight": weight, "ramp_steps": ramp}
+        for name, weight in LAMBDA.items()
+    }
     if arguments.queries == "idf":
         sides["queries"] = {"penalty": "none"}
-    config = config_parser.parse_config({
-        "version": VERSION,
-        "model": {"start": str(arguments.model), "query": arguments.queries, "max_length": arguments.max_length,
-                  "query_max_length": arguments.max_length},
-        "data": [{"path": str(path)}],
-        "batch": {"queries": arguments.batch,
-                  **({"micro_batch": arguments.micro_batch} if arguments.micro_batch else {})},
-        "loss": [{"name": "info_nce"}], **sides,
-        "optimizer": {"learning_rate": 2e-5, "schedule": "constant", "max_grad_norm": 1.0},
-        "run": {"steps": arguments.steps, "precision": arguments.precision, "log_every": 1, "tensorboard": False,
-                "save_every": arguments.steps},
-    })
+    config = config_parser.parse_config(
+        {
+            "version": VERSION,
+            "model": {
+                "start": str(arguments.model),
+                "query": arguments.queries,
+                "max_length": arguments.max_length,
+                "query_max_length": arguments.max_length,
+            },
+            "data": [{"path": str(path)}],
+            "batch": {
+                "queries": arguments.batch,
+                **({"micro_batch": arguments.micro_batch} if arguments.micro_batch else {}),
+            },
+            "loss": [{"name": "info_nce"}],
+            **sides,
+            "optimizer": {"learning_rate": 2e-5, "schedule": "constant", "max_grad_norm": 1.0},
+            "run": {
+                "steps": arguments.steps,
+                "precision": arguments.precision,
+                "log_every": 1,
+                "tensorboard": False,
+                "save_every": arguments.steps,
+            },
+        }
+    )
     trainer = Clocked(config, pipeline.read_sources(config), folder / "run")
 
     def train() -> list[float]:
@@ -227,7 +313,9 @@ def prepare_ours(pairs: list[dict[str, str]], folder: Path, clock: list[float], 
 
 
 def as_sparse_encoder(model: str, folder: Path, arguments: argparse.Namespace) -> str:
-    """The masked LM in the layout that both read: siamese, or a router with static query weights."""
+    """The masked LM in the layout that both read: siamese, or a router with
+    static query weights.
+    """
     from sparse_ir.models import idf
     from sparse_ir.models.encoder import Encoder
 
@@ -245,23 +333,34 @@ def as_sparse_encoder(model: str, folder: Path, arguments: argparse.Namespace) -
 def without_dropout(path: Path) -> None:
     """Random zeros would keep the two losses from being compared."""
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    path.write_text(
+        json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
 
 
 def as_markdown(result: dict[str, Any]) -> str:
     lines = [
-        (f"{result['batch']} pairs a step, documents of at most {result['max_length']} tokens, {result['queries']} "
-         f"queries, {result['precision']}, {result['device']}, {result['threads']} threads, {result['rounds']} rounds "
-         f"of {result['steps']} steps in turn."),
+        (
+            f"{result['batch']} pairs a step, documents of at most {result['max_length']} tokens, "
+            f"{result['queries']} "
+            f"queries, {result['precision']}, {result['device']}, {result['threads']} threads, "
+            f"{result['rounds']} rounds "
+            f"of {result['steps']} steps in turn."
+        ),
         "",
-        "| system | steps/s | speed-up | peak MiB | share | growth MiB | share | loss of the first and last step |",
+        (
+            "| system | steps/s | speed-up | peak MiB | share | growth MiB | share | loss of the "
+            "first and last step |"
+        ),
         "|---|" + "---:|" * 7,
     ]
     for row in result["systems"]:
         lines.append(
-            f"| {row['system']} | {row['steps_per_second']:.3f} | {row['speedup']:.2f} | {row['peak_mib']:.0f} "
+            f"| {row['system']} | {row['steps_per_second']:.3f} | {row['speedup']:.2f} | "
+            f"{row['peak_mib']:.0f} "
             f"| {row['peak_share']:.2f} | {row['growth_mib']:.0f} | {row['growth_share']:.2f} "
-            f"| {row['losses'][0]:.4f}, {row['losses'][-1]:.4f} |")
+            f"| {row['losses'][0]:.4f}, {row['losses'][-1]:.4f} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
-"""Are our figures those that others have printed, to the last digit? Runs with known scores, and BM25 on BEIR sets.
+"""Are our figures those that others have printed, to the last digit? Runs with known scores, and
+BM25 on BEIR sets.
 
     python scripts/check_figures.py --checks data/checks --data data/test
 
-``CHECKS/NAME-runs`` holds runs ``X_results.json[.gz]``, each with what BEIR's evaluator printed, ``eval_result_X.txt``;
-``CHECKS/anserini-beir-expected.tsv`` has lines of data set, system, measure and figure. ``DATA/NAME`` are BEIR folders.
-Prints a table of all figures, and exits with 1 when one differs.
+``CHECKS/NAME-runs`` holds runs ``X_results.json[.gz]``, each with what BEIR's evaluator printed,
+``eval_result_X.txt``; ``CHECKS/anserini-beir-expected.tsv`` has lines of data set, system, measure
+and figure. ``DATA/NAME`` are BEIR folders. Prints a table of all figures, and exits with 1 when one
+differs.
 """
 
 from __future__ import annotations
@@ -40,14 +42,27 @@ class Figure(NamedTuple):
 
 
 def check_runs(checks: Path, data_dir: Path) -> Iterator[Figure]:
-    """Every run below ``checks`` beside the scores that BEIR's evaluator printed for it (rounded to five decimals)."""
+    """Every run below ``checks`` beside the scores that BEIR's evaluator printed for it (rounded to
+    five decimals).
+    """
     for printed in sorted(checks.glob("*-runs/eval_result_*.txt")):
-        name, dataset = printed.stem.removeprefix("eval_result_"), printed.parent.name.removesuffix("-runs")
+        name, dataset = (
+            printed.stem.removeprefix("eval_result_"),
+            printed.parent.name.removesuffix("-runs"),
+        )
         (run,) = printed.parent.glob(f"{name}_results.json*")
         text = printed.read_text(encoding="utf-8")
-        scores = {key: value for part in json.loads(text[text.index("[") :]) for key, value in part.items()}
-        measures = {key: f"{NAMES[key.partition('@')[0]]}@{key.partition('@')[2]}" for key in scores}
-        found = evaluating.evaluate(run, str(data_dir / dataset), measures=" ".join(measures.values()))
+        scores = {
+            key: value
+            for part in json.loads(text[text.index("[") :])
+            for key, value in part.items()
+        }
+        measures = {
+            key: f"{NAMES[key.partition('@')[0]]}@{key.partition('@')[2]}" for key in scores
+        }
+        found = evaluating.evaluate(
+            run, str(data_dir / dataset), measures=" ".join(measures.values())
+        )
         for key, measure in measures.items():
             yield Figure(f"{dataset}, {name} run", measure, f"{scores[key]:.5f}", found[measure])
 
@@ -57,8 +72,14 @@ def check_bm25(checks: Path, data_dir: Path, output: Path) -> Iterator[Figure]:
     lines = (checks / "anserini-beir-expected.tsv").read_text(encoding="utf-8").splitlines()
     expected = [line.split("\t")[:4] for line in lines if line.split("\t")[1] in SYSTEMS]
     there = list(dict.fromkeys(line[0] for line in expected if (data_dir / line[0]).is_dir()))
-    benchmarking.beir("bm25,bm25-multifield", output, datasets=",".join(there), data_dir=data_dir, baselines=NO_BASELINES,
-              progress=sys.stderr.isatty())
+    benchmarking.beir(
+        "bm25,bm25-multifield",
+        output,
+        datasets=",".join(there),
+        data_dir=data_dir,
+        baselines=NO_BASELINES,
+        progress=sys.stderr.isatty(),
+    )
     for dataset, system, measure, figure in expected:
         if dataset in there:
             found = results.read_row(results.row_folder(output, dataset, SYSTEMS[system])).measures
@@ -67,17 +88,24 @@ def check_bm25(checks: Path, data_dir: Path, output: Path) -> Iterator[Figure]:
 
 def main() -> int:
     """Print the table; the number of figures that differ, as an exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checks", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        figures = [*check_runs(arguments.checks, arguments.data),
-                   *check_bm25(arguments.checks, arguments.data, Path(scratch) / "rows")]
+        figures = [
+            *check_runs(arguments.checks, arguments.data),
+            *check_bm25(arguments.checks, arguments.data, Path(scratch) / "rows"),
+        ]
     print("| what | measure | printed | ours | |\n| --- | --- | ---: | ---: | --- |")
     for figure in figures:
         verdict = "same" if figure.ours_printed == figure.printed else "DIFFERENT"
-        print(f"| {figure.what} | {figure.measure} | {figure.printed} | {figure.ours_printed} | {verdict} |")
+        print(
+            f"| {figure.what} | {figure.measure} | {figure.printed} | {figure.ours_printed} | "
+            f"{verdict} |"
+        )
     return int(any(figure.ours_printed != figure.printed for figure in figures))
 
 

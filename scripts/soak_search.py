@@ -1,11 +1,13 @@
-"""Many callers on one open index for minutes: no error, no growth of memory, every answer that of a single thread.
+"""Many callers on one open index for minutes: no error, no growth of memory, every answer that of a
+single thread.
 
     python scripts/soak_search.py --index I --queries Q --callers 16 --minutes 5 --replace
 
-With ``--replace`` a copy of the index is swapped in at its place again and again meanwhile, and each version is opened
-and searched by one more caller: searches on versions that were opened before lose nothing. The exit code is 1 when an
-answer differed or memory grew by more than ``--allowed-mb``; memory is read after half of the time, when caches
-are full and code is compiled, and at the end; the Java heap is 1 GB unless ``SPARSE_IR_JAVA_HEAP`` says otherwise.
+With ``--replace`` a copy of the index is swapped in at its place again and again meanwhile, and
+each version is opened and searched by one more caller: searches on versions that were opened before
+lose nothing. The exit code is 1 when an answer differed or memory grew by more than
+``--allowed-mb``; memory is read after half of the time, when caches are full and code is compiled,
+and at the end; the Java heap is 1 GB unless ``SPARSE_IR_JAVA_HEAP`` says otherwise.
 """
 
 from __future__ import annotations
@@ -34,14 +36,21 @@ Answer = tuple[list[str], list[float]]
 
 def main() -> None:
     arguments = parse_arguments()
-    os.environ.setdefault(HEAP_VARIABLE, "1g")  # Java fills whatever it is given before it clears up
+    # Java fills whatever it is given before it clears up
+    os.environ.setdefault(HEAP_VARIABLE, "1g")
     texts = [query.text for folder in arguments.queries for query in readers.read_queries(folder)]
     texts = random.Random(0).sample(texts, min(len(texts), arguments.texts))
     with tempfile.TemporaryDirectory(dir=arguments.index.parent) as scratch:
         place = Path(scratch) / "index"
         shutil.copytree(arguments.index, place)
-        found = soak(place, texts, callers=arguments.callers, seconds=60 * arguments.minutes, k=arguments.hits,
-                     replace=arguments.replace)
+        found = soak(
+            place,
+            texts,
+            callers=arguments.callers,
+            seconds=60 * arguments.minutes,
+            k=arguments.hits,
+            replace=arguments.replace,
+        )
     print(json.dumps(found, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -50,7 +59,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--queries", type=Path, nargs="+", required=True, help="BEIR folders")
     parser.add_argument("--texts", type=int, default=500, help="different questions")
@@ -68,8 +79,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool) -> dict[str, Any]:
-    """Search until the time is over; counts of searches, wrong answers and replaced versions, and resident memory."""
+def soak(
+    place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool
+) -> dict[str, Any]:
+    """Search until the time is over; counts of searches, wrong answers and replaced versions, and
+    resident memory.
+    """
     with Index(place) as index:
         expected = {text: answer(index, text, k) for text in texts}
         counts, wrong, versions, lock = [0] * callers, list[str](), [0], threading.Lock()
@@ -96,13 +111,26 @@ def soak(place: Path, texts: list[str], *, callers: int, seconds: float, k: int,
 
         memory: list[float] = []
         watch = functools.partial(read_memory, memory, (end - 0.5 * seconds, end - 0.02 * seconds))
-        parts.run_threads([*(functools.partial(call, caller) for caller in range(callers)), watch,
-                            *([exchange] if replace else [])])
-        after = {text: answer(index, text, k) for text in texts}  # the version that was opened first is still whole
-    return {"searches": sum(counts), "callers": callers, "seconds": seconds, "k": k, "versions": versions[0],
-            "wrong": len(wrong) + sum(after[text] != expected[text] for text in texts),
-            "fewest_searches_of_a_caller": min(counts), "memory_mb": memory,
-            "growth_mb": round(memory[1] - memory[0], 1)}
+        parts.run_threads(
+            [
+                *(functools.partial(call, caller) for caller in range(callers)),
+                watch,
+                *([exchange] if replace else []),
+            ]
+        )
+        # the version that was opened first is still whole
+        after = {text: answer(index, text, k) for text in texts}
+    return {
+        "searches": sum(counts),
+        "callers": callers,
+        "seconds": seconds,
+        "k": k,
+        "versions": versions[0],
+        "wrong": len(wrong) + sum(after[text] != expected[text] for text in texts),
+        "fewest_searches_of_a_caller": min(counts),
+        "memory_mb": memory,
+        "growth_mb": round(memory[1] - memory[0], 1),
+    }
 
 
 def answer(index: Index, text: str, k: int) -> Answer:
@@ -118,7 +146,9 @@ def swap_in_a_copy(place: Path) -> None:
 
 
 def read_memory(memory: list[float], moments: tuple[float, ...]) -> None:
-    """Resident megabytes of this process at each of the moments, Java's garbage collected and given back before."""
+    """Resident megabytes of this process at each of the moments, Java's garbage collected and given
+    back before.
+    """
     system = java.java_class("java.lang.System")
     for moment in moments:
         time.sleep(max(0.0, moment - time.monotonic()))

@@ -1,8 +1,8 @@
 """sparse_ir: learned-sparse retrieval, from text to a verified and measured Lucene impact index.
 
-Each command of the shell is a function here with the same name and options. The folders are the wings of the package;
-the docstring of each says which question it answers. Importing this package loads neither torch nor a Java virtual
-machine: a public name is loaded when it is first asked for.
+Each command of the shell is a function here with the same name and options. The folders are the
+wings of the package; the docstring of each says which question it answers. Importing this package
+loads neither torch nor a Java virtual machine: a public name is loaded when it is first asked for.
 """
 
 from __future__ import annotations

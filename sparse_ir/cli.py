@@ -1,8 +1,9 @@
-"""The command line: one command for each verb, its options taken from the verb's signature and docstring.
+"""The command line: one command for each verb, its options taken from the verb's signature and
+docstring.
 
-There is nothing to keep in step by hand: a new parameter of a verb is a new option here. An error of the user's making
-is one line on standard error and exit code 2; anything else is a defect and shows its traceback. A report that says
-``healthy`` is false ends with exit code 1.
+There is nothing to keep in step by hand: a new parameter of a verb is a new option here. An error
+of the user's making is one line on standard error and exit code 2; anything else is a defect and
+shows its traceback. A report that says ``healthy`` is false ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -29,9 +30,25 @@ from sparse_ir.reports import Report
 from sparse_ir.retrieval import explanation_view
 
 VERBS: tuple[Callable[..., Report], ...] = (
-    indexing.encode, indexing.index, indexing.build, indexing.bm25, searching.search, searching.tune, evaluating.evaluate, indexing.verify,
-    indexing.export, evaluating.compare, searching.explain, indexing.idf, training.mine, training.teach, training.train,
-    doctor.doctor, benchmarking.beir, benchmarking.leaderboard, demo.demo,
+    indexing.encode,
+    indexing.index,
+    indexing.build,
+    indexing.bm25,
+    searching.search,
+    searching.tune,
+    evaluating.evaluate,
+    indexing.verify,
+    indexing.export,
+    evaluating.compare,
+    searching.explain,
+    indexing.idf,
+    training.mine,
+    training.teach,
+    training.train,
+    doctor.doctor,
+    benchmarking.beir,
+    benchmarking.leaderboard,
+    demo.demo,
 )
 # verbs whose reports have a form of their own for human eyes
 _FORMATS: dict[Callable[..., Report], Callable[[Mapping[str, Any]], str]] = {
@@ -44,7 +61,8 @@ _FORMATS: dict[Callable[..., Report], Callable[[Mapping[str, Any]], str]] = {
 def main() -> None:
     """Learned-sparse retrieval: text in, a ranked and measured search engine out.
 
-    The road: encode -> index -> search -> evaluate; build is encode and index in one. Begin with: sparse-ir demo
+    The road: encode -> index -> search -> evaluate; build is encode and index in one. Begin with:
+    sparse-ir demo
     """
 
 
@@ -64,7 +82,8 @@ def _sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, click.ClickException):
         text = error.format_message()
-    elif isinstance(error, OSError):  # a full disk, a missing permission: the machine's sentence is the best there is
+    # a full disk, a missing permission: the machine's sentence is the best there is
+    elif isinstance(error, OSError):
         text = f"{error.filename or 'file system'}: {error.strerror or error}"
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
@@ -72,26 +91,45 @@ def _sentence(error: Exception) -> str:
 def _make_command(verb: Callable[..., Report]) -> click.Command:
     parameters = inspect.signature(verb).parameters
     shows_progress = "progress" in parameters
-    several = next((name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL), None)
+    several = next(
+        (
+            name
+            for name, parameter in parameters.items()
+            if parameter.kind is parameter.VAR_POSITIONAL
+        ),
+        None,
+    )
 
     def callback(json_output: bool, quiet: bool = False, **values: Any) -> None:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its load report would stand before our own sentence
+        # its load report would stand before our own sentence
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         if quiet or not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and of transformers, not yet loaded
+            # of the hub and of transformers, not yet loaded
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         given = {name: value for name, value in values.items() if value is not None}
         listed = given.pop(several, ()) if several else ()
         report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
-        if verb is not training.train or os.environ.get("RANK", "0") == "0":  # of several that train, one speaks
-            click.echo(json.dumps(report, indent=2) if json_output else _FORMATS.get(verb, format_report)(report))
+        # of several that train, one speaks
+        if verb is not training.train or os.environ.get("RANK", "0") == "0":
+            click.echo(
+                json.dumps(report, indent=2)
+                if json_output
+                else _FORMATS.get(verb, format_report)(report)
+            )
         if report.get("healthy") is False:
             click.get_current_context().exit(1)
 
     options: list[click.Parameter] = [
-        click.Argument([name], nargs=-1, required=True) if name == several else _make_option(name, *facts)
-        for name, *facts in _parameters(verb)]
+        click.Argument([name], nargs=-1, required=True)
+        if name == several
+        else _make_option(name, *facts)
+        for name, *facts in _parameters(verb)
+    ]
     if shows_progress:
         options.append(click.Option(["--quiet"], is_flag=True, help="Show no progress bar."))
-    options.append(click.Option(["--json", "json_output"], is_flag=True, help="Print the report as JSON."))
+    options.append(
+        click.Option(["--json", "json_output"], is_flag=True, help="Print the report as JSON.")
+    )
     summary = (inspect.getdoc(verb) or "").split("\n\nArgs:")[0]
     if several:
         summary += f"\n\n{several.upper()}: {_argument_texts(verb)[several]}"
@@ -113,9 +151,18 @@ def _parameters(verb: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, str]]
 
 
 def _argument_texts(documented: Any) -> Mapping[str, str]:
-    """The lines of the ``Args:`` part of a docstring, by name."""
+    """The texts of the ``Args:`` part of a docstring, by name; each may take several lines."""
     _, _, part = (inspect.getdoc(documented) or "").partition("Args:")
-    return dict(re.findall(r"^    (\w+): (.+)$", part, re.MULTILINE))
+    texts: dict[str, str] = {}
+    name = ""
+    for line in part.splitlines():
+        begins = re.match(r"^    (\w+): (.+)$", line)
+        if begins:
+            name = begins[1]
+            texts[name] = begins[2]
+        elif line.startswith("        "):
+            texts[name] += " " + line.strip()
+    return texts
 
 
 def _make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
@@ -130,7 +177,9 @@ def _make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
         both = [f"{flag}/--no-{flag[2:]}"] if default is None else [flag]
         return click.Option([*both, name], is_flag=True, default=default, help=text)
     shown = default is not None
-    return click.Option([flag, name], type=_click_type(hint), default=default, show_default=shown, help=text)
+    return click.Option(
+        [flag, name], type=_click_type(hint), default=default, show_default=shown, help=text
+    )
 
 
 def _click_type(hint: Any) -> Any:

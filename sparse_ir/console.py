@@ -11,17 +11,25 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """A report for human eyes: a fact a line, rows with the same columns as a table, small leaves side by side."""
+    """A report for human eyes: a fact a line, rows with the same columns as a table, small leaves
+    side by side.
+    """
     width = max((len(str(key)) for key in report), default=0)
     for key, value in report.items():
         if isinstance(value, list):
             yield f"{indent}{key}" if value else f"{indent}{key:<{width}}  none"
             for item in value:
-                yield from (_lines(item, indent + "  ") if isinstance(item, Mapping) else [f"{indent}  {item}"])
+                yield from (
+                    _lines(item, indent + "  ")
+                    if isinstance(item, Mapping)
+                    else [f"{indent}  {item}"]
+                )
         elif not isinstance(value, Mapping):
             yield f"{indent}{key:<{width}}  {_show(value)}"
         elif not any(isinstance(part, Mapping | list) for part in value.values()):
-            yield f"{indent}{key:<{width}}  " + ", ".join(f"{name} {_show(part)}" for name, part in value.items())
+            yield f"{indent}{key:<{width}}  " + ", ".join(
+                f"{name} {_show(part)}" for name, part in value.items()
+            )
         elif _is_table(value):
             yield from ("", *(indent + line for line in _table(key, value)), "")
         else:
@@ -49,5 +57,11 @@ def _show(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         whole = value.is_integer() and abs(value) >= 1
-        return str(int(value)) if whole else f"{value:.1g}" if 0 < abs(value) < 5e-5 else f"{value:.4f}"
+        return (
+            str(int(value))
+            if whole
+            else f"{value:.1g}"
+            if 0 < abs(value) < 5e-5
+            else f"{value:.4f}"
+        )
     return str(value)

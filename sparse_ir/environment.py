@@ -23,18 +23,27 @@ def describe_latency(seconds: Sequence[float] | np.ndarray) -> dict[str, float] 
     if not len(seconds):
         return None
     values = 1000 * np.asarray(seconds, dtype=np.float64)
-    return {"mean": round(float(values.mean()), 4),
-            **{f"p{part}": round(float(np.percentile(values, part)), 4) for part in (50, 95, 99)}}
+    return {
+        "mean": round(float(values.mean()), 4),
+        **{f"p{part}": round(float(np.percentile(values, part)), 4) for part in (50, 95, 99)},
+    }
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, accelerator (when torch is loaded and has one), system and Python."""
+    """Processor, cores, memory, accelerator (when torch is loaded and has
+    one), system and Python.
+    """
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"processor": _processor(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1),
-            "accelerator": torch.cuda.get_device_name() if torch is not None and cuda else None,
-            "platform": platform.platform(), "python": platform.python_version()}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+        "accelerator": torch.cuda.get_device_name() if torch is not None and cuda else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def _processor() -> str:
@@ -47,7 +56,9 @@ def _processor() -> str:
 
 
 def find_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions of packages, by the names of their distributions; those that are missing are left out."""
+    """Installed versions of packages, by the names of their distributions; those that are missing
+    are left out.
+    """
     found = {}
     for name in names:
         try:
@@ -58,11 +69,23 @@ def find_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_commit() -> str | None:
-    """The commit of this package's own checkout, with ``-dirty`` for changed files; None for an installed package."""
+    """The commit of this package's own checkout, with ``-dirty`` for changed files; None for an
+    installed package.
+    """
     checkout = Path(sparse_ir.__file__).resolve().parent.parent
     git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    command = [
+        git,
+        "-C",
+        str(checkout),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude",
+        "*",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None

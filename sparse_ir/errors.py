@@ -1,13 +1,15 @@
 """Every error a user can cause, and nothing else.
 
 SparseIRError                 the one class the command line catches: one line, exit code 2
-├── DataError                 a file or a text breaks its format (names file, line, value, what is allowed)
+├── DataError                 a file or a text breaks its format (names file, line, value, rule)
 ├── ConfigError               an option, or a combination of options, is not allowed
 ├── ModelError                a checkpoint cannot be used as a sparse encoder
 ├── IndexMismatch             an index and an encoder (or a rule) do not belong together
 ├── DamagedError              stored bytes differ from what their manifest promises
-├── LockedError, ClosedError  another process is writing to the same place; something is used after it was closed
-├── TrainingError, BudgetMissed   training cannot go on; no search options hold a latency budget
+├── LockedError               another process is writing to the same place
+├── ClosedError               something is used after it was closed
+├── TrainingError             training cannot go on
+├── BudgetMissed              no search options hold a latency budget
 └── JavaError                 no usable Java runtime, or the virtual machine failed
 Each one also inherits the builtin exception that a caller would expect.
 """
@@ -48,7 +50,9 @@ class ClosedError(SparseIRError, ValueError):
 
 
 class BudgetMissed(SparseIRError, RuntimeError):
-    """No search options hold the latency that was asked for; ``report`` has all that was measured."""
+    """No search options hold the latency that was asked for; ``report`` has
+    all that was measured.
+    """
 
     def __init__(self, message: str, report: dict[str, object] | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,6 @@
-"""Fixtures shared by all test modules: tiny random models, made once per run, and the texts to encode."""
+"""Fixtures shared by all test modules: tiny random models, made once per run, and the texts to
+encode.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,14 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Model family -> folder of a random masked LM in the plain layout. Read only: copy before changing a file."""
+    """Model family -> folder of a random masked LM in the plain layout. Read only: copy before
+    changing a file.
+    """
     import tiny_models
     import torch
 
-    torch.set_num_threads(1)  # for models this small, threads that wait for each other cost more than they give
+    # for models this small, threads that wait for each other cost more than they give
+    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
     return {family: tiny_models.build(family, root / family) for family in tiny_models.FAMILIES}
 
@@ -43,7 +48,9 @@ def tiny_tokenizer(tiny_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 questions made of three words of their documents, with teacher scores for one negative each. Read only."""
+    """40 questions made of three words of their documents, with teacher scores for one negative
+    each. Read only.
+    """
     import small_runs
 
     return small_runs.write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")

@@ -1,8 +1,9 @@
-"""The suite: several systems over many data sets, each encoded, indexed, searched, measured, and kept as a row.
+"""The suite: several systems over many data sets, each encoded, indexed, searched, measured, and
+kept as a row.
 
-A row that is there is not made again; a killed suite goes on where it stopped, and its rows are the same to the byte.
-What is in the making lies in ``RESULTS/.work`` under the hash of corpus and system, so nothing stale is ever taken up.
-It renders no table.
+A row that is there is not made again; a killed suite goes on where it stopped, and its rows are the
+same to the byte. What is in the making lies in ``RESULTS/.work`` under the hash of corpus and
+system, so nothing stale is ever taken up. It renders no table.
 """
 
 from __future__ import annotations
@@ -77,18 +78,24 @@ class Plan:
 
 
 def read_systems(model: str, baselines: str) -> list[System]:
-    """The systems of two lists, each once; raises ``ConfigError`` for two of one name, and for an unknown baseline."""
+    """The systems of two lists, each once; raises ``ConfigError`` for two of one name, and for an
+    unknown baseline.
+    """
     references = [] if baselines == NO_BASELINES else _split(baselines)
     for name in references:
         if name not in (*BM25_SYSTEMS, LEXICAL_MODEL):
-            raise ConfigError(f"baseline {name!r} is unknown, allowed: {', '.join(BM25_SYSTEMS)}, "
-                              f"{LEXICAL_MODEL}, or {NO_BASELINES} alone")
+            raise ConfigError(
+                f"baseline {name!r} is unknown, allowed: {', '.join(BM25_SYSTEMS)}, "
+                f"{LEXICAL_MODEL}, or {NO_BASELINES} alone"
+            )
     systems = list(dict.fromkeys(map(_read_system, [*_split(model), *references])))
     if not systems:
         raise ConfigError("no system is named; name a model, or baselines")
     names = [system.name for system in systems]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"two systems would be called {min(twice)!r}; name one of them with NAME=MODEL")
+        raise ConfigError(
+            f"two systems would be called {min(twice)!r}; name one of them with NAME=MODEL"
+        )
     return systems
 
 
@@ -109,7 +116,9 @@ def _read_system(text: str) -> System:
     return System(name or found, "impact", model)
 
 
-def group_by_corpus(fetched: Iterable[tuple[str, Collection]]) -> Iterator[list[tuple[str, Collection]]]:
+def group_by_corpus(
+    fetched: Iterable[tuple[str, Collection]],
+) -> Iterator[list[tuple[str, Collection]]]:
     """Neighbouring sets over the same corpus: they share one index."""
     for _, group in itertools.groupby(fetched, key=lambda pair: pair[1].corpus):
         yield list(group)
@@ -117,8 +126,11 @@ def group_by_corpus(fetched: Iterable[tuple[str, Collection]]) -> Iterator[list[
 
 def measure_corpus(plan: Plan, system: System, sets: Sequence[tuple[str, Collection]]) -> int:
     """Make the rows that are missing; their number."""
-    pending = [(source, found, identity) for source, found in sets
-               if not _is_finished(plan, system, found, identity := _identify(plan, system, found))]
+    pending = [
+        (source, found, identity)
+        for source, found in sets
+        if not _is_finished(plan, system, found, identity := _identify(plan, system, found))
+    ]
     corpus = sets[0][1].corpus.parent.name
     place = plan.output / ".work" / corpus / system.name
     if pending:
@@ -131,8 +143,12 @@ def measure_corpus(plan: Plan, system: System, sets: Sequence[tuple[str, Collect
     return len(pending)
 
 
-def _measure_sets(plan: Plan, system: System, pending: Sequence[tuple[str, Collection, dict[str, Any]]],
-                  place: Path) -> None:
+def _measure_sets(
+    plan: Plan,
+    system: System,
+    pending: Sequence[tuple[str, Collection, dict[str, Any]]],
+    place: Path,
+) -> None:
     surveys = [verification.survey(found) for _, found, _ in pending]
     _, collection, identity = pending[0]
     key = {name: identity[name] for name in ("corpus_sha256", "kind", "options", "fingerprint")}
@@ -143,29 +159,51 @@ def _measure_sets(plan: Plan, system: System, pending: Sequence[tuple[str, Colle
 
 
 def _identify(plan: Plan, system: System, collection: Collection) -> dict[str, Any]:
-    """All that decides a row: the data by their hashes, the rules, the model by its hashes, the options."""
-    hashes = {f"{part}_sha256": plan.once(path, functools.partial(results.sha256_of_content, path))
-              for part, path in (("corpus", collection.corpus), ("queries", collection.queries),
-                                 ("qrels", collection.qrels))}
+    """All that decides a row: the data by their hashes, the rules, the model by its hashes, the
+    options.
+    """
+    hashes = {
+        f"{part}_sha256": plan.once(path, functools.partial(results.sha256_of_content, path))
+        for part, path in (
+            ("corpus", collection.corpus),
+            ("queries", collection.queries),
+            ("qrels", collection.qrels),
+        )
+    }
     fingerprint = None
     if system.kind == "impact":
         sides = [side.fingerprint for side in _load_neural(plan, system, collection)]
-        fingerprint = files.sha256_of_json([{**side, "name": None} for side in sides])  # wherever it lies
-    return {**hashes, "split": collection.split, "remove_identical": collection.remove_identical,
-            "relevance_level": collection.relevance_level, "hits": plan.hits, "kind": system.kind,
-            "options": {} if system.kind in BM25_SYSTEMS else plan.rule, "fingerprint": fingerprint}
+        # wherever it lies
+        fingerprint = files.sha256_of_json([{**side, "name": None} for side in sides])
+    return {
+        **hashes,
+        "split": collection.split,
+        "remove_identical": collection.remove_identical,
+        "relevance_level": collection.relevance_level,
+        "hits": plan.hits,
+        "kind": system.kind,
+        "options": {} if system.kind in BM25_SYSTEMS else plan.rule,
+        "fingerprint": fingerprint,
+    }
 
 
-def _is_finished(plan: Plan, system: System, collection: Collection, identity: Mapping[str, Any]) -> bool:
+def _is_finished(
+    plan: Plan, system: System, collection: Collection, identity: Mapping[str, Any]
+) -> bool:
     folder = results.row_folder(plan.output, collection.name, system.name)
     if not (folder / RESULT).exists():
         return False
     recorded = results.read_row(folder).result["identity"]
     changed = [key for key in identity if recorded.get(key) != identity[key]]
     if changed:
-        differences = "; ".join(f"{key}: {recorded.get(key)} then, {identity[key]} now" for key in changed)
-        raise ConfigError(f"{folder} is a row of something else ({differences}); delete it to have it made again, give "
-                          "the system another name with NAME=MODEL, or choose another output")
+        differences = "; ".join(
+            f"{key}: {recorded.get(key)} then, {identity[key]} now" for key in changed
+        )
+        raise ConfigError(
+            f"{folder} is a row of something else ({differences}); delete it to "
+            "have it made again, give "
+            "the system another name with NAME=MODEL, or choose another output"
+        )
     return True
 
 
@@ -175,25 +213,41 @@ def _open(plan: Plan, system: System, collection: Collection, work: Path) -> Ind
     if system.kind in BM25_SYSTEMS:
         if not folder.exists():
             parameters = Bm25(**BM25_SYSTEMS[system.kind])
-            builder.build_bm25_index(_reader(collection), folder, parameters, progress=plan.progress)
+            builder.build_bm25_index(
+                _reader(collection), folder, parameters, progress=plan.progress
+            )
         return Index(folder)
     if not folder.exists():
         _build_impacts(plan, system, collection, work)
     neural = system.kind == "impact"
-    return Index(folder, query_encoder=_load_neural(plan, system, collection)[1] if neural else None)
+    return Index(
+        folder, query_encoder=_load_neural(plan, system, collection)[1] if neural else None
+    )
 
 
 def _build_impacts(plan: Plan, system: System, collection: Collection, work: Path) -> None:
     read = _reader(collection)
-    encoder, query_encoder = (_load_neural(plan, system, collection) if system.kind == "impact"
-                              else _fit_lexical(plan, read))
+    encoder, query_encoder = (
+        _load_neural(plan, system, collection)
+        if system.kind == "impact"
+        else _fit_lexical(plan, read)
+    )
     clock = _Stopwatch(encoder)
-    made = vectors.write_vectors(work / "vectors", read, clock, query_encoder=query_encoder,
-                                 shard_size=plan.options.get("shard_size", 1024), progress=plan.progress)
+    made = vectors.write_vectors(
+        work / "vectors",
+        read,
+        clock,
+        query_encoder=query_encoder,
+        shard_size=plan.options.get("shard_size", 1024),
+        progress=plan.progress,
+    )
     _add_time(work, clock)
     rule = builder.choose_rule(made, query_encoder, **plan.rule)
-    # one thread makes one segment, in the order of the corpus: the same index, and one that searches are timed on
-    builder.build_impact_index(made, work / "index", rule, query_encoder, threads=1, progress=plan.progress)
+    # one thread makes one segment, in the order of the corpus: the same index, and one that
+    # searches are timed on
+    builder.build_impact_index(
+        made, work / "index", rule, query_encoder, threads=1, progress=plan.progress
+    )
 
 
 def _reader(collection: Collection) -> Callable[[], Iterator[Document]]:
@@ -201,13 +255,19 @@ def _reader(collection: Collection) -> Callable[[], Iterator[Document]]:
 
 
 def _load_neural(plan: Plan, system: System, collection: Collection) -> tuple[Any, Any]:
-    """The encoders of a system. The network is loaded once; static query weights may know the corpus that they ask."""
-    encoder, query_encoder = plan.once(system, lambda: catalog.load_encoder(system.model, None, plan.options))
+    """The encoders of a system. The network is loaded once; static query weights may know the
+    corpus that they ask.
+    """
+    encoder, query_encoder = plan.once(
+        system, lambda: catalog.load_encoder(system.model, None, plan.options)
+    )
     share = catalog.find_share(system.model, plan.options)
     if not share:
         return encoder, query_encoder
-    return encoder, plan.once((system, collection.corpus),
-                              lambda: catalog.adapt(query_encoder, _reader(collection), share))
+    return encoder, plan.once(
+        (system, collection.corpus),
+        lambda: catalog.adapt(query_encoder, _reader(collection), share),
+    )
 
 
 def _fit_lexical(plan: Plan, read: Callable[[], Iterator[Document]]) -> tuple[Any, Any]:
@@ -224,7 +284,9 @@ class _Stopwatch:
         self.query_encoder = encoder.query_encoder
         self.documents, self.seconds = 0, 0.0
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> sparse.csr_matrix:
         """What the encoder says."""
         begun = time.perf_counter()
         weights = self._encoder.encode(texts, progress)
@@ -237,14 +299,28 @@ def _add_time(work: Path, clock: _Stopwatch) -> None:
     """Add what this process encoded to what killed ones before it have."""
     path = work / "encode.json"
     before = files.read_json(path) if path.exists() else {"documents": 0, "seconds": 0.0}
-    files.write_json(path, {"documents": before["documents"] + clock.documents,
-                            "seconds": before["seconds"] + clock.seconds})
+    files.write_json(
+        path,
+        {
+            "documents": before["documents"] + clock.documents,
+            "seconds": before["seconds"] + clock.seconds,
+        },
+    )
 
 
-def _make_row(plan: Plan, system: System, index: Index, work: Path, collection: Collection,
-              facts: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def _make_row(
+    plan: Plan,
+    system: System,
+    index: Index,
+    work: Path,
+    collection: Collection,
+    facts: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> None:
     qrels = readers.read_qrels(collection.qrels)
-    queries = [query for query in readers.read_queries(collection.queries) if query.query_id in qrels]
+    queries = [
+        query for query in readers.read_queries(collection.queries) if query.query_id in qrels
+    ]
     terms, encode_seconds = _query_terms(index, queries)
     run, seconds = _search(plan, index, queries, collection.remove_identical)
     try:
@@ -253,16 +329,23 @@ def _make_row(plan: Plan, system: System, index: Index, work: Path, collection: 
         raise DataError(f"{collection.name} / {system.name}: {error}") from error
     manifest = index.manifest
     result = {
-        "dataset": {"name": collection.name, "split": collection.split, **facts,
-                    "remove_identical": collection.remove_identical, "relevance_level": collection.relevance_level,
-                    **{key: identity[key] for key in ("corpus_sha256", "queries_sha256", "qrels_sha256")}},
+        "dataset": {
+            "name": collection.name,
+            "split": collection.split,
+            **facts,
+            "remove_identical": collection.remove_identical,
+            "relevance_level": collection.relevance_level,
+            **{key: identity[key] for key in ("corpus_sha256", "queries_sha256", "qrels_sha256")},
+        },
         "system": _describe_system(system, manifest, plan.rule),
         "measures": means,
         "measured_as": results.name_measures(collection.relevance_level),
         "efficiency": _efficiency(index, terms, facts["documents"]),
         "run": {"hits_per_query": plan.hits},
-        "versions": {**environment.find_versions((*_PACKAGES, *_MODEL_PACKAGES.get(system.kind, ()))),
-                     "lucene": manifest["versions"]["lucene"]},
+        "versions": {
+            **environment.find_versions((*_PACKAGES, *_MODEL_PACKAGES.get(system.kind, ()))),
+            "lucene": manifest["versions"]["lucene"],
+        },
         "commit": environment.find_commit(),
         "command": _command(plan, system, facts["source"]),
         "identity": identity,
@@ -272,7 +355,9 @@ def _make_row(plan: Plan, system: System, index: Index, work: Path, collection: 
 
 
 def _query_terms(index: Index, queries: Sequence[Query]) -> tuple[list[list[str]], list[float]]:
-    """The distinct Lucene terms of each query, and the seconds it took to find them (encoding; analysis for BM25)."""
+    """The distinct Lucene terms of each query, and the seconds it took to find them (encoding;
+    analysis for BM25).
+    """
     terms, seconds = [], []
     for query in queries:
         begun = time.perf_counter()
@@ -285,61 +370,107 @@ def _query_terms(index: Index, queries: Sequence[Query]) -> tuple[list[list[str]
     return terms, seconds
 
 
-def _search(plan: Plan, index: Index, queries: Sequence[Query],
-            remove_query: bool) -> tuple[Run, np.ndarray]:
+def _search(
+    plan: Plan, index: Index, queries: Sequence[Query], remove_query: bool
+) -> tuple[Run, np.ndarray]:
     """The run, and the seconds of each query from text to hits, on one thread and a warm index."""
     index.search_batch(queries[:WARM_UP_QUERIES], plan.hits)
-    with tqdm(total=len(queries), desc="searching", unit=" queries", disable=None if plan.progress else True) as bar:
-        run, seconds = index.search_batch(queries, plan.hits, remove_query=remove_query, progress=bar.update)
+    with tqdm(
+        total=len(queries),
+        desc="searching",
+        unit=" queries",
+        disable=None if plan.progress else True,
+    ) as bar:
+        run, seconds = index.search_batch(
+            queries, plan.hits, remove_query=remove_query, progress=bar.update
+        )
     return run, seconds
 
 
-def _describe_system(system: System, manifest: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_system(
+    system: System, manifest: Mapping[str, Any], rule: Mapping[str, Any]
+) -> dict[str, Any]:
     """The system by its parts, and one hash over all that makes its scores."""
     if system.kind in BM25_SYSTEMS:
         parts: dict[str, Any] = {"parameters": manifest["parameters"]}
         model = revision = None
     else:
-        parts = {"encoder": manifest["encoder"], "query": manifest["query"], "rule": manifest["rule"],
-                 "options": dict(rule)}
-        model = manifest["encoder"].get("name", system.model) if system.model != DEFAULT_MODEL else system.model
+        parts = {
+            "encoder": manifest["encoder"],
+            "query": manifest["query"],
+            "rule": manifest["rule"],
+            "options": dict(rule),
+        }
+        model = (
+            manifest["encoder"].get("name", system.model)
+            if system.model != DEFAULT_MODEL
+            else system.model
+        )
         revision = manifest["encoder"].get("revision")
-    return {"name": system.name, "kind": system.kind, "model": model, "revision": revision,
-            "hash": files.sha256_of_json(parts), **parts}
+    return {
+        "name": system.name,
+        "kind": system.kind,
+        "model": model,
+        "revision": revision,
+        "hash": files.sha256_of_json(parts),
+        **parts,
+    }
 
 
 def _efficiency(index: Index, terms: Sequence[Sequence[str]], documents: int) -> dict[str, Any]:
     """What a search costs, without a clock.
 
-    ``flops`` is ``sum over terms j of p_j(query) x p_j(document)``, with ``p_j`` the share of the queries, and of the
-    documents, that hold ``j`` (Formal et al. 2021, SPLADE, section 4): the mean number of postings that a query meets,
-    divided by the documents. Document terms are counted after quantization; BM25's fields are counted one by one.
+    ``flops`` is ``sum over terms j of p_j(query) x p_j(document)``, with ``p_j`` the share of the
+    queries, and of the documents, that hold ``j`` (Formal et al. 2021, SPLADE, section 4): the mean
+    number of postings that a query meets, divided by the documents. Document terms are counted
+    after quantization; BM25's fields are counted one by one.
     """
     frequencies = index.reader.document_frequencies({term for found in terms for term in found})
     met = sum(frequencies[term] for found in terms for term in found)
-    return {"mean_query_terms": sum(map(len, terms)) / len(terms),
-            "mean_document_terms": index.reader.statistics()["postings"] / documents,
-            "flops": met / len(terms) / documents,
-            "index_bytes": files.folder_size(index.folder / "lucene")}
+    return {
+        "mean_query_terms": sum(map(len, terms)) / len(terms),
+        "mean_document_terms": index.reader.statistics()["postings"] / documents,
+        "flops": met / len(terms) / documents,
+        "index_bytes": files.folder_size(index.folder / "lucene"),
+    }
 
 
-def _timing(work: Path, seconds: Sequence[float] | np.ndarray, encode_seconds: Sequence[float]) -> dict[str, Any]:
+def _timing(
+    work: Path, seconds: Sequence[float] | np.ndarray, encode_seconds: Sequence[float]
+) -> dict[str, Any]:
     path = work / "encode.json"
     encoded = files.read_json(path) if path.exists() else {"documents": 0, "seconds": 0.0}
     return {
-        "encode_documents_per_second":
-            round(encoded["documents"] / encoded["seconds"], 2) if encoded["seconds"] else None,
+        "encode_documents_per_second": round(encoded["documents"] / encoded["seconds"], 2)
+        if encoded["seconds"]
+        else None,
         "search_latency_ms": environment.describe_latency(seconds),  # one thread, text to hits
-        "query_encode_ms": environment.describe_latency(encode_seconds),  # the part of it before the engine
+        # the part of it before the engine
+        "query_encode_ms": environment.describe_latency(encode_seconds),
         "hardware": environment.describe_machine(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 
 def _command(plan: Plan, system: System, source: str) -> str:
-    """The command that makes this row alone; where the data and the rows lie is left to the reader."""
-    named = system.model if _read_system(system.model).name == system.name else f"{system.name}={system.model}"
-    parts = ["sparse-ir", "beir", "--model", named, "--baselines", NO_BASELINES, "--datasets", source]
+    """The command that makes this row alone; where the data and the rows
+    lie is left to the reader.
+    """
+    named = (
+        system.model
+        if _read_system(system.model).name == system.name
+        else f"{system.name}={system.model}"
+    )
+    parts = [
+        "sparse-ir",
+        "beir",
+        "--model",
+        named,
+        "--baselines",
+        NO_BASELINES,
+        "--datasets",
+        source,
+    ]
     asked: dict[str, Any] = {"hits": plan.hits if plan.hits != 1000 else None}
     if system.kind not in BM25_SYSTEMS:
         asked |= plan.rule
@@ -354,16 +485,31 @@ def _command(plan: Plan, system: System, source: str) -> str:
     return shlex.join(parts)
 
 
-def describe_suite(plan: Plan, systems: Sequence[System], names: Sequence[str], made: int,
-            skipped: Mapping[str, str]) -> Report:
+def describe_suite(
+    plan: Plan,
+    systems: Sequence[System],
+    names: Sequence[str],
+    made: int,
+    skipped: Mapping[str, str],
+) -> Report:
     folders = {name.replace(":", "-") for name in names}
-    chosen = [row for row in results.read_rows(plan.output)
-              if row.dataset in folders and row.system in {system.name for system in systems}]
-    shown = {f"{row.dataset} / {row.system}": _round(row.shown_measures) for row in merge_groups(chosen)}
+    chosen = [
+        row
+        for row in results.read_rows(plan.output)
+        if row.dataset in folders and row.system in {system.name for system in systems}
+    ]
+    shown = {
+        f"{row.dataset} / {row.system}": _round(row.shown_measures) for row in merge_groups(chosen)
+    }
     averages = {system: _round(values) for system, values in average(chosen).items()}
-    return {"results": str(plan.output), "rows_made": made, "rows_found": len(chosen) - made, "rows": shown,
-            **({"average of BEIR's 13": averages} if averages else {}),
-            **({"skipped": dict(skipped)} if skipped else {})}
+    return {
+        "results": str(plan.output),
+        "rows_made": made,
+        "rows_found": len(chosen) - made,
+        "rows": shown,
+        **({"average of BEIR's 13": averages} if averages else {}),
+        **({"skipped": dict(skipped)} if skipped else {}),
+    }
 
 
 def _round(values: Mapping[str, float | None]) -> dict[str, float | None]:

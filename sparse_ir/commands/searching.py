@@ -47,10 +47,19 @@ from sparse_ir.storage import files
 
 
 def explain(
-    index: Path, query: str, *, doc: tuple[str, ...] = (), hits: int = 3, input: str | None = None,
-    vectors: Path | None = None, page: Path | None = None, query_model: str | None = None, scale: float | None = None,
+    index: Path,
+    query: str,
+    *,
+    doc: tuple[str, ...] = (),
+    hits: int = 3,
+    input: str | None = None,
+    vectors: Path | None = None,
+    page: Path | None = None,
+    query_model: str | None = None,
+    scale: float | None = None,
 ) -> Report:
-    """Explain scores of exact search: each term's part, expansions, lost terms, and why A is above B.
+    """Explain scores of exact search: each term's part, expansions, lost terms, and why A is above
+    B.
 
     Args:
         index: Folder of an index, impact or BM25, or a Lucene impact index that Pyserini built.
@@ -58,10 +67,13 @@ def explain(
         doc: Id of a document to explain; give it again for more. Default: the first hits.
         hits: How many of the first hits, where no document is named.
         input: The corpus, to tell expansions from the terms that stand in a document's text.
-        vectors: The vectors that the index was built from, to find what rounding and pruning have taken away.
+        vectors: The vectors that the index was built from, to find what rounding and pruning have
+            taken away.
         page: Also write a web page that needs no network.
-        query_model: Model that encodes the query, where the index holds none or the model has moved.
-        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON vectors (often 100).
+        query_model: Model that encodes the query, where the index holds none or the model has
+            moved.
+        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON
+            vectors (often 100).
     """
     if hits < 1:
         raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
@@ -71,14 +83,32 @@ def explain(
         ranked = rank_documents(opened, query, doc, hits)
         texts = read_texts(input, [hit.doc_id for hit in ranked]) if input is not None else {}
         traces = trace_losses(opened, Path(vectors), query, ranked) if vectors is not None else {}
-        places = {hit.doc_id: find_terms(opened, texts[hit.doc_id]) for hit in ranked if hit.doc_id in texts}
+        places = {
+            hit.doc_id: find_terms(opened, texts[hit.doc_id])
+            for hit in ranked
+            if hit.doc_id in texts
+        }
         asked = find_terms(opened, query)
-        documents = [explain_hit(opened, query, hit, name_terms(asked), name_terms(places.get(hit.doc_id)),
-                              traces.get(hit.doc_id)) for hit in ranked]
-        report = {"index": str(index), "kind": opened.manifest["kind"], "query": query,
-                  "query_terms": describe_query(opened, query, name_terms(asked)),
-                  "lost_in_query": lost_query_terms(opened, query), "documents": documents,
-                  "comparisons": [compare_hits(*pair) for pair in itertools.pairwise(documents)]}
+        documents = [
+            explain_hit(
+                opened,
+                query,
+                hit,
+                name_terms(asked),
+                name_terms(places.get(hit.doc_id)),
+                traces.get(hit.doc_id),
+            )
+            for hit in ranked
+        ]
+        report = {
+            "index": str(index),
+            "kind": opened.manifest["kind"],
+            "query": query,
+            "query_terms": describe_query(opened, query, name_terms(asked)),
+            "lost_in_query": lost_query_terms(opened, query),
+            "documents": documents,
+            "comparisons": [compare_hits(*pair) for pair in itertools.pairwise(documents)],
+        }
     if page is not None:
         with files.atomic_writer(Path(page)) as stream:
             stream.write(explanation_view.format_page(report, asked or [], texts, places))
@@ -87,57 +117,92 @@ def explain(
 
 
 def tune(
-    index: Path, queries: str, budget: str, *, qrels: str | None = None, split: str = "test", bm25: Path | None = None,
-    hits: int = 10, max_queries: int = 200, rounds: int = 3, without_encoding: bool = False,
-    query_model: str | None = None, scale: float | None = None, progress: bool = False,
+    index: Path,
+    queries: str,
+    budget: str,
+    *,
+    qrels: str | None = None,
+    split: str = "test",
+    bm25: Path | None = None,
+    hits: int = 10,
+    max_queries: int = 200,
+    rounds: int = 3,
+    without_encoding: bool = False,
+    query_model: str | None = None,
+    scale: float | None = None,
+    progress: bool = False,
 ) -> Report:
-    """Find the search options that lose least and hold a latency budget, and store them with the index.
+    """Find the search options that lose least and hold a latency budget, and store them with the
+    index.
 
-    Searches use them only when they are asked to (search --tuned). Exit code 2 when no setting holds the budget.
+    Searches use them only when they are asked to (search --tuned). Exit code 2 when no setting
+    holds the budget.
 
     Args:
-        index: Folder of an impact index; with a forward index (--forward) two-phase search is tried as well.
-        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as BeIR/scifact.
-        budget: Such as "p95 <= 1.0 x bm25", "p50 <= 0.5 x exact", "p99 <= 20 ms"; several are joined by "and".
-        qrels: BEIR folder, BEIR tsv, TREC qrels, or a hub data set: then the loss of nDCG@10 is measured too.
+        index: Folder of an impact index; with a forward index (--forward) two-phase search is tried
+            as well.
+        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as
+            BeIR/scifact.
+        budget: Such as "p95 <= 1.0 x bm25", "p50 <= 0.5 x exact", "p99 <= 20 ms"; several are
+            joined by "and".
+        qrels: BEIR folder, BEIR tsv, TREC qrels, or a hub data set: then the loss of nDCG@10 is
+            measured too.
         split: Which qrels of a BEIR folder.
         bm25: Folder of a BM25 index of the same corpus, for budgets in its terms.
         hits: Documents per query.
         max_queries: Measure at most so many queries, evenly spaced; with qrels of the judged ones.
         rounds: How often each query is timed with each setting.
-        without_encoding: Leave the encoding of queries out of the times, which no option can speed up.
-        query_model: Model that encodes the queries, where the index holds none or the model has moved.
+        without_encoding: Leave the encoding of queries out of the times, which no option can speed
+            up.
+        query_model: Model that encodes the queries, where the index holds none or the model has
+            moved.
         scale: Scale of the impacts where the index cannot say.
         progress: Show a progress bar.
     """
     limits = parse_budget(budget)
     if bm25 is None and any(limit.unit == BM25 for limit in limits):
-        raise ConfigError(f"the budget {budget!r} is in terms of BM25: name a BM25 index of the same corpus (--bm25)")
+        raise ConfigError(
+            f"the budget {budget!r} is in terms of BM25: name a BM25 index of the "
+            "same corpus (--bm25)"
+        )
     if min(hits, max_queries, rounds) < 1:
-        raise ConfigError(f"{hits} hits, {max_queries} queries, {rounds} rounds are not allowed; use at least 1 each")
+        raise ConfigError(
+            f"{hits} hits, {max_queries} queries, {rounds} rounds are not allowed; "
+            "use at least 1 each"
+        )
     judged = readers.read_qrels(qrels, split) if qrels is not None else None
     asked = choose_queries(list(readers.read_queries(queries)), judged, max_queries)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_index(Path(index), query_model, scale))
         own = opened.query_encoder
         if own is None or "sha256" not in opened.manifest:
-            raise ConfigError(f"{index} has no options to tune; only impact indexes of this package do")
+            raise ConfigError(
+                f"{index} has no options to tune; only impact indexes of this package do"
+            )
         baselines = {BM25: stack.enter_context(open_bm25(bm25, opened))} if bm25 is not None else {}
         bench = Bench(opened, baselines, asked, limits, hits, rounds)
         opened.query_encoder = remembering = Remembering(own)
         losses = find_losses(bench, judged, progress)
         opened.query_encoder = remembering if without_encoding else own
         times = bench.time(list(losses))
-        trials = [Trial(options, *lost, times[str(options)], bench.share_used(options, times))
-                  for options, lost in losses.items()]
+        trials = [
+            Trial(options, *lost, times[str(options)], bench.share_used(options, times))
+            for options, lost in losses.items()
+        ]
         found, again = confirm_choice(bench, trials)
     report = make_report(bench, trials, times, found, again)
     if manifest.read_manifest(Path(index))["sha256"] != opened.manifest["sha256"]:
         raise IndexMismatch(f"{index} was replaced by another version meanwhile; tune again")
     if found is None:
-        raise BudgetMissed(describe_nearest_miss(budget, trials), {"index": str(index), "budget": budget, **report})
-    write_tuned(Path(index) / TUNED, opened.manifest["sha256"], found.options,
-                              {"budget": budget, **{name: report[name] for name in report if name != "trials"}})
+        raise BudgetMissed(
+            describe_nearest_miss(budget, trials), {"index": str(index), "budget": budget, **report}
+        )
+    write_tuned(
+        Path(index) / TUNED,
+        opened.manifest["sha256"],
+        found.options,
+        {"budget": budget, **{name: report[name] for name in report if name != "trials"}},
+    )
     return {"index": str(index), "budget": budget, **report}
 
 
@@ -146,11 +211,15 @@ class Approximations(TypedDict, total=False):
 
     Args:
         stop_share: Leave out query terms that more than this share of the documents hold.
-        min_ratio: Leave out query terms lighter than this share of the heaviest (OpenSearch: max_ratio).
-        mass: Keep the heaviest query terms that hold this share of all weight (OpenSearch: alpha_mass).
+        min_ratio: Leave out query terms lighter than this share of the heaviest (OpenSearch:
+            max_ratio).
+        mass: Keep the heaviest query terms that hold this share of all weight (OpenSearch:
+            alpha_mass).
         top_terms: Keep at most so many query terms, the heaviest.
-        postings: Keep the heaviest query terms whose postings are together at most so many per document.
-        candidates: Then rank the first so many times HITS documents by all terms, from the forward index.
+        postings: Keep the heaviest query terms whose postings are together at most so many per
+            document.
+        candidates: Then rank the first so many times HITS documents by all terms, from the forward
+            index.
     """
 
     stop_share: float | None
@@ -162,9 +231,19 @@ class Approximations(TypedDict, total=False):
 
 
 def search(
-    index: Path, queries: str, output: Path, *, hits: int = 1000, threads: int = 1, remove_query: bool = False,
-    query_model: str | None = None, scale: float | None = None, tag: str = "sparse_ir", tuned: bool = False,
-    progress: bool = False, **options: Unpack[Approximations],
+    index: Path,
+    queries: str,
+    output: Path,
+    *,
+    hits: int = 1000,
+    threads: int = 1,
+    remove_query: bool = False,
+    query_model: str | None = None,
+    scale: float | None = None,
+    tag: str = "sparse_ir",
+    tuned: bool = False,
+    progress: bool = False,
+    **options: Unpack[Approximations],
 ) -> Report:
     """Answer all queries and write a TREC run; ties are ordered as trec_eval orders them.
 
@@ -172,13 +251,16 @@ def search(
 
     Args:
         index: Folder of an index, impact or BM25, or a Lucene impact index that Pyserini built.
-        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as BeIR/scifact.
+        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as
+            BeIR/scifact.
         output: File for the run.
         hits: Documents per query.
         threads: Threads that search.
         remove_query: Drop the hit whose doc_id is the query's id (ArguAna, Quora).
-        query_model: Model that encodes the queries, where the index holds none or the model has moved.
-        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON vectors (often 100).
+        query_model: Model that encodes the queries, where the index holds none or the model has
+            moved.
+        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON
+            vectors (often 100).
         tag: Name of the run, its last column.
         tuned: Leave out what tune has stored with the index.
         progress: Show a progress bar.
@@ -188,14 +270,24 @@ def search(
     given = {name: value for name, value in options.items() if value is not None}
     chosen = SearchOptions(**given) if given else None  # type: ignore[arg-type]
     if chosen and tuned:
-        raise ConfigError(f"tuned options and others ({chosen}) are not allowed together; drop one of the two")
+        raise ConfigError(
+            f"tuned options and others ({chosen}) are not allowed together; drop one of the two"
+        )
     runs.check_run_target(Path(output), tag)
     asked = list(readers.read_queries(queries))
     with open_index(Path(index), query_model, scale, tuned=tuned) as opened:
         started = time.perf_counter()
-        with tqdm(total=len(asked), desc="searching", unit=" queries", disable=None if progress else True) as bar:
-            run, seconds = opened.search_batch(asked, hits, threads=threads, remove_query=remove_query,
-                                               options=chosen, progress=bar.update)
+        with tqdm(
+            total=len(asked), desc="searching", unit=" queries", disable=None if progress else True
+        ) as bar:
+            run, seconds = opened.search_batch(
+                asked,
+                hits,
+                threads=threads,
+                remove_query=remove_query,
+                options=chosen,
+                progress=bar.update,
+            )
         elapsed, used = time.perf_counter() - started, opened.options if chosen is None else chosen
     runs.write_run(Path(output), run, tag)
     return {

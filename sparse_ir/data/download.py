@@ -41,14 +41,24 @@ def download_file(download: Download, path: Path, progress: bool) -> dict[str, A
     with path.open("rb") as stream:
         md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if download.md5 is not None and md5 != download.md5:
-        raise DataError(f"{download.url}: md5 is {md5}, allowed: {download.md5}; the file was changed on its way or at "
-                        "its source")
-    return {"url": download.url, "bytes": size, "md5": md5, "md5_published": download.md5,
-            "sha256": files.sha256_of_file(path)}
+        raise DataError(
+            f"{download.url}: md5 is {md5}, allowed: {download.md5}; the file was "
+            "changed on its way or at "
+            "its source"
+        )
+    return {
+        "url": download.url,
+        "bytes": size,
+        "md5": md5,
+        "md5_published": download.md5,
+        "sha256": files.sha256_of_file(path),
+    }
 
 
 def _read_patiently(download: Download, path: Path, progress: bool) -> int:
-    """Bytes written; a server that is busy, and a connection that breaks, are tried again, from where it broke."""
+    """Bytes written; a server that is busy, and a connection that breaks, are tried again, from
+    where it broke.
+    """
     import requests
 
     path.unlink(missing_ok=True)
@@ -59,28 +69,46 @@ def _read_patiently(download: Download, path: Path, progress: bool) -> int:
         except requests.RequestException as error:
             status = error.response.status_code if error.response is not None else 500
             if attempt == ATTEMPTS or (status < 500 and status != 429):
-                raise DataError(f"{download.url} cannot be downloaded ({error}); try again later, or put the data set "
-                                "into the data folder yourself") from error
+                raise DataError(
+                    f"{download.url} cannot be downloaded ({error}); try again later, "
+                    "or put the data set "
+                    "into the data folder yourself"
+                ) from error
         time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
 
 
 def _read_once(download: Download, path: Path, progress: bool, condition: dict[str, str]) -> int:
-    """Bytes in the file at the end. ``condition`` is empty at first, then how to ask for the rest of the same file."""
+    """Bytes in the file at the end. ``condition`` is empty at first, then how to ask for the rest
+    of the same file.
+    """
     import requests
 
     limit = int(download.megabytes * 1e6)
     begun = path.stat().st_size if condition and path.is_file() else 0
-    asked = {"Accept-Encoding": "identity", **({**condition, "Range": f"bytes={begun}-"} if begun else {})}
-    with requests.get(download.url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as response:
+    asked = {
+        "Accept-Encoding": "identity",
+        **({**condition, "Range": f"bytes={begun}-"} if begun else {}),
+    }
+    with requests.get(
+        download.url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS
+    ) as response:
         response.raise_for_status()
         begun = begun if response.status_code == requests.codes.partial_content else 0
         condition |= _condition(response.headers)
         promised = begun + int(response.headers.get("Content-Length", 0))
         _check_size(download, promised, limit)
-        with path.open("ab" if begun else "wb") as stream, tqdm(
-                desc=path.name, total=promised or None, initial=begun, unit="B", unit_scale=True,
-                disable=None if progress else True) as bar:
+        with (
+            path.open("ab" if begun else "wb") as stream,
+            tqdm(
+                desc=path.name,
+                total=promised or None,
+                initial=begun,
+                unit="B",
+                unit_scale=True,
+                disable=None if progress else True,
+            ) as bar,
+        ):
             for chunk in response.iter_content(_CHUNK_BYTES):
                 stream.write(chunk)
                 bar.update(len(chunk))
@@ -89,7 +117,9 @@ def _read_once(download: Download, path: Path, progress: bool, condition: dict[s
 
 
 def _condition(headers: Mapping[str, str]) -> dict[str, str]:
-    """The header that asks for a part of a file only while the file is the one whose answer had these headers."""
+    """The header that asks for a part of a file only while the file is the one whose answer had
+    these headers.
+    """
     tag = headers.get("ETag", "")
     mark = headers.get("Last-Modified") if not tag or tag.startswith("W/") else tag
     return {"If-Range": mark} if mark else {}
@@ -97,15 +127,19 @@ def _condition(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _check_size(download: Download, size: int, limit: int) -> None:
     if size > limit:
-        raise DataError(f"{download.url} is larger than {download.megabytes} MB, which is all that is allowed for it")
+        raise DataError(
+            f"{download.url} is larger than {download.megabytes} MB, which is all "
+            "that is allowed for it"
+        )
 
 
 def extract_archive(archive: Path, folder: Path, limit: int, *, name: str | None = None) -> None:
-    """Unpack a zip file into ``folder``, of at most ``limit`` bytes in all; ``name`` stands for it in messages.
+    """Unpack a zip file into ``folder``, of at most ``limit`` bytes in all; ``name`` stands for it
+    in messages.
 
-    Every member is looked at before any is written. Raises ``DataError`` for a file that is no whole zip, a member
-    that would leave the folder (``..``, an absolute name, a link), that is encrypted or stands there twice, for too
-    many members, and for more bytes than the limit.
+    Every member is looked at before any is written. Raises ``DataError`` for a file that is no
+    whole zip, a member that would leave the folder (``..``, an absolute name, a link), that is
+    encrypted or stands there twice, for too many members, and for more bytes than the limit.
     """
     name = name or str(archive)
     try:
@@ -125,21 +159,37 @@ def _check_members(name: str, members: list[zipfile.ZipInfo], limit: int) -> Non
     seen: set[str] = set()
     for member in members:
         if reason := _danger(member, seen):
-            raise DataError(f"{name}: member {member.orig_filename!r} {reason}; nothing was unpacked")
+            raise DataError(
+                f"{name}: member {member.orig_filename!r} {reason}; nothing was unpacked"
+            )
         seen.add(str(PurePosixPath(member.filename)))
-    folders = {str(folder) for member in members for folder in PurePosixPath(member.filename).parents}
-    if both := folders & {str(PurePosixPath(member.filename)) for member in members if not member.is_dir()}:
-        raise DataError(f"{name}: member {min(both)!r} is a file and a folder at once; nothing was unpacked")
+    folders = {
+        str(folder) for member in members for folder in PurePosixPath(member.filename).parents
+    }
+    if both := folders & {
+        str(PurePosixPath(member.filename)) for member in members if not member.is_dir()
+    }:
+        raise DataError(
+            f"{name}: member {min(both)!r} is a file and a folder at once; nothing was unpacked"
+        )
     total = sum(member.file_size for member in members)
     if total > limit:
-        raise DataError(f"{name} would unpack to {total} bytes, allowed: {limit}; nothing was unpacked")
+        raise DataError(
+            f"{name} would unpack to {total} bytes, allowed: {limit}; nothing was unpacked"
+        )
 
 
 def _danger(member: zipfile.ZipInfo, seen: set[str]) -> str | None:
-    """What is wrong with a member of an archive; None for a plain file or folder that stays inside."""
+    """What is wrong with a member of an archive; None for a plain file or
+    folder that stays inside.
+    """
     path = PurePosixPath(member.orig_filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if path.is_absolute() or "\\" in member.orig_filename or re.match(r"[A-Za-z]:", member.orig_filename):
+    if (
+        path.is_absolute()
+        or "\\" in member.orig_filename
+        or re.match(r"[A-Za-z]:", member.orig_filename)
+    ):
         return "has an absolute name or a backslash"
     if ".." in path.parts:
         return "leaves the folder"
@@ -147,7 +197,10 @@ def _danger(member: zipfile.ZipInfo, seen: set[str]) -> str | None:
         return "is a link or a device"
     if member.flag_bits & 1:
         return "is encrypted"
-    if "\0" in member.orig_filename or max(map(len, member.orig_filename.encode().split(b"/"))) > _LONGEST_NAME:
+    if (
+        "\0" in member.orig_filename
+        or max(map(len, member.orig_filename.encode().split(b"/"))) > _LONGEST_NAME
+    ):
         return f"has a zero in its name, or more than {_LONGEST_NAME} bytes between two slashes"
     return "stands there twice" if str(PurePosixPath(member.filename)) in seen else None
 
@@ -155,5 +208,6 @@ def _danger(member: zipfile.ZipInfo, seen: set[str]) -> str | None:
 def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     source: IO[bytes]
-    with opened.open(member) as source, path.open("wb") as target:  # reads no more than the size that was looked at
+    # reads no more than the size that was looked at
+    with opened.open(member) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target, _CHUNK_BYTES)

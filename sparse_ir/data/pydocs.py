@@ -1,10 +1,12 @@
-"""The documentation of the installed Python packages as a collection, with questions and answers of our own.
+"""The documentation of the installed Python packages as a collection, with questions and answers of
+our own.
 
-``read_pydocs`` reads docstrings from source files by syntax tree: numpy, scipy, torch and transformers are never
-imported. Only a fixed list of standard-library modules (``INSPECTED``), whose docstrings live in C, is imported.
-A document is a public module, class, function, method or property; its id is the shortest public name.
-``read_questions`` reads the test collection that is packaged beside it. It is not a documentation browser: texts
-are as their authors wrote them, and what a package builds at run time (numpy's ufuncs, say) is not there.
+``read_pydocs`` reads docstrings from source files by syntax tree: numpy, scipy, torch and
+transformers are never imported. Only a fixed list of standard-library modules (``INSPECTED``),
+whose docstrings live in C, is imported. A document is a public module, class, function, method or
+property; its id is the shortest public name. ``read_questions`` reads the test collection that is
+packaged beside it. It is not a documentation browser: texts are as their authors wrote them, and
+what a package builds at run time (numpy's ufuncs, say) is not there.
 """
 
 from __future__ import annotations
@@ -32,30 +34,134 @@ DEFAULT = (STANDARD_LIBRARY, "numpy", "scipy", "torch", "transformers")
 MIN_WORDS = 4
 # Modules whose import has no side effect and whose docstrings live, in whole or in part, in C.
 INSPECTED = (
-    "array", "ast", "asyncio", "atexit", "base64", "binascii", "bisect", "builtins", "bz2", "cmath", "codecs",
-    "collections", "concurrent.futures", "contextvars", "copy", "csv", "ctypes", "datetime", "decimal", "errno",
-    "faulthandler", "fcntl", "fractions", "functools", "gc", "hashlib", "heapq", "hmac", "inspect", "io", "ipaddress",
-    "itertools", "json", "locale", "lzma", "marshal", "math", "mmap", "multiprocessing", "operator", "os", "pathlib",
-    "pickle", "queue", "random", "re", "resource", "secrets", "select", "signal", "socket", "sqlite3", "ssl", "stat",
-    "statistics", "string", "struct", "subprocess", "sys", "tempfile", "threading", "time", "tracemalloc", "types",
-    "typing", "unicodedata", "uuid", "warnings", "weakref", "zipimport", "zlib",
+    "array",
+    "ast",
+    "asyncio",
+    "atexit",
+    "base64",
+    "binascii",
+    "bisect",
+    "builtins",
+    "bz2",
+    "cmath",
+    "codecs",
+    "collections",
+    "concurrent.futures",
+    "contextvars",
+    "copy",
+    "csv",
+    "ctypes",
+    "datetime",
+    "decimal",
+    "errno",
+    "faulthandler",
+    "fcntl",
+    "fractions",
+    "functools",
+    "gc",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "inspect",
+    "io",
+    "ipaddress",
+    "itertools",
+    "json",
+    "locale",
+    "lzma",
+    "marshal",
+    "math",
+    "mmap",
+    "multiprocessing",
+    "operator",
+    "os",
+    "pathlib",
+    "pickle",
+    "queue",
+    "random",
+    "re",
+    "resource",
+    "secrets",
+    "select",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "stat",
+    "statistics",
+    "string",
+    "struct",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "tracemalloc",
+    "types",
+    "typing",
+    "unicodedata",
+    "uuid",
+    "warnings",
+    "weakref",
+    "zipimport",
+    "zlib",
 )
 # Module names (with all that lies below them) that nobody looks up, or that not every machine has.
-SKIPPED = frozenset((
-    "antigravity", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "msilib", "ntpath", "nturl2path",
-    "pydoc_data", "test", "this", "tkinter", "turtle", "turtledemo",
-    "numpy.core", "numpy.distutils", "numpy.f2py", "numpy.matlib", "scipy.misc",
-    "torch.ao", "torch.bin", "torch.contrib", "torch.distributed", "torch.fx", "torch.include", "torch.mtia",
-    "torch.onnx", "torch.package", "torch.quantization", "torch.utils.benchmark", "torch.utils.bottleneck",
-    "torch.utils.hipify", "torch.utils.model_dump", "torch.utils.tensorboard", "torch.xpu",
-    "transformers.cli", "transformers.conversion_mapping", "transformers.distributed", "transformers.exporters",
-    "transformers.integrations", "transformers.loss", "transformers.quantizers", "transformers.testing_utils",
-))
-_ONLY_BELOW = {"transformers.models": "transformers.models.auto"}   # 400 model families repeat one another
+SKIPPED = frozenset(
+    (
+        "antigravity",
+        "distutils",
+        "encodings",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "msilib",
+        "ntpath",
+        "nturl2path",
+        "pydoc_data",
+        "test",
+        "this",
+        "tkinter",
+        "turtle",
+        "turtledemo",
+        "numpy.core",
+        "numpy.distutils",
+        "numpy.f2py",
+        "numpy.matlib",
+        "scipy.misc",
+        "torch.ao",
+        "torch.bin",
+        "torch.contrib",
+        "torch.distributed",
+        "torch.fx",
+        "torch.include",
+        "torch.mtia",
+        "torch.onnx",
+        "torch.package",
+        "torch.quantization",
+        "torch.utils.benchmark",
+        "torch.utils.bottleneck",
+        "torch.utils.hipify",
+        "torch.utils.model_dump",
+        "torch.utils.tensorboard",
+        "torch.xpu",
+        "transformers.cli",
+        "transformers.conversion_mapping",
+        "transformers.distributed",
+        "transformers.exporters",
+        "transformers.integrations",
+        "transformers.loss",
+        "transformers.quantizers",
+        "transformers.testing_utils",
+    )
+)
+# 400 model families repeat one another
+_ONLY_BELOW = {"transformers.models": "transformers.models.auto"}
 _TEST_FOLDERS = frozenset(("test", "tests", "conftest"))
-_HIDDEN = frozenset(("genericpath",))                     # read when another module shows its names
+_HIDDEN = frozenset(("genericpath",))  # read when another module shows its names
 _RENAMED = {"posixpath": "os.path", "_collections_abc": "collections.abc"}
-_C_HOMES = {"os": ("posix",), "builtins": ("io", "_io")}   # what __module__ says where it is not the public name
+# what __module__ says where it is not the public name
+_C_HOMES = {"os": ("posix",), "builtins": ("io", "_io")}
 _C_DOC_FILES = {
     "numpy": ("numpy._core._add_newdocs",),
     "scipy": ("scipy.special._add_newdocs",),
@@ -64,7 +170,8 @@ _C_DOC_FILES = {
 _CROSS_REFERENCE = re.compile(r":[\w:]+:`[^`]*`")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _SIGNATURE_LINE = re.compile(r"^[\w.]+\([^\n]*\)(?: *-> *\S+)? *(?:\n|$)")
-_SIGNATURE_BLOCK = re.compile(r"^[\w.]+\([^)]*\)\n--\n\n")     # what C code keeps for inspect.signature
+# what C code keeps for inspect.signature
+_SIGNATURE_BLOCK = re.compile(r"^[\w.]+\([^)]*\)\n--\n\n")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _PERCENT_FIELD = re.compile(r"%\(\w+\)s")
 _BRACE_FIELD = re.compile(r"(?<!\{)\{\w*\}(?!\})")
@@ -81,7 +188,9 @@ class Entry(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What one source file says: definitions by qualified name, imports, star imports, ``__all__`` if it is plain."""
+    """What one source file says: definitions by qualified name, imports, star imports, ``__all__``
+    if it is plain.
+    """
 
     entries: dict[str, Entry]
     imports: dict[str, tuple[str, str]]
@@ -91,36 +200,50 @@ class Source(NamedTuple):
 
 
 class Library(NamedTuple):
-    """The source files of one package by module name, what was read of them so far, and whom to tell of trouble."""
+    """The source files of one package by module name, what was read of them so far, and whom to
+    tell of trouble.
+    """
 
     files: dict[str, Path]
     sources: dict[str, Source]
     report: Callable[[str], None]
 
 
-def read_pydocs(packages: Sequence[str] = DEFAULT, progress: _Progress = None,
-                report: _Report = None) -> Iterator[Document]:
-    """Yield the documents of the installed ones among ``packages``, sorted by id; "python" is the standard library.
+def read_pydocs(
+    packages: Sequence[str] = DEFAULT, progress: _Progress = None, report: _Report = None
+) -> Iterator[Document]:
+    """Yield the documents of the installed ones among ``packages``, sorted by id; "python" is the
+    standard library.
 
-    The text is the docstring as ``inspect.cleandoc`` gives it; the title is the name in separate words, then the
-    parameter names. Left out: names with a leading underscore, tests, ``SKIPPED``, all of ``transformers.models``
-    but ``auto``, and docstrings with fewer than ``MIN_WORDS`` words (signatures and cross references do not count).
-    A class without a docstring has that of its ``__init__``.
-    A docstring under several names is there once, under the name with the fewest dots, then the shortest.
-    ``progress(1)`` is called for each file of ``find_modules``; ``report(line)`` for each file that cannot be read
-    (default: a warning). A package that is not installed gives no documents.
+    The text is the docstring as ``inspect.cleandoc`` gives it; the title is the name in separate
+    words, then the parameter names. Left out: names with a leading underscore, tests, ``SKIPPED``,
+    all of ``transformers.models`` but ``auto``, and docstrings with fewer than ``MIN_WORDS`` words
+    (signatures and cross references do not count). A class without a docstring has that of its
+    ``__init__``. A docstring under several names is there once, under the name with the fewest
+    dots, then the shortest. ``progress(1)`` is called for each file of ``find_modules``;
+    ``report(line)`` for each file that cannot be read (default: a warning). A package that is not
+    installed gives no documents.
     """
     entries: dict[str, Entry] = {}
     for package in packages:
         entries.update(_read_package(package, progress, report or _warn))
-    chosen = _drop_repeated({name: entry for name, entry in entries.items() if _is_long_enough(entry.text)})
+    chosen = _drop_repeated(
+        {name: entry for name, entry in entries.items() if _is_long_enough(entry.text)}
+    )
     for name in sorted(chosen):
         yield Document(name, _title(name, entries[name].parameters), entries[name].text)
 
 
 def find_modules(packages: Sequence[str] = DEFAULT) -> dict[str, Path]:
-    """The public modules with a source file, name → path, sorted; its length is the total of ``read_pydocs``."""
-    files = {name: path for package in packages for name, path in _find_files(package).items() if _is_shown(name)}
+    """The public modules with a source file, name → path, sorted; its length is the total of
+    ``read_pydocs``.
+    """
+    files = {
+        name: path
+        for package in packages
+        for name, path in _find_files(package).items()
+        if _is_shown(name)
+    }
     return dict(sorted(files.items()))
 
 
@@ -136,7 +259,9 @@ def installed_versions(packages: Sequence[str] = DEFAULT) -> dict[str, str]:
 
 
 def read_questions() -> tuple[list[Query], Qrels]:
-    """The packaged test collection: hand-written questions, and judgements (2 = the answer, 1 = also helpful)."""
+    """The packaged test collection: hand-written questions, and judgements (2 = the answer, 1 =
+    also helpful).
+    """
     folder = importlib.resources.files("sparse_ir") / "resources" / "pydocs"
     with importlib.resources.as_file(folder / "queries.jsonl") as path:
         queries = list(read_queries(path))
@@ -145,18 +270,25 @@ def read_questions() -> tuple[list[Query], Qrels]:
 
 
 def restrict_qrels(qrels: Qrels, doc_ids: Iterable[str]) -> tuple[Qrels, list[str]]:
-    """The judgements on documents in ``doc_ids``, and the sorted ids of the judged documents that are not there.
+    """The judgements on documents in ``doc_ids``, and the sorted ids of the judged documents that
+    are not there.
 
     A query that loses its last relevant document is left out too: no system could answer it.
     """
     present = set(doc_ids)
-    kept = {query_id: {doc_id: grade for doc_id, grade in judged.items() if doc_id in present}
-            for query_id, judged in qrels.items()}
+    kept = {
+        query_id: {doc_id: grade for doc_id, grade in judged.items() if doc_id in present}
+        for query_id, judged in qrels.items()
+    }
     missing = {doc_id for judged in qrels.values() for doc_id in judged} - present
-    return {query_id: judged for query_id, judged in kept.items() if any(judged.values())}, sorted(missing)
+    return {query_id: judged for query_id, judged in kept.items() if any(judged.values())}, sorted(
+        missing
+    )
 
 
-def _read_package(package: str, progress: _Progress, report: Callable[[str], None]) -> dict[str, Entry]:
+def _read_package(
+    package: str, progress: _Progress, report: Callable[[str], None]
+) -> dict[str, Entry]:
     library = Library(_find_files(package), {}, report)
     entries: dict[str, Entry] = {}
     for module in sorted(library.files):
@@ -191,7 +323,9 @@ def _is_long_enough(text: str) -> bool:
 
 
 def _title(name: str, parameters: str) -> str:
-    """The parts of the name, each compound part followed by its words: what an analyzer could not split itself."""
+    """The parts of the name, each compound part followed by its words: what an analyzer could not
+    split itself.
+    """
     words: list[str] = []
     for part in name.split("."):
         pieces = _NAME_WORD.findall(part)
@@ -214,13 +348,19 @@ def _find_files(package: str) -> dict[str, Path]:
     """Module name → source file, private modules included because public ones import from them."""
     if package == STANDARD_LIBRARY:
         folder = Path(sysconfig.get_path("stdlib"))
-        return {module: path for name in sorted(sys.stdlib_module_names) if not _is_skipped(name)
-                for module, path in _walk(folder, name)}
-    spec = importlib.util.find_spec(package)          # of a top-level name: looks, does not import
+        return {
+            module: path
+            for name in sorted(sys.stdlib_module_names)
+            if not _is_skipped(name)
+            for module, path in _walk(folder, name)
+        }
+    spec = importlib.util.find_spec(package)  # of a top-level name: looks, does not import
     if spec is None or spec.origin is None:
         return {}
     origin = Path(spec.origin)
-    return dict(_walk(origin.parent.parent if spec.submodule_search_locations else origin.parent, package))
+    return dict(
+        _walk(origin.parent.parent if spec.submodule_search_locations else origin.parent, package)
+    )
 
 
 def _walk(folder: Path, module: str) -> Iterator[tuple[str, Path]]:
@@ -232,7 +372,11 @@ def _walk(folder: Path, module: str) -> Iterator[tuple[str, Path]]:
     yield module, base / "__init__.py"
     for path in sorted(base.iterdir()):
         name = f"{module}.{path.stem}"
-        if (path.suffix == ".py" or path.is_dir()) and path.stem != "__init__" and not _is_skipped(name):
+        if (
+            (path.suffix == ".py" or path.is_dir())
+            and path.stem != "__init__"
+            and not _is_skipped(name)
+        ):
             yield from _walk(base, name)
 
 
@@ -266,8 +410,8 @@ def _source(library: Library, module: str) -> Source:
 
 def _parse(path: Path) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")               # invalid escapes in other people's sources
-        return ast.parse(path.read_bytes())           # bytes: Python's own rule for the encoding
+        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+        return ast.parse(path.read_bytes())  # bytes: Python's own rule for the encoding
 
 
 def _read_tree(tree: ast.Module, module: str, is_package: bool) -> Source:
@@ -277,26 +421,37 @@ def _read_tree(tree: ast.Module, module: str, is_package: bool) -> Source:
     statements = list(_flatten(tree.body))
     for statement in statements:
         if isinstance(statement, ast.ImportFrom):
-            _read_import(statement, module if is_package else module.rpartition(".")[0], imports, stars)
+            _read_import(
+                statement, module if is_package else module.rpartition(".")[0], imports, stars
+            )
         else:
             _read_definition(statement, "", entries)
     return Source(entries, imports, stars, _read_exports(statements), is_package)
 
 
 def _flatten(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a block and of the ``if``, ``try``, ``with``, ``for`` blocks in it, but of no ``def``."""
+    """The statements of a block and of the ``if``, ``try``, ``with``, ``for`` blocks in it, but of
+    no ``def``.
+    """
     for statement in body:
         if isinstance(statement, (ast.If, ast.Try, ast.With, ast.For)):
             for field in ("body", "handlers", "orelse", "finalbody"):
                 for inner in getattr(statement, field, ()):
-                    yield from _flatten(inner.body if isinstance(inner, ast.ExceptHandler) else [inner])
+                    yield from _flatten(
+                        inner.body if isinstance(inner, ast.ExceptHandler) else [inner]
+                    )
         else:
             yield statement
 
 
-def _read_import(statement: ast.ImportFrom, package: str, imports: dict[str, tuple[str, str]],
-                 stars: list[str]) -> None:
-    parts = package.split(".")[:len(package.split(".")) - statement.level + 1] if statement.level else []
+def _read_import(
+    statement: ast.ImportFrom, package: str, imports: dict[str, tuple[str, str]], stars: list[str]
+) -> None:
+    parts = (
+        package.split(".")[: len(package.split(".")) - statement.level + 1]
+        if statement.level
+        else []
+    )
     source = ".".join([*parts, statement.module] if statement.module else parts)
     for alias in statement.names:
         if alias.name == "*":
@@ -307,7 +462,11 @@ def _read_import(statement: ast.ImportFrom, package: str, imports: dict[str, tup
 
 def _read_definition(statement: ast.stmt, prefix: str, entries: dict[str, Entry]) -> None:
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        _add(entries, prefix + statement.name, Entry(_docstring(statement), _parameters(statement, bool(prefix))))
+        _add(
+            entries,
+            prefix + statement.name,
+            Entry(_docstring(statement), _parameters(statement, bool(prefix))),
+        )
     elif isinstance(statement, ast.ClassDef):
         _read_class(statement, prefix + statement.name, entries)
     elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
@@ -316,9 +475,17 @@ def _read_definition(statement: ast.stmt, prefix: str, entries: dict[str, Entry]
 
 def _read_class(statement: ast.ClassDef, name: str, entries: dict[str, Entry]) -> None:
     members = list(_flatten(statement.body))
-    inits = [member for member in members if isinstance(member, ast.FunctionDef) and member.name == "__init__"]
+    inits = [
+        member
+        for member in members
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__"
+    ]
     parameters = _parameters(inits[0], True) if inits else ""
-    _add(entries, name, Entry(_docstring(statement) or (_docstring(inits[0]) if inits else ""), parameters))
+    _add(
+        entries,
+        name,
+        Entry(_docstring(statement) or (_docstring(inits[0]) if inits else ""), parameters),
+    )
     for member in members:
         _read_definition(member, name + ".", entries)
 
@@ -326,7 +493,8 @@ def _read_class(statement: ast.ClassDef, name: str, entries: dict[str, Entry]) -
 def _read_assignment(target: str, value: ast.expr, prefix: str, entries: dict[str, Entry]) -> None:
     """A name that gets its docstring by assignment: the four forms that are certain.
 
-    ``conv1d = _add_docstr(torch.conv1d, "...")``, ``Adam.__doc__ = "..."``, ``norm = norm_gen(...)`` and ``old = new``.
+    ``conv1d = _add_docstr(torch.conv1d, "...")``, ``Adam.__doc__ = "..."``, ``norm =
+    norm_gen(...)`` and ``old = new``.
     """
     call = value if isinstance(value, ast.Call) else None
     source = _dotted(call.func if call else value)
@@ -337,11 +505,15 @@ def _read_assignment(target: str, value: ast.expr, prefix: str, entries: dict[st
     elif call and source.endswith("add_docstr") and len(call.args) > 1 and "." not in target:
         _add(entries, prefix + target, Entry(_clean(call.args[1]), ""))
     elif target and source in entries and "." not in target + prefix:
-        _add(entries, target, Entry(entries[source].text, "" if call else entries[source].parameters))
+        _add(
+            entries, target, Entry(entries[source].text, "" if call else entries[source].parameters)
+        )
 
 
 def _add(entries: dict[str, Entry], name: str, entry: Entry) -> None:
-    """The first definition with a docstring counts: later ones are setters, overloads or other platforms."""
+    """The first definition with a docstring counts: later ones are setters, overloads or other
+    platforms.
+    """
     if name not in entries or not entries[name].text:
         entries[name] = entry
 
@@ -362,7 +534,9 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, is_method: boo
 
 
 def _read_exports(statements: Iterable[ast.stmt]) -> frozenset[str] | None:
-    """The names in ``__all__``; None when there is none, or when it is computed while the program runs."""
+    """The names in ``__all__``; None when there is none, or when it is computed while the program
+    runs.
+    """
     names: set[str] = set()
     values = [value for statement in statements if (value := _export_value(statement)) is not None]
     for value in values:
@@ -381,7 +555,11 @@ def _export_value(statement: ast.stmt) -> ast.expr | None:
         targets, value = statement.targets, statement.value
     elif isinstance(statement, (ast.AugAssign, ast.AnnAssign)):
         targets, value = [statement.target], statement.value
-    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and statement.value.args:
+    elif (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Call)
+        and statement.value.args
+    ):
         call = statement.value
         if _dotted(call.func) in ("__all__.append", "__all__.extend"):
             return call.args[0]
@@ -411,7 +589,9 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _public_entries(library: Library, module: str) -> dict[str, Entry]:
-    """Every public name of a module, members of classes included, whichever file it is defined in."""
+    """Every public name of a module, members of classes included, whichever
+    file it is defined in.
+    """
     shown = _RENAMED.get(module, module)
     entries = {shown: _source(library, module).entries[""]}
     for name in _public_names(library, module, ()):
@@ -420,18 +600,24 @@ def _public_entries(library: Library, module: str) -> dict[str, Entry]:
             source, original = _source(library, home[0]), home[1]
             for qualified, entry in source.entries.items():
                 if qualified == original or qualified.startswith(original + "."):
-                    entries[f"{shown}.{name}{qualified[len(original):]}"] = entry
+                    entries[f"{shown}.{name}{qualified[len(original) :]}"] = entry
     return entries
 
 
 def _public_names(library: Library, module: str, above: tuple[str, ...]) -> set[str]:
-    """``__all__`` if it is plain; else what is defined there, and imports that are meant to be shown."""
+    """``__all__`` if it is plain; else what is defined there, and imports that are meant to be
+    shown.
+    """
     source = _source(library, module)
     if source.exported is not None:
         return {name for name in source.exported if _is_public(name)}
     names = {name for name in source.entries if name and "." not in name}
     for name, (origin, _) in source.imports.items():
-        if f"{origin}.".startswith(f"{module}.") if source.is_package else _is_private_sibling(module, origin):
+        if (
+            f"{origin}.".startswith(f"{module}.")
+            if source.is_package
+            else _is_private_sibling(module, origin)
+        ):
             names.add(name)
     for star in source.stars:
         if star in library.files and star not in above and _is_shown_by_star(module, star):
@@ -445,13 +631,19 @@ def _is_private_sibling(module: str, origin: str) -> bool:
 
 
 def _is_shown_by_star(module: str, star: str) -> bool:
-    """Is ``from star import *`` meant for the users of ``module``? From its own or from private modules it is."""
+    """Is ``from star import *`` meant for the users of ``module``? From its own or from private
+    modules it is.
+    """
     is_same_root = module.lstrip("_").split(".")[0] == star.lstrip("_").split(".")[0]
     return f"{star}.".startswith(f"{module}.") or (is_same_root and not _is_public(star))
 
 
-def _resolve(library: Library, module: str, name: str, above: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
-    """Module and name where a name is defined, following imports; None when that is outside of the library."""
+def _resolve(
+    library: Library, module: str, name: str, above: tuple[tuple[str, str], ...]
+) -> tuple[str, str] | None:
+    """Module and name where a name is defined, following imports; None when that is outside of the
+    library.
+    """
     if module not in library.files or (module, name) in above:
         return None
     source, above = _source(library, module), (*above, (module, name))
@@ -510,7 +702,9 @@ def _clean(value: ast.expr) -> str:
 
 
 def _tidy(docstring: str) -> str:
-    """``inspect.cleandoc``, then without outer white space, machine-readable signature and what UTF-8 cannot hold."""
+    """``inspect.cleandoc``, then without outer white space, machine-readable signature and what
+    UTF-8 cannot hold.
+    """
     text = _SIGNATURE_BLOCK.sub("", inspect.cleandoc(docstring).strip(), count=1)
     return _LONE_SURROGATE.sub("\ufffd", text)
 
@@ -526,7 +720,9 @@ def _literal(value: ast.expr) -> str:
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
         text = _literal(value.func.value)
         is_format = value.func.attr == "format"
-        return _BRACE_FIELD.sub("", text).replace("{{", "{").replace("}}", "}") if is_format else text
+        return (
+            _BRACE_FIELD.sub("", text).replace("{{", "{").replace("}}", "}") if is_format else text
+        )
     return ""
 
 
@@ -542,17 +738,29 @@ def _inspect_modules() -> dict[str, Entry]:
 
 
 def _inspectable_names(module: Any, name: str) -> list[str]:
-    """``__all__``, or else the public names whose objects say that they come from this module (or its C half)."""
+    """``__all__``, or else the public names whose objects say that they come from this module (or
+    its C half).
+    """
     if hasattr(module, "__all__"):
         return sorted(member for member in module.__all__ if hasattr(module, member))
     homes = {name, "_" + name, None, *_C_HOMES.get(name, ())}
-    return sorted(member for member in dir(module) if getattr(_value(module, member), "__module__", "") in homes)
+    return sorted(
+        member
+        for member in dir(module)
+        if getattr(_value(module, member), "__module__", "") in homes
+    )
 
 
 def _value(module: Any, member: str) -> Any:
-    """The attribute; for ``sys.excepthook`` and its like the original, whatever somebody has put in its place."""
+    """The attribute; for ``sys.excepthook`` and its like the original, whatever somebody has put in
+    its place.
+    """
     value = getattr(module, member)
-    return getattr(module, f"__{member}__", value) if module is sys and member.endswith("hook") else value
+    return (
+        getattr(module, f"__{member}__", value)
+        if module is sys and member.endswith("hook")
+        else value
+    )
 
 
 def _inspect(value: Any, name: str, entries: dict[str, Entry]) -> None:
@@ -561,13 +769,17 @@ def _inspect(value: Any, name: str, entries: dict[str, Entry]) -> None:
         entries[name] = Entry(_own_docstring(value) or _own_docstring(initial), "")
         for member, inner in _members(value).items():
             if inspect.isroutine(inner) or inspect.isdatadescriptor(inner):
-                entries[f"{name}.{member}"] = Entry(_own_docstring(inner), _inspected_parameters(inner))
+                entries[f"{name}.{member}"] = Entry(
+                    _own_docstring(inner), _inspected_parameters(inner)
+                )
     elif inspect.isroutine(value):
         entries[name] = Entry(_own_docstring(value), _inspected_parameters(value))
 
 
 def _members(value: type) -> dict[str, Any]:
-    """What the class defines, and what it inherits from classes that have no public name of their own."""
+    """What the class defines, and what it inherits from classes that have no public name of their
+    own.
+    """
     package = sys.modules.get(value.__module__.split(".")[0])
     hidden: list[type] = []
     shown: list[type] = []
@@ -576,7 +788,8 @@ def _members(value: type) -> dict[str, Any]:
         (shown if is_shown else hidden).append(base)
     members: dict[str, Any] = {}
     for base in reversed(hidden):
-        if not any(base in other.__mro__ for other in shown):    # else they stand under that name already
+        # else they stand under that name already
+        if not any(base in other.__mro__ for other in shown):
             members.update(vars(base))
     return members | dict(vars(value))
 
@@ -589,6 +802,9 @@ def _own_docstring(value: Any) -> str:
 def _inspected_parameters(value: Any) -> str:
     try:
         names = inspect.signature(value).parameters
-    except (TypeError, ValueError, AttributeError):   # C code without a signature, or with one that fails
+    # C code without a signature, or with one that fails
+    except (TypeError, ValueError, AttributeError):
         return ""
-    return ", ".join(name for name in names if name not in ("self", "cls") and not name.startswith("_"))
+    return ", ".join(
+        name for name in names if name not in ("self", "cls") and not name.startswith("_")
+    )

@@ -38,25 +38,33 @@ FLOAT32_MAX = 3.4028234663852886e38
 
 
 def check_text(text: str, name: str = "the text") -> None:
-    """Raise ``DataError`` for what neither a tokenizer nor Java can take: no text at all, or half of a character."""
+    """Raise ``DataError`` for what neither a tokenizer nor Java can take: no text at all, or half
+    of a character.
+    """
     if not isinstance(text, str):
         raise DataError(f"{text!r:.60} is a {type(text).__name__}; allowed: a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{name} holds a lone surrogate ({text[error.start]!r} at character {error.start}); allowed: "
-                        "Unicode text") from error
+        raise DataError(
+            f"{name} holds a lone surrogate ({text[error.start]!r} at character "
+            f"{error.start}); allowed: "
+            "Unicode text"
+        ) from error
 
 
 def rank_hits(hits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The hits, best first, in trec_eval's order: by score as float32, then by doc_id, both descending."""
+    """The hits, best first, in trec_eval's order: by score as float32, then by doc_id, both
+    descending.
+    """
     hits = list(hits)
     keys = zip(array.array("f", [score for _, score in hits]), hits, strict=True)
     return [hit for _, hit in sorted(keys, key=lambda key: (key[0], key[1][0]), reverse=True)]
 
 
 def check_id(what: str, value: object) -> str:
-    """The id itself, when runs and qrels can hold it: a non-empty ``str`` without white space or control characters.
+    """The id itself, when runs and qrels can hold it: a non-empty ``str`` without white space or
+    control characters.
 
     Raises ``DataError`` that begins with ``what`` (a place and a field) otherwise.
     """
@@ -65,8 +73,11 @@ def check_id(what: str, value: object) -> str:
     if not value:
         raise DataError(f"{what} is empty, allowed: a string of at least one character")
     if FORBIDDEN_IN_ID.search(value):
-        raise DataError(f"{what} is {show(value)}, allowed: no white space, control character or lone surrogate "
-                        "(runs and qrels are columns between spaces)")
+        raise DataError(
+            f"{what} is {show(value)}, allowed: no white space, control character or "
+            "lone surrogate "
+            "(runs and qrels are columns between spaces)"
+        )
     return value
 
 

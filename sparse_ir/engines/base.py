@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-LARGEST_IMPACT = 2**16 - 1  # Lucene's scores are float32: sums of impact products are exact up to 2**24
+# Lucene's scores are float32: sums of impact products are exact up to 2**24
+LARGEST_IMPACT = 2**16 - 1
 
 
 class Hits(NamedTuple):
@@ -23,7 +24,8 @@ class Bm25(NamedTuple):
 
     k1: float = 0.9
     b: float = 0.4
-    title: float = 0.0  # weight of the title as a field of its own (Anserini's "multifield"); 0: title and text in one
+    # weight of the title as a field of its own (Anserini's "multifield"); 0: title and text in one
+    title: float = 0.0
 
 
 Batch = tuple[Sequence[str], sparse.csr_matrix]  # doc_ids (N,) and impacts int32 (N, V)

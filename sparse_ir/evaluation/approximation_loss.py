@@ -1,7 +1,7 @@
 """What an approximation costs: how many of the exact hits it keeps, and what becomes of nDCG@10.
 
-Both runs answer the same queries; the exact one is the measure of overlap, and the baseline of the difference.
-It compares runs and knows no index.
+Both runs answer the same queries; the exact one is the measure of overlap, and the baseline of the
+difference. It compares runs and knows no index.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ class Loss(NamedTuple):
 def overlap(exact: Run, run: Run, depth: int) -> float:
     """Mean share of each query's exact top ``depth`` that the run has in its own top ``depth``.
 
-    A query without exact hits has nothing to lose and counts 1. Raises ``DataError`` unless both runs answer the same
-    queries.
+    A query without exact hits has nothing to lose and counts 1. Raises ``DataError`` unless both
+    runs answer the same queries.
     """
     if exact.keys() != run.keys() or not exact:
-        raise DataError(f"the runs answer {len(exact)} and {len(run)} queries, {len(exact.keys() & run.keys())} of "
-                        "them in common; allowed: the same queries, at least one")
+        raise DataError(
+            f"the runs answer {len(exact)} and {len(run)} queries, "
+            f"{len(exact.keys() & run.keys())} of "
+            "them in common; allowed: the same queries, at least one"
+        )
     shares = []
     for query_id, hits in exact.items():
         wanted = {doc_id for doc_id, _ in hits[:depth]}
@@ -52,16 +55,27 @@ def overlap(exact: Run, run: Run, depth: int) -> float:
 
 
 def loss(exact: Run, run: Run, qrels: Qrels) -> Loss:
-    """What the run loses of nDCG@10 against exact search, over the queries of the qrels that the runs answer.
+    """What the run loses of nDCG@10 against exact search, over the queries of the qrels that the
+    runs answer.
 
     Raises ``DataError`` when none of them is judged.
     """
     judged = {query_id: hits for query_id, hits in qrels.items() if query_id in exact}
     if not judged:
-        raise DataError(f"none of the {len(exact)} queries of the run is judged; allowed: qrels of the same queries")
+        raise DataError(
+            f"none of the {len(exact)} queries of the run is judged; allowed: qrels "
+            "of the same queries"
+        )
     before, after = _values(exact, judged), _values(run, judged)
     low, high = bootstrap_interval(after - before)
-    return Loss(len(judged), float(before.mean()), float(after.mean()), float((after - before).mean()), low, high)
+    return Loss(
+        len(judged),
+        float(before.mean()),
+        float(after.mean()),
+        float((after - before).mean()),
+        low,
+        high,
+    )
 
 
 def _values(run: Run, judged: Qrels) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""The forward index: each document's impacts side by side on disk, to score a list of candidates exactly.
+"""The forward index: each document's impacts side by side on disk, to score a list of candidates
+exactly.
 
     forward/offsets.npy       int64 (N + 1,): where each document number begins
-    forward/token_ids.npy     uint8, uint16 or uint32 (postings,), as narrow as the largest id allows
-    forward/impacts.npy       uint8 or uint16 (postings,), as narrow as the largest impact allows
+    forward/token_ids.npy     uint8, uint16 or uint32 (postings,): as narrow as the ids allow
+    forward/impacts.npy       uint8 or uint16 (postings,): as narrow as the impacts allow
     forward/vocabulary.json   the token of each id
 
-Three bytes a posting for most models. It is read through memory maps, so that opening costs nothing and processes
-share it. Row numbers are Lucene's document numbers. It knows no queries' text and no Lucene.
+Three bytes a posting for most models. It is read through memory maps, so that opening costs nothing
+and processes share it. Row numbers are Lucene's document numbers. It knows no queries' text and no
+Lucene.
 """
 
 from __future__ import annotations
@@ -24,12 +26,20 @@ from sparse_ir.errors import DamagedError
 from sparse_ir.storage import files
 
 FOLDER = "forward"
-_OFFSETS, _TOKEN_IDS, _IMPACTS, _VOCABULARY = "offsets.npy", "token_ids.npy", "impacts.npy", "vocabulary.json"
-_PART_ID, _PART_IMPACT = np.uint32, np.uint16  # of the parts; the finished files are as narrow as they can be
+_OFFSETS, _TOKEN_IDS, _IMPACTS, _VOCABULARY = (
+    "offsets.npy",
+    "token_ids.npy",
+    "impacts.npy",
+    "vocabulary.json",
+)
+# of the parts; the finished files are as narrow as they can be
+_PART_ID, _PART_IMPACT = np.uint32, np.uint16
 
 
 class ForwardWriter:
-    """Collects batches in any order, also from several threads, and puts them together by their numbers."""
+    """Collects batches in any order, also from several threads, and puts them together by their
+    numbers.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._parts = folder, folder / "parts"
@@ -38,16 +48,23 @@ class ForwardWriter:
         self._parts.mkdir(parents=True)
 
     def add(self, number: int, impacts: sparse.csr_matrix) -> None:
-        """Keep the rows of batch ``number``, impacts int32 ``(N, V)`` in 1..65535; every row holds at least one."""
+        """Keep the rows of batch ``number``, impacts int32 ``(N, V)`` in 1..65535; every row holds
+        at least one.
+        """
         impacts.indices.astype(_PART_ID).tofile(self._part(number, _TOKEN_IDS))
         impacts.data.astype(_PART_IMPACT).tofile(self._part(number, _IMPACTS))
         self._lengths[number] = np.diff(impacts.indptr).astype(np.int64)
-        self._largest[number] = int(impacts.indices.max(initial=0)), int(impacts.data.max(initial=0))
+        self._largest[number] = (
+            int(impacts.indices.max(initial=0)),
+            int(impacts.data.max(initial=0)),
+        )
 
     def finish(self, vocabulary: Sequence[str]) -> None:
         """Write the files, rows in the order of the batches' numbers, and delete the parts."""
         numbers = sorted(self._lengths)
-        lengths = np.concatenate([np.empty(0, np.int64), *(self._lengths[number] for number in numbers)])
+        lengths = np.concatenate(
+            [np.empty(0, np.int64), *(self._lengths[number] for number in numbers)]
+        )
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         with files.atomic_writer(self._folder / _OFFSETS, "wb") as stream:
             np.save(stream, offsets)
@@ -62,19 +79,27 @@ class ForwardWriter:
         return self._parts / f"{number:06d}-{name}"
 
 
-def _write_array(path: Path, arrays: Iterable[np.ndarray], length: int, dtype: np.dtype[Any]) -> None:
+def _write_array(
+    path: Path, arrays: Iterable[np.ndarray], length: int, dtype: np.dtype[Any]
+) -> None:
     """One ``.npy`` file of all arrays, one of them in memory at a time."""
     with files.atomic_writer(path, "wb") as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (length,),
+        }
         np.lib.format.write_array_header_1_0(stream, header)
         for array in arrays:
             stream.write(array.astype(dtype).tobytes())
 
 
 class ForwardIndex:
-    """An open forward index; safe to use from several threads. Raises ``DamagedError`` when its files do not fit.
+    """An open forward index; safe to use from several threads. Raises ``DamagedError`` when its
+    files do not fit.
 
-    ``vocabulary``: what the token ids of queries mean, where it is not the vocabulary of the index itself.
+    ``vocabulary``: what the token ids of queries mean, where it is not the vocabulary of the index
+    itself.
     """
 
     def __init__(self, folder: Path, vocabulary: Sequence[str] | None = None) -> None:
@@ -85,13 +110,19 @@ class ForwardIndex:
             self._token_ids = _mapped(folder / _TOKEN_IDS)
             self._impacts = _mapped(folder / _IMPACTS)
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{folder} holds no forward index that can be read ({error}); build the index again") \
-                from error
+            raise DamagedError(
+                f"{folder} holds no forward index that can be read ({error}); build the index again"
+            ) from error
         if (np.diff(self._offsets) < 0).any():
-            raise DamagedError(f"{folder / _OFFSETS}: documents end before they begin; build the index again")
+            raise DamagedError(
+                f"{folder / _OFFSETS}: documents end before they begin; build the index again"
+            )
         if not len(self._token_ids) == len(self._impacts) == self._offsets[-1]:
-            raise DamagedError(f"{folder}: {self._offsets[-1]} postings are promised, but there are "
-                               f"{len(self._token_ids)} token ids and {len(self._impacts)} impacts")
+            raise DamagedError(
+                f"{folder}: {self._offsets[-1]} postings are promised, but there "
+                "are "
+                f"{len(self._token_ids)} token ids and {len(self._impacts)} impacts"
+            )
         self._weights = _Scratch(len(self.vocabulary))
 
     def __len__(self) -> int:
@@ -103,7 +134,8 @@ class ForwardIndex:
         return self._token_ids[part].astype(np.int64), self._impacts[part].astype(np.int64)
 
     def scores(self, numbers: np.ndarray, token_ids: np.ndarray, boosts: np.ndarray) -> np.ndarray:
-        """``sum boost x impact`` of the documents with these numbers: exact, int64, in the order given.
+        """``sum boost x impact`` of the documents with these numbers: exact, int64, in the order
+        given.
 
         ``token_ids`` and ``boosts``: the query, whole numbers ``(T,)``, each token once.
         """
@@ -124,13 +156,20 @@ class ForwardIndex:
         return np.add.reduceat(products, ends - lengths)
 
     def statistics(self) -> dict[str, int]:
-        """Documents, postings and sum of the impacts, as ``lucene.Reader.statistics`` counts them."""
-        return {"documents": len(self), "postings": len(self._token_ids),
-                "sum_impacts": int(self._impacts.sum(dtype=np.int64))}
+        """Documents, postings and sum of the impacts, as
+        ``lucene.Reader.statistics`` counts them.
+        """
+        return {
+            "documents": len(self),
+            "postings": len(self._token_ids),
+            "sum_impacts": int(self._impacts.sum(dtype=np.int64)),
+        }
 
 
 class _Scratch(threading.local):
-    """A thread's own query vector, zero between two uses: clearing a whole vocabulary would cost more than a search."""
+    """A thread's own query vector, zero between two uses: clearing a whole vocabulary would cost
+    more than a search.
+    """
 
     def __init__(self, size: int) -> None:
         self.array = np.zeros(size, np.int64)
@@ -143,5 +182,7 @@ def _translation(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """A read-only array of the file; a plain view, because the class ``memmap`` slows every look-up down."""
+    """A read-only array of the file; a plain view, because the class ``memmap`` slows every look-up
+    down.
+    """
     return np.asarray(np.load(path, mmap_mode="r"))

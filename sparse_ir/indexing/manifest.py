@@ -1,4 +1,6 @@
-"""The manifest of an index folder, its files and checksums, and the doc_id of each document number."""
+"""The manifest of an index folder, its files and checksums, and the doc_id
+of each document number.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,19 @@ def write_doc_ids(folder: Path, blobs: Sequence[bytes]) -> None:
 
 
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-    stored = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "write.lock")
+    stored = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != "write.lock"
+    )
     manifest = {
         "format": FORMAT,
         "kind": kind,
         **facts,
         "versions": {"sparse_ir": sparse_ir.__version__, "lucene": parts.lucene_version()},
         "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256_of_file(path)}
+            path.relative_to(folder).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": files.sha256_of_file(path),
+            }
             for path in stored
         },
     }
@@ -55,21 +62,34 @@ def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index; raises ``DamagedError`` when ``folder`` holds none or one of another format."""
+    """The manifest of an index; raises ``DamagedError`` when ``folder`` holds none or one of
+    another format.
+    """
     if not folder.is_dir():
         raise DamagedError(f"{folder} is no index of this package: there is no such folder")
     if not (folder / MANIFEST).is_file():
         raise DamagedError(f"{folder} is no index of this package: it has no {MANIFEST}")
     manifest, text = files.read_json_and_text(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "files" not in manifest:
-        raise DamagedError(f"{folder / MANIFEST} is not an index manifest of format {FORMAT}; build the index again")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or "files" not in manifest
+    ):
+        raise DamagedError(
+            f"{folder / MANIFEST} is not an index manifest of format {FORMAT}; "
+            "build the index again"
+        )
     if text != files.format_json(manifest) or not sealed.is_intact(manifest):
-        raise DamagedError(f"{folder / MANIFEST} is damaged: its checksum differs; build the index again")
+        raise DamagedError(
+            f"{folder / MANIFEST} is damaged: its checksum differs; build the index again"
+        )
     return manifest
 
 
 def version_of(folder: Path) -> tuple[int, int] | None:
-    """What tells this build of the index from each other one, an equal one included; ``None`` without a manifest."""
+    """What tells this build of the index from each other one, an equal one included; ``None``
+    without a manifest.
+    """
     try:
         found = (folder / MANIFEST).stat()
     except OSError:
@@ -83,13 +103,23 @@ def check_files(folder: Path, manifest: dict[str, Any], *, checksums: bool) -> N
         if not path.is_file():
             raise DamagedError(f"{path} is missing; build the index again")
         if path.stat().st_size != facts["bytes"]:
-            raise DamagedError(f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}; "
-                               "build the index again")
+            raise DamagedError(
+                f"{path} has {path.stat().st_size} bytes instead of "
+                f"{facts['bytes']}; "
+                "build the index again"
+            )
         if checksums and files.sha256_of_file(path) != facts["sha256"]:
-            raise DamagedError(f"{path} is damaged: its checksum differs from the manifest; build the index again")
-    unknown = {path.name for path in (folder / "lucene").iterdir()} - {Path(name).name for name in manifest["files"]}
+            raise DamagedError(
+                f"{path} is damaged: its checksum differs from the manifest; build the index again"
+            )
+    unknown = {path.name for path in (folder / "lucene").iterdir()} - {
+        Path(name).name for name in manifest["files"]
+    }
     if unknown - {"write.lock"}:
-        raise DamagedError(f"{folder / 'lucene'} holds files that the manifest does not know: {sorted(unknown)[:3]}")
+        raise DamagedError(
+            f"{folder / 'lucene'} holds files that the manifest does not know: "
+            f"{sorted(unknown)[:3]}"
+        )
 
 
 class DocIds(Sequence[str]):
@@ -109,12 +139,16 @@ class DocIds(Sequence[str]):
         return self.find([number])[0]
 
     def find(self, numbers: Sequence[int]) -> list[str]:
-        """The doc_ids of several documents; raises ``DamagedError`` where the file was changed to no text."""
+        """The doc_ids of several documents; raises ``DamagedError`` where the file was changed to
+        no text.
+        """
         text, bounds = self._text, self._bounds
         try:
             return [text[bounds[number] : bounds[number + 1] - 1].decode() for number in numbers]
         except UnicodeDecodeError as error:
-            raise DamagedError(f"{self._path} is damaged ({error}); build the index again") from error
+            raise DamagedError(
+                f"{self._path} is damaged ({error}); build the index again"
+            ) from error
 
 
 def is_lucene_folder(folder: Path) -> bool:

@@ -1,9 +1,11 @@
-"""In which order documents stand in an index: similar ones side by side, by recursive graph bisection.
+"""In which order documents stand in an index: similar ones side by side, by recursive graph
+bisection.
 
-A search skips blocks of neighbouring postings whose largest impact cannot help; where similar documents are neighbours,
-blocks are alike inside and more of them are skipped. Scores and rankings do not depend on the order, because ties are
-broken by doc_id. Sources: Dhulipala et al., "Compressing Graphs and Indexes with Recursive Graph Bisection", KDD 2016;
-Mackenzie et al., "Tradeoff Options for Bipartite Graph Partitioning", TKDE 2022. It knows no Lucene.
+A search skips blocks of neighbouring postings whose largest impact cannot help; where similar
+documents are neighbours, blocks are alike inside and more of them are skipped. Scores and rankings
+do not depend on the order, because ties are broken by doc_id. Sources: Dhulipala et al.,
+"Compressing Graphs and Indexes with Recursive Graph Bisection", KDD 2016; Mackenzie et al.,
+"Tradeoff Options for Bipartite Graph Partitioning", TKDE 2022. It knows no Lucene.
 """
 
 from __future__ import annotations
@@ -25,10 +27,18 @@ class Reordered(Vectors):
     """The same vectors with their documents in another order; held in memory, 8 bytes a weight."""
 
     def __init__(self, source: Vectors, progress: Callable[[int], None] | None = None) -> None:
-        self.folder, self.manifest, self.vocabulary = source.folder, source.manifest, source.vocabulary
+        self.folder, self.manifest, self.vocabulary = (
+            source.folder,
+            source.manifest,
+            source.vocabulary,
+        )
         shards = [source.read_shard(number) for number in range(source.num_shards)]
         doc_ids = [doc_id for found, _ in shards for doc_id in found]
-        weights = sparse.vstack([found for _, found in shards], format="csr") if shards else sparse.csr_matrix((0, 0))
+        weights = (
+            sparse.vstack([found for _, found in shards], format="csr")
+            if shards
+            else sparse.csr_matrix((0, 0))
+        )
         del shards
         order = bisection_order(weights, progress)
         self._doc_ids, self._weights = [doc_ids[number] for number in order], weights[order]
@@ -44,11 +54,13 @@ class Reordered(Vectors):
         return self._doc_ids[part], self._weights[part]
 
 
-def bisection_order(rows: sparse.csr_matrix, progress: Callable[[int], None] | None = None) -> np.ndarray:
+def bisection_order(
+    rows: sparse.csr_matrix, progress: Callable[[int], None] | None = None
+) -> np.ndarray:
     """Row numbers in their new order, int64 ``(N,)``: always the same one for the same rows.
 
-    Only which terms a row has counts. The rows are cut in half so that each half shares terms, then each half again.
-    ``progress(n)``: the places of n more rows are settled.
+    Only which terms a row has counts. The rows are cut in half so that each half shares terms, then
+    each half again. ``progress(n)``: the places of n more rows are settled.
     """
     order = np.empty(rows.shape[0], np.int64)
     ones = np.ones(rows.nnz, np.float32)  # shared by all parts: a part costs 4 bytes a posting
@@ -78,9 +90,10 @@ def _narrow(indices: np.ndarray, indptr: np.ndarray, ones: np.ndarray) -> sparse
 def _bisect(rows: sparse.csr_matrix) -> np.ndarray:
     """Which rows go to the right half, bool ``(N,)``, from a start with the halves as they stand.
 
-    Each round sends every row to the side whose terms it shares more, ``sum_t log2((r_t + 1) / (l_t + 1))`` with the
-    frequencies ``l``, ``r`` of its terms in the two halves: the gain of a move in Dhulipala et al. (eq. 3) to first
-    order. The halves stay equal: the larger half of the sums goes to the right.
+    Each round sends every row to the side whose terms it shares more, ``sum_t log2((r_t + 1) / (l_t
+    + 1))`` with the frequencies ``l``, ``r`` of its terms in the two halves: the gain of a move in
+    Dhulipala et al. (eq. 3) to first order. The halves stay equal: the larger half of the sums goes
+    to the right.
     """
     count = rows.shape[0]
     in_right = np.arange(count) >= count // 2

@@ -1,8 +1,9 @@
-"""Static pruning: documents give up their light terms once and for all when the index is built, and it is counted.
+"""Static pruning: documents give up their light terms once and for all when the index is built, and
+it is counted.
 
-A smaller index is a faster one for every query, and each posting that is gone may cost effectiveness; ``price`` says
-how much. Pruning works on impacts, that is on what a term can add to a score, folded query weights included.
-It is a pure function of a matrix and knows no files.
+A smaller index is a faster one for every query, and each posting that is gone may cost
+effectiveness; ``price`` says how much. Pruning works on impacts, that is on what a term can add to
+a score, folded query weights included. It is a pure function of a matrix and knows no files.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from sparse_ir.errors import ConfigError
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a document keeps; each condition looks at the whole document, and a posting that fails one is dropped.
+    """What a document keeps; each condition looks at the whole document, and a posting that fails
+    one is dropped.
 
-    ``terms``: at most so many, the heaviest (equal ones by ascending token id). ``min_impact``: only impacts of at
-    least this. ``mass``: the heaviest terms that together hold this share of the document's sum of impacts.
+    ``terms``: at most so many, the heaviest (equal ones by ascending token id). ``min_impact``:
+    only impacts of at least this. ``mass``: the heaviest terms that together hold this share of the
+    document's sum of impacts.
     """
 
     terms: int | None = None
@@ -31,11 +34,18 @@ class Pruning:
 
     def __post_init__(self) -> None:
         if self.terms is not None and self.terms < 1:
-            raise ConfigError(f"pruning to {self.terms} terms of a document is not allowed; keep at least 1")
+            raise ConfigError(
+                f"pruning to {self.terms} terms of a document is not allowed; keep at least 1"
+            )
         if not 1 <= self.min_impact <= LARGEST_IMPACT:
-            raise ConfigError(f"a smallest impact of {self.min_impact} is not allowed; use 1 to {LARGEST_IMPACT}")
+            raise ConfigError(
+                f"a smallest impact of {self.min_impact} is not allowed; use 1 to {LARGEST_IMPACT}"
+            )
         if not 0 < self.mass <= 1:
-            raise ConfigError(f"a mass of {self.mass} is not allowed; keep a share above 0 and up to 1 of the impacts")
+            raise ConfigError(
+                f"a mass of {self.mass} is not allowed; keep a share above 0 and up "
+                "to 1 of the impacts"
+            )
 
     def __bool__(self) -> bool:
         """False when nothing is ever dropped."""
@@ -55,7 +65,8 @@ class Pruned(NamedTuple):
 
 
 def prune(impacts: sparse.csr_matrix, pruning: Pruning) -> Pruned:
-    """The postings that ``pruning`` keeps of impacts int32 ``(N, V)``, all of them at least 1; the input stays.
+    """The postings that ``pruning`` keeps of impacts int32 ``(N, V)``, all of them at least 1; the
+    input stays.
 
     Only ``min_impact`` can empty a document: of the other conditions each keeps the heaviest term.
     """
@@ -65,17 +76,29 @@ def prune(impacts: sparse.csr_matrix, pruning: Pruning) -> Pruned:
     rows = np.repeat(np.arange(impacts.shape[0]), lengths)
     order = np.lexsort((impacts.indices, -impacts.data, rows))  # within each row the heaviest first
     kept = np.zeros(impacts.nnz, dtype=bool)
-    kept[order] = _kept_in_order(impacts.data[order].astype(np.int64), impacts.indptr, lengths, pruning)
+    kept[order] = _kept_in_order(
+        impacts.data[order].astype(np.int64), impacts.indptr, lengths, pruning
+    )
     bounds = np.concatenate([[0], np.cumsum(kept)])[impacts.indptr]
-    left = sparse.csr_matrix((impacts.data[kept], impacts.indices[kept], bounds), shape=impacts.shape)
-    return Pruned(left, int(impacts.nnz - left.nnz),
-                  int(impacts.data.sum(dtype=np.int64) - left.data.sum(dtype=np.int64)))
+    left = sparse.csr_matrix(
+        (impacts.data[kept], impacts.indices[kept], bounds), shape=impacts.shape
+    )
+    return Pruned(
+        left,
+        int(impacts.nnz - left.nnz),
+        int(impacts.data.sum(dtype=np.int64) - left.data.sum(dtype=np.int64)),
+    )
 
 
-def _kept_in_order(values: np.ndarray, bounds: np.ndarray, lengths: np.ndarray, pruning: Pruning) -> np.ndarray:
-    """Which of the impacts stay, given row by row and within a row the heaviest first: bool, as long as ``values``."""
+def _kept_in_order(
+    values: np.ndarray, bounds: np.ndarray, lengths: np.ndarray, pruning: Pruning
+) -> np.ndarray:
+    """Which of the impacts stay, given row by row and within a row the heaviest first: bool, as
+    long as ``values``.
+    """
     summed = np.concatenate([[0], np.cumsum(values)])
-    heavier = summed[:-1] - np.repeat(summed[bounds[:-1]], lengths)  # what stands before it in its row
+    # what stands before it in its row
+    heavier = summed[:-1] - np.repeat(summed[bounds[:-1]], lengths)
     totals = np.repeat(np.diff(summed[bounds]), lengths)
     kept = (values >= pruning.min_impact) & (heavier < pruning.mass * totals)
     if pruning.terms is not None:

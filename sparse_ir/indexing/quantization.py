@@ -1,7 +1,8 @@
-"""Weights to integer impacts: the explicit rule, its error bound, and an account of what it changed.
+"""Weights to integer impacts: the explicit rule, its error bound, and an account of what it
+changed.
 
-Lucene stores whole numbers, so every float weight is multiplied by a scale and rounded. The rule is stored with the
-index and both sides of a search use it. It is not the encoder and knows no files.
+Lucene stores whole numbers, so every float weight is multiplied by a scale and rounded. The rule is
+stored with the index and both sides of a search use it. It is not the encoder and knows no files.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from sparse_ir.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Rule:
-    """``impact = min(rint(weight * scale), max_impact)``, halves to even; an impact of 0 is not stored.
+    """``impact = min(rint(weight * scale), max_impact)``, halves to even; an impact of 0 is not
+    stored.
 
-    Error bound: for a weight of at most ``max_impact / scale`` the impact differs from ``weight * scale`` by at most
-    0.5, that is, the weight is kept to within ``0.5 / scale``; larger weights are clipped and counted.
+    Error bound: for a weight of at most ``max_impact / scale`` the impact differs from ``weight *
+    scale`` by at most 0.5, that is, the weight is kept to within ``0.5 / scale``; larger weights
+    are clipped and counted.
 
-    ``folded``: the document weights were multiplied by the static query weights (IDF, say) before rounding, so that
-    every query term has weight 1: ``sum_t q_t d_t = sum_t 1 * (q_t d_t)``.
+    ``folded``: the document weights were multiplied by the static query weights (IDF, say) before
+    rounding, so that every query term has weight 1: ``sum_t q_t d_t = sum_t 1 * (q_t d_t)``.
     """
 
     scale: float = 100.0
@@ -35,7 +38,10 @@ class Rule:
         if not (np.isfinite(self.scale) and self.scale > 0):
             raise ConfigError(f"scale {self.scale} is not allowed; it must be a positive number")
         if not 1 <= self.max_impact <= LARGEST_IMPACT:
-            raise ConfigError(f"largest impact {self.max_impact} is not allowed; it must lie in 1..{LARGEST_IMPACT}")
+            raise ConfigError(
+                f"largest impact {self.max_impact} is not allowed; it must lie in "
+                f"1..{LARGEST_IMPACT}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The rule as it stands in a manifest."""
@@ -43,14 +49,20 @@ class Rule:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Rule:
-        """The rule that ``to_json`` wrote; raises ``ConfigError`` for a rounding this version does not know."""
+        """The rule that ``to_json`` wrote; raises ``ConfigError`` for a rounding this version does
+        not know.
+        """
         if value.get("rounding") != "half-even":
-            raise ConfigError(f"rounding {value.get('rounding')!r} is unknown; this version knows 'half-even'")
+            raise ConfigError(
+                f"rounding {value.get('rounding')!r} is unknown; this version knows 'half-even'"
+            )
         return cls(float(value["scale"]), int(value["max_impact"]), bool(value["folded"]))
 
 
 def rule_from_range(largest_weight: float, bits: int, *, folded: bool = False) -> Rule:
-    """The rule that spreads the weights ``0..largest_weight`` over ``1..2**bits - 1``: nothing is clipped."""
+    """The rule that spreads the weights ``0..largest_weight`` over ``1..2**bits - 1``: nothing is
+    clipped.
+    """
     if not 2 <= bits <= 16:
         raise ConfigError(f"{bits} bits are not allowed; choose 2 to 16")
     top = 2**bits - 1
@@ -65,39 +77,54 @@ class Quantized(NamedTuple):
     num_clipped: int  # weights above max_impact / scale
 
 
-def quantize(weights: sparse.csr_matrix, rule: Rule, query_weights: np.ndarray | None = None) -> Quantized:
-    """Integer impacts of float weights ``(N, V)``; the input is not modified, an empty row stays empty.
+def quantize(
+    weights: sparse.csr_matrix, rule: Rule, query_weights: np.ndarray | None = None
+) -> Quantized:
+    """Integer impacts of float weights ``(N, V)``; the input is not modified, an empty row stays
+    empty.
 
-    ``query_weights`` float ``(V,)``: multiplied in before rounding; required if and only if ``rule.folded``. A term
-    with query weight 0 cannot score and is dropped without being counted as zeroed.
-    Raises ``DataError`` for NaN, infinite and negative weights.
+    ``query_weights`` float ``(V,)``: multiplied in before rounding; required if and only if
+    ``rule.folded``. A term with query weight 0 cannot score and is dropped without being counted as
+    zeroed. Raises ``DataError`` for NaN, infinite and negative weights.
     """
     if (query_weights is not None) != rule.folded:
-        raise ConfigError("a folded rule needs the query weights, and only a folded rule takes them")
+        raise ConfigError(
+            "a folded rule needs the query weights, and only a folded rule takes them"
+        )
     check_weights(weights.data)
     values = weights.data.astype(np.float64)
     if query_weights is not None:
         values = values * query_weights.astype(np.float64)[weights.indices]
     rounded = np.rint(values * rule.scale)
     impacts = sparse.csr_matrix(
-        (np.minimum(rounded, rule.max_impact).astype(np.int32), weights.indices.copy(), weights.indptr.copy()),
+        (
+            np.minimum(rounded, rule.max_impact).astype(np.int32),
+            weights.indices.copy(),
+            weights.indptr.copy(),
+        ),
         shape=weights.shape,
     )
     impacts.eliminate_zeros()
-    return Quantized(impacts, int(((rounded == 0) & (values > 0)).sum()), int((rounded > rule.max_impact).sum()))
+    return Quantized(
+        impacts, int(((rounded == 0) & (values > 0)).sum()), int((rounded > rule.max_impact).sum())
+    )
 
 
-def quantize_query(token_ids: np.ndarray, weights: np.ndarray, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+def quantize_query(
+    token_ids: np.ndarray, weights: np.ndarray, rule: Rule
+) -> tuple[np.ndarray, np.ndarray]:
     """Query terms under the rule of the index: ``(token_ids, impacts)``, int32, zeros left out.
 
-    Under a folded rule every term with a positive weight counts 1; otherwise weights are scaled and rounded like
-    document weights.
+    Under a folded rule every term with a positive weight counts 1; otherwise weights are scaled and
+    rounded like document weights.
     """
     check_weights(weights)
     if rule.folded:
         impacts = (weights > 0).astype(np.int32)
     else:
-        impacts = np.minimum(np.rint(weights.astype(np.float64) * rule.scale), rule.max_impact).astype(np.int32)
+        impacts = np.minimum(
+            np.rint(weights.astype(np.float64) * rule.scale), rule.max_impact
+        ).astype(np.int32)
     kept = impacts > 0
     return token_ids[kept], impacts[kept]
 
@@ -108,4 +135,6 @@ def check_weights(weights: np.ndarray) -> None:
         return
     for name, bad in (("not a finite number", ~np.isfinite(weights)), ("negative", weights < 0)):
         if bad.any():
-            raise DataError(f"weight {weights[bad.argmax()]} is {name}; weights must be finite and at least 0")
+            raise DataError(
+                f"weight {weights[bad.argmax()]} is {name}; weights must be finite and at least 0"
+            )

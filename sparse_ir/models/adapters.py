@@ -17,52 +17,76 @@ from sparse_ir.models.checkpoint import NeuralSide
 from sparse_ir.models.decoder_settings import DecoderSettings
 from sparse_ir.storage import files
 
-# of peft's warnings, what is no news: its own use of a name that transformers has replaced, and faults of an adapter
+# of peft's warnings, what is no news: its own use of a name that transformers has replaced, and
+# faults of an adapter
 # that are refused here with a sentence of ours
-_NO_NEWS = ("`is_gradient_checkpointing` is deprecated", "Found missing adapter keys", ".*a tied layer is part of the")
+_NO_NEWS = (
+    "`is_gradient_checkpointing` is deprecated",
+    "Found missing adapter keys",
+    ".*a tied layer is part of the",
+)
 _WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def load_decoder(side: NeuralSide, allow_pickle: bool, **options: Any) -> Any:
-    """The decoder of a side, its adapter merged; ``options`` (``dtype``, ``device_map`` ...) as transformers has them.
+    """The decoder of a side, its adapter merged; ``options`` (``dtype``, ``device_map`` ...) as
+    transformers has them.
 
     Merging into weights of 8 or 4 bits would round the adapter away, so there it stays beside them.
     """
     model = loading.load_causal_lm(side.folder, allow_pickle, **options)
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # 4-bit weights packed for a processor have no gradient
+        # 4-bit weights packed for a processor have no gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if side.adapter is None:
         return model
-    return load_adapter(model, side.adapter, merge="quantization_config" not in options, allow_pickle=allow_pickle)
+    return load_adapter(
+        model, side.adapter, merge="quantization_config" not in options, allow_pickle=allow_pickle
+    )
 
 
 def quantization(bits: int, device: str) -> dict[str, Any]:
-    """The options for ``load_decoder`` that load 8- or 4-bit weights; ``ConfigError`` without bitsandbytes."""
+    """The options for ``load_decoder`` that load 8- or 4-bit weights; ``ConfigError`` without
+    bitsandbytes.
+    """
     import importlib.util
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"weights in {bits} bits need the package bitsandbytes, which is not installed; install it "
-                          "(the extra 'bits'), or use 'bfloat16'")
+        raise ConfigError(
+            f"weights in {bits} bits need the package bitsandbytes, which is not "
+            "installed; install it "
+            "(the extra 'bits'), or use 'bfloat16'"
+        )
     import transformers
 
     _quiet_bitsandbytes()
-    config = transformers.BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    config = (
+        transformers.BitsAndBytesConfig(load_in_8bit=True)
+        if bits == 8
+        else transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    )
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def load_adapter(model: Any, folder: Path, *, merge: bool = True, allow_pickle: bool = False) -> Any:
+def load_adapter(
+    model: Any, folder: Path, *, merge: bool = True, allow_pickle: bool = False
+) -> Any:
     """The decoder with the LoRA adapter of a peft folder, merged into its weights by default.
 
-    Raises ``ModelError`` for another kind of adapter, and when adapter and network do not fit each other exactly.
+    Raises ``ModelError`` for another kind of adapter, and when adapter and network do not fit each
+    other exactly.
     """
     peft = import_peft()
     model_files.weight_files(folder, allow_pickle=allow_pickle)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         if config.peft_type != peft.PeftType.LORA:
-            raise ModelError(f"{folder} is an adapter of type {config.peft_type.value}; supported: LORA")
+            raise ModelError(
+                f"{folder} is an adapter of type {config.peft_type.value}; supported: LORA"
+            )
         with quiet_peft():
             adapted = peft.PeftModel.from_pretrained(model, str(folder), config=config)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -84,16 +108,25 @@ def quiet_peft() -> Iterator[None]:
 
 
 def save_adapter(
-    adapted: Any, folder: Path, *, base: str, tokenizer: Any, settings: DecoderSettings, base_sha256: str | None = None
+    adapted: Any,
+    folder: Path,
+    *,
+    base: str,
+    tokenizer: Any,
+    settings: DecoderSettings,
+    base_sha256: str | None = None,
 ) -> None:
-    """Write the adapter of a peft model, its base model named, with tokenizer and settings; whole or not at all.
+    """Write the adapter of a peft model, its base model named, with tokenizer and settings; whole
+    or not at all.
 
-    ``base``: the base model's folder or hub name. ``base_sha256``: its ``checkpoint.weights_hash``, checked on loading.
+    ``base``: the base model's folder or hub name. ``base_sha256``: its ``checkpoint.weights_hash``,
+    checked on loading.
     """
     with files.building(folder) as target:
         for config in adapted.peft_config.values():
             config.base_model_name_or_path = base
-            if isinstance(getattr(config, "target_modules", None), set):  # whose order differs in every process
+            # whose order differs in every process
+            if isinstance(getattr(config, "target_modules", None), set):
                 config.target_modules = sorted(config.target_modules)
         adapted.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -101,12 +134,16 @@ def save_adapter(
 
 
 def _quiet_bitsandbytes() -> None:
-    """Without its lines for every 8-bit product, and for a kernel from the hub, which are warnings there."""
+    """Without its lines for every 8-bit product, and for a kernel from the hub, which are warnings
+    there.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def import_peft() -> Any:
-    """The package, which imports bitsandbytes where that is installed; raises ``ModelError`` without it."""
+    """The package, which imports bitsandbytes where that is installed; raises ``ModelError``
+    without it.
+    """
     _quiet_bitsandbytes()
     try:
         import peft
@@ -116,27 +153,41 @@ def import_peft() -> Any:
 
 
 def _check_adapter(adapted: Any, folder: Path) -> None:
-    """Every tensor of the file has its place, every place its tensor, and tied weights are left alone."""
+    """Every tensor of the file has its place, every place its tensor, and tied weights are left
+    alone.
+    """
     from peft import get_peft_model_state_dict
 
     stored = set(_tensor_names(folder))
     missing = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - stored
     strange = stored - set(get_peft_model_state_dict(adapted, save_embedding_layers=True))
     if missing or strange:
-        raise ModelError(f"{folder} does not fit its base model: {len(strange)} tensors have no place in it, "
-                         f"{len(missing)} are missing (first: {sorted(missing | strange)[0]})")
+        raise ModelError(
+            f"{folder} does not fit its base model: {len(strange)} tensors have no "
+            "place in it, "
+            f"{len(missing)} are missing (first: {sorted(missing | strange)[0]})"
+        )
     inner = adapted.base_model.model
-    ends = {id(module): module for module in (inner.get_input_embeddings(), inner.get_output_embeddings())}
+    ends = {
+        id(module): module
+        for module in (inner.get_input_embeddings(), inner.get_output_embeddings())
+    }
     if len({id(module.weight) for module in ends.values()}) < len(ends) and any(
         hasattr(module, "lora_A") or hasattr(module, "lora_embedding_A") for module in ends.values()
     ):
-        raise ModelError(f"{folder} adapts an output layer that is tied to the word embeddings; merging would change "
-                         "both, which is not supported")
+        raise ModelError(
+            f"{folder} adapts an output layer that is tied to the word embeddings; "
+            "merging would change "
+            "both, which is not supported"
+        )
 
 
 def _reason(error: BaseException) -> str:
     """The first two lines: torch tells only in the second what does not fit."""
-    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
+    return (
+        " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        or type(error).__name__
+    )
 
 
 def _tensor_names(folder: Path) -> list[str]:

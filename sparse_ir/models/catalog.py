@@ -25,7 +25,8 @@ class EncodeOptions(TypedDict, total=False):
 
     Args:
         revision: Commit of a hub model; recorded in the output.
-        precision: float32, float32-int8 (same vectors, faster), bfloat16, int8, or auto, the fastest here; 8bit, 4bit.
+        precision: float32, float32-int8 (same vectors, faster), bfloat16, int8, or auto, the
+            fastest here; 8bit, 4bit.
         device: cpu, cuda, ...; default: the accelerator when there is one.
         max_length: Tokens read of each document; default: what the model states.
         top_k: At most so many terms per document, the heaviest.
@@ -33,10 +34,14 @@ class EncodeOptions(TypedDict, total=False):
         query_side: auto (the model's own), neural, static (token weights or idf.json), or ones.
         idf: An idf.json whose values become the static query weights.
         convention: How idf.json is read: sentence-transformers or opensearch.
-        allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of refusing them.
-        collection_idf: Share of the collection's own IDF in static query weights, 0 to 1; default 0, "default" 0.5.
-        allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors file.
-        decoder: A sparse_ir.json that says how a decoder is read; for models that have none, or to read one otherwise.
+        allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of
+            refusing them.
+        collection_idf: Share of the collection's own IDF in static query weights, 0 to 1; default
+            0, "default" 0.5.
+        allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors
+            file.
+        decoder: A sparse_ir.json that says how a decoder is read; for models that have none, or to
+            read one otherwise.
         shard_size: Documents per shard; a killed run loses at most the shards in work.
     """
 
@@ -62,10 +67,17 @@ def shipped_model() -> Path:
 
 
 def load_encoder(
-    model: str, read: Callable[[], Iterator[Document]] | None, options: EncodeOptions,
+    model: str,
+    read: Callable[[], Iterator[Document]] | None,
+    options: EncodeOptions,
 ) -> tuple[Any, Any]:
-    """The document encoder and the query encoder that were asked for; without a corpus to read, they know none."""
-    model, share = str(shipped_model()) if model == DEFAULT_MODEL else model, find_share(model, options)
+    """The document encoder and the query encoder that were asked for; without a corpus to read,
+    they know none.
+    """
+    model, share = (
+        str(shipped_model()) if model == DEFAULT_MODEL else model,
+        find_share(model, options),
+    )
     chosen = {key: value for key, value in options.items() if key not in _NOT_FOR_THE_NETWORK}
     if model == LEXICAL_MODEL:
         return _fit_lexical(read or (lambda: iter(())), chosen, options)
@@ -75,13 +87,18 @@ def load_encoder(
         chosen["decoder"] = decoder_settings.read_decoder_file(Path(str(place)))
     encoder = Encoder.load(model, **chosen)  # type: ignore[arg-type]
     side, path = options.get("query_side", "auto"), options.get("idf")
-    query_encoder = encoder.query_encoder(None if side == "auto" else side, idf=Path(path) if path else None,
-                                          allow_unknown=options.get("allow_unknown", False))
+    query_encoder = encoder.query_encoder(
+        None if side == "auto" else side,
+        idf=Path(path) if path else None,
+        allow_unknown=options.get("allow_unknown", False),
+    )
     return encoder, adapt(query_encoder, read, share) if share and read else query_encoder
 
 
 def find_share(model: str, options: EncodeOptions) -> float:
-    """The share of the collection's IDF in static query weights: as asked for, or what suits the model."""
+    """The share of the collection's IDF in static query weights: as asked for, or what suits the
+    model.
+    """
     share, side = options.get("collection_idf"), options.get("query_side", "auto")
     if share is not None or model not in (DEFAULT_MODEL, str(shipped_model())):
         return share or 0.0
@@ -91,15 +108,23 @@ def find_share(model: str, options: EncodeOptions) -> float:
 def adapt(query_encoder: Any, read: Callable[[], Iterator[Document]], share: float) -> Any:
     """Static query weights that know how rare a token is in this collection."""
     if not isinstance(query_encoder, StaticQueryEncoder):
-        raise ConfigError("collection_idf is for static query weights, and these queries are read by a network")
-    idf = compute_idf((document.contents for document in read()), query_encoder.tokenizer, unseen=None)
+        raise ConfigError(
+            "collection_idf is for static query weights, and these queries are read by a network"
+        )
+    idf = compute_idf(
+        (document.contents for document in read()), query_encoder.tokenizer, unseen=None
+    )
     return query_encoder.adapted(idf, share)
 
 
-def _fit_lexical(read: Callable[[], Iterator[Document]], chosen: dict[str, Any], options: EncodeOptions) -> Any:
+def _fit_lexical(
+    read: Callable[[], Iterator[Document]], chosen: dict[str, Any], options: EncodeOptions
+) -> Any:
     from sparse_ir.models.lexical import LexicalEncoder
 
     if extra := sorted(key for key in {**chosen, **options} if key != "shard_size"):
-        raise ConfigError(f"the lexical model does not take {', '.join(extra)}; name a neural model or drop them")
+        raise ConfigError(
+            f"the lexical model does not take {', '.join(extra)}; name a neural model or drop them"
+        )
     encoder = LexicalEncoder.fit(lambda: (document.contents for document in read()))
     return encoder, encoder.query_encoder()

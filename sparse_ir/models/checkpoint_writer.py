@@ -10,15 +10,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from sparse_ir.models.decoder_settings import Activation, DecoderSettings, Pooling, check_choice, write_decoder_settings
+from sparse_ir.models.decoder_settings import (
+    Activation,
+    DecoderSettings,
+    Pooling,
+    check_choice,
+    write_decoder_settings,
+)
 from sparse_ir.storage import files
 
 ClassNames = Literal["6", "5"]
+_SPARSE_MODULES = "sentence_transformers.sparse_encoder.modules"
 _CLASS_NAMES = {
     "6": {
         "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
-        "SpladePooling": "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling",
-        "Static": "sentence_transformers.sparse_encoder.modules.sparse_static_embedding.SparseStaticEmbedding",
+        "SpladePooling": f"{_SPARSE_MODULES}.splade_pooling.SpladePooling",
+        "Static": f"{_SPARSE_MODULES}.sparse_static_embedding.SparseStaticEmbedding",
         "Router": "sentence_transformers.base.modules.router.Router",
     },
     "5": {
@@ -30,15 +37,22 @@ _CLASS_NAMES = {
 }
 
 
-def write_masked_lm(folder: Path, network: Any, tokenizer: Any, *, max_length: int | None = None) -> None:
-    """Write the plain layout: network and tokenizer, nothing else. ``folder`` appears whole, or stays as it was."""
+def write_masked_lm(
+    folder: Path, network: Any, tokenizer: Any, *, max_length: int | None = None
+) -> None:
+    """Write the plain layout: network and tokenizer, nothing else. ``folder`` appears whole, or
+    stays as it was.
+    """
     with _new_folder(folder) as target:
         network.save_pretrained(target)
         _save_tokenizer(tokenizer, target, max_length)
 
 
-def write_causal_lm(folder: Path, network: Any, tokenizer: Any, settings: DecoderSettings, dtype: Any = None) -> None:
-    """Write a decoder, its tokenizer and ``sparse_ir.json``. ``folder`` appears whole, or stays as it was.
+def write_causal_lm(
+    folder: Path, network: Any, tokenizer: Any, settings: DecoderSettings, dtype: Any = None
+) -> None:
+    """Write a decoder, its tokenizer and ``sparse_ir.json``. ``folder`` appears whole, or stays as
+    it was.
 
     ``dtype``: a torch type in which the weights are stored.
     """
@@ -64,12 +78,14 @@ def write_sparse_encoder(
     class_names: ClassNames = "6",
     dtype: Any = None,
 ) -> None:
-    """Write the SparseEncoder layout that sentence-transformers opens; ``folder`` appears whole, or stays as it was.
+    """Write the SparseEncoder layout that sentence-transformers opens; ``folder`` appears whole, or
+    stays as it was.
 
-    ``network`` and ``tokenizer`` are those of transformers. With ``query_weights`` (float32 ``[V]``) it becomes a
-    ``Router`` with a ``SparseStaticEmbedding`` for queries, and an ``idf.json`` beside it. ``class_names`` "6" is read
-    by sentence-transformers 5.4 and later, "5" by all versions from 5.0. ``dtype``: a torch type in which the network's
-    weights are stored; loading gives float32 again. float16 halves the files, float8_e4m3fn is float16 with a byte per
+    ``network`` and ``tokenizer`` are those of transformers. With ``query_weights`` (float32
+    ``[V]``) it becomes a ``Router`` with a ``SparseStaticEmbedding`` for queries, and an
+    ``idf.json`` beside it. ``class_names`` "6" is read by sentence-transformers 5.4 and later, "5"
+    by all versions from 5.0. ``dtype``: a torch type in which the network's weights are stored;
+    loading gives float32 again. float16 halves the files, float8_e4m3fn is float16 with a byte per
     number of the matrices that have a row per token.
     """
     if dtype is not None and dtype != network.dtype:
@@ -88,16 +104,23 @@ def write_sparse_encoder(
             files.write_json(target / "1_SpladePooling" / "config.json", pooling_config)
             modules = [("", names["Transformer"]), ("1_SpladePooling", names["SpladePooling"])]
         else:
-            _write_router(target, network, tokenizer, max_length, pooling_config, query_weights, class_names)
+            _write_router(
+                target, network, tokenizer, max_length, pooling_config, query_weights, class_names
+            )
             modules = [("", names["Router"])]
         files.write_json(
             target / "modules.json",
-            [{"idx": i, "name": str(i), "path": path, "type": name} for i, (path, name) in enumerate(modules)],
+            [
+                {"idx": i, "name": str(i), "path": path, "type": name}
+                for i, (path, name) in enumerate(modules)
+            ],
         )
 
 
 def _rounded(network: Any, dtype: Any) -> Any:
-    """A copy in ``dtype``; float8 (4 bits of exponent, 3 of mantissa) is for matrices with a row per token only."""
+    """A copy in ``dtype``; float8 (4 bits of exponent, 3 of mantissa) is for matrices with a row
+    per token only.
+    """
     import torch
 
     if dtype != torch.float8_e4m3fn:
@@ -124,9 +147,11 @@ def _settings(prompts: Mapping[str, str] | None, top_k: int | None) -> dict[str,
     import transformers
 
     settings: dict[str, Any] = {
-        # the version whose layout this is; the reader warns only when it is older than the number here
+        # the version whose layout this is; the reader warns only when it is older than the number
+        # here
         "__version__": {
-            "pytorch": str(torch.__version__), "sentence_transformers": "5.0.0",
+            "pytorch": str(torch.__version__),
+            "sentence_transformers": "5.0.0",
             "transformers": transformers.__version__,
         },
         "default_prompt_name": None,
@@ -142,7 +167,8 @@ def _write_transformer(
     folder: Path, network: Any, tokenizer: Any, max_length: int | None, class_names: ClassNames
 ) -> None:
     network.save_pretrained(folder)
-    settings = files.read_json(folder / "config.json")  # however few bits are stored, readers compute in float32
+    # however few bits are stored, readers compute in float32
+    settings = files.read_json(folder / "config.json")
     files.write_json(folder / "config.json", {**settings, "dtype": "float32"})
     limit = _save_tokenizer(tokenizer, folder, max_length)
     config: dict[str, Any] = {"max_seq_length": limit, "do_lower_case": False}
@@ -167,21 +193,30 @@ def _write_router(
     from safetensors.numpy import save_file
 
     names = _CLASS_NAMES[class_names]
-    query, document = "query_0_SparseStaticEmbedding", "document_0_" + names["Transformer"].rsplit(".", 1)[-1]
+    query, document = (
+        "query_0_SparseStaticEmbedding",
+        "document_0_" + names["Transformer"].rsplit(".", 1)[-1],
+    )
     _write_transformer(target / document, network, tokenizer, max_length, class_names)
     files.write_json(target / "document_1_SpladePooling" / "config.json", pooling_config)
     files.write_json(target / query / "config.json", {"frozen": True})
-    # sentence-transformers wants exactly one weight per token, also where the network's head is wider
+    # sentence-transformers wants exactly one weight per token, also where the network's head is
+    # wider
     weights = np.ascontiguousarray(query_weights[: len(tokenizer.get_vocab())], dtype=np.float32)
     save_file({"weight": weights}, target / query / "model.safetensors")
     _save_tokenizer(tokenizer, target / query, max_length)
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    files.write_json(target / "idf.json", {token: float(str(weights[token_id])) for token, token_id in tokens})
+    files.write_json(
+        target / "idf.json", {token: float(str(weights[token_id])) for token, token_id in tokens}
+    )
     files.write_json(
         target / "router_config.json",
         {
-            "types": {query: names["Static"], document: names["Transformer"],
-                      "document_1_SpladePooling": names["SpladePooling"]},
+            "types": {
+                query: names["Static"],
+                document: names["Transformer"],
+                "document_1_SpladePooling": names["SpladePooling"],
+            },
             "structure": {"query": [query], "document": [document, "document_1_SpladePooling"]},
             "parameters": {"default_route": "document", "allow_empty_key": True},
         },

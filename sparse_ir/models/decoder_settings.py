@@ -21,24 +21,36 @@ TEXT_PLACEHOLDER = "{text}"
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """How a decoder reads a text and what becomes of its logits; ``sparse_ir.json`` beside the weights.
+    """How a decoder reads a text and what becomes of its logits; ``sparse_ir.json`` beside the
+    weights.
 
-    * ``mode``: ``"causal"``; ``"echo"``, the text twice, of which only the second copy is pooled, so that every token
+    * ``mode``: ``"causal"``; ``"echo"``, the text twice, of which only the second copy is pooled,
+        so that every token
       has seen the whole text; ``"bidirectional"``, the causal mask taken away.
-    * ``document_template``, ``query_template``: what is read, with ``{text}`` once, under echo twice; None: ``{text}``,
-      under echo ``Document: {text}\\nDocument again: {text}`` (``Query:`` for queries). A prompt goes before it.
-    * ``pooled``: ``"text"`` leaves prompt, template and special tokens out of the pooling; ``"all"`` does not.
-    * ``bos``: put around the text what the tokenizer puts there (BOS for Llama, Mistral, Gemma, OPT). Off by default:
-      as an attention sink BOS has large logits for the same tokens in every text, and the maximum takes them; pooled,
+    * ``document_template``, ``query_template``: what is read, with ``{text}`` once, under echo
+        twice; None: ``{text}``,
+      under echo ``Document: {text}\\nDocument again: {text}`` (``Query:`` for queries). A prompt
+          goes before it.
+    * ``pooled``: ``"text"`` leaves prompt, template and special tokens out of the pooling;
+        ``"all"`` does not.
+    * ``bos``: put around the text what the tokenizer puts there (BOS for Llama, Mistral, Gemma,
+        OPT). Off by default:
+      as an attention sink BOS has large logits for the same tokens in every text, and the maximum
+          takes them; pooled,
       it makes all vectors alike (SciFact nDCG@10 .02 instead of .65 for LACONIC-1B).
-    * ``pooling``, ``activation``: as for ``NeuralSide``. A logit ``x`` becomes ``x * logit_scale - logit_shift``
+    * ``pooling``, ``activation``: as for ``NeuralSide``. A logit ``x`` becomes ``x * logit_scale -
+        logit_shift``
       before them; ``"hidden^-1/4"`` stands for hidden_size ** -0.25 (Lion-SP, arXiv 2502.15526).
-    * ``centered``: of each token's logits their mean over the vocabulary is taken off first. A language model leaves
-      that mean to chance (softmax does not see it), but the maximum over tokens, and one shift for all texts, compare
+    * ``centered``: of each token's logits their mean over the vocabulary is taken off first. A
+        language model leaves
+      that mean to chance (softmax does not see it), but the maximum over tokens, and one shift for
+          all texts, compare
       it; and all logits sinking together is the shortest way to a dead ReLU.
     * ``temperature``: what training divides scores by. Vectors do not depend on it.
-    * ``top_k``: at most so many terms per text. ``max_length``: tokens read, everything counted (both copies, too).
-    * ``fold_tokens``: tokens that differ only in case and outer white space are one term, with the largest weight.
+    * ``top_k``: at most so many terms per text. ``max_length``: tokens read, everything counted
+        (both copies, too).
+    * ``fold_tokens``: tokens that differ only in case and outer white space are one term, with the
+        largest weight.
 
     Raises ``ConfigError`` for a value that is not allowed.
     """
@@ -68,11 +80,18 @@ class DecoderSettings:
                 raise ConfigError(f"{name} is {value!r}; allowed: {allowed_text}")
         copies = 2 if self.mode == "echo" else 1
         for name in ("document_template", "query_template"):
-            if (template := getattr(self, name)) is not None and template.count(TEXT_PLACEHOLDER) != copies:
-                raise ConfigError(f"{name} is {template!r}; in mode {self.mode!r} it must hold {TEXT_PLACEHOLDER} "
-                                  f"{'twice' if copies == 2 else 'once'}")
+            if (template := getattr(self, name)) is not None and template.count(
+                TEXT_PLACEHOLDER
+            ) != copies:
+                raise ConfigError(
+                    f"{name} is {template!r}; in mode {self.mode!r} it must hold "
+                    f"{TEXT_PLACEHOLDER} "
+                    f"{'twice' if copies == 2 else 'once'}"
+                )
         if self.mode == "echo" and self.pooled != "text":
-            raise ConfigError("mode 'echo' pools the second copy of the text only; pooled must be 'text'")
+            raise ConfigError(
+                "mode 'echo' pools the second copy of the text only; pooled must be 'text'"
+            )
 
     def template(self, task: str) -> str:
         """The template of ``"document"`` or ``"query"``."""
@@ -80,7 +99,11 @@ class DecoderSettings:
         if stated is not None:
             return str(stated)
         name = task.capitalize()
-        return f"{name}: {TEXT_PLACEHOLDER}\n{name} again: {TEXT_PLACEHOLDER}" if self.mode == "echo" else TEXT_PLACEHOLDER
+        return (
+            f"{name}: {TEXT_PLACEHOLDER}\n{name} again: {TEXT_PLACEHOLDER}"
+            if self.mode == "echo"
+            else TEXT_PLACEHOLDER
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -92,7 +115,10 @@ def _is_count(value: Any) -> bool:
 
 
 _DECODER_CHOICES: dict[str, tuple[str, ...]] = {
-    "mode": get_args(Mode), "pooled": ("text", "all"), "pooling": get_args(Pooling), "activation": get_args(Activation)
+    "mode": get_args(Mode),
+    "pooled": ("text", "all"),
+    "pooling": get_args(Pooling),
+    "activation": get_args(Activation),
 }
 _DECODER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "document_template": ("a text or None", lambda value: value is None or isinstance(value, str)),
@@ -100,8 +126,10 @@ _DECODER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "document_prompt": ("a text", lambda value: isinstance(value, str)),
     "query_prompt": ("a text", lambda value: isinstance(value, str)),
     "bos": ("true or false", lambda value: isinstance(value, bool)),
-    "logit_scale": ("a number above 0, or 'hidden^-1/4'",
-                    lambda value: value == "hidden^-1/4" or (_is_number(value) and value > 0)),
+    "logit_scale": (
+        "a number above 0, or 'hidden^-1/4'",
+        lambda value: value == "hidden^-1/4" or (_is_number(value) and value > 0),
+    ),
     "logit_shift": ("a number", _is_number),
     "centered": ("true or false", lambda value: isinstance(value, bool)),
     "temperature": ("a number above 0", lambda value: _is_number(value) and value > 0),
@@ -112,7 +140,9 @@ _DECODER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def read_decoder_settings(folder: Path) -> DecoderSettings | None:
-    """What ``sparse_ir.json`` says; None where there is none. Raises ``ModelError`` for another format or key."""
+    """What ``sparse_ir.json`` says; None where there is none. Raises ``ModelError`` for another
+    format or key.
+    """
     path = folder / DECODER_FILE
     return read_decoder_file(path) if path.is_file() else None
 
@@ -121,7 +151,9 @@ def read_decoder_file(path: Path) -> DecoderSettings:
     """The settings in a file like ``sparse_ir.json``, wherever it lies. Raises ``ModelError``."""
     record = read_object(path, required=True)
     if record.get("format") != _DECODER_FORMAT:
-        raise ModelError(f"{path}: format is {record.get('format')!r}; this version reads {_DECODER_FORMAT}")
+        raise ModelError(
+            f"{path}: format is {record.get('format')!r}; this version reads {_DECODER_FORMAT}"
+        )
     known = [item.name for item in fields(DecoderSettings)]
     if unknown := sorted(set(record) - {"format", "base_sha256", *known}):
         raise ModelError(f"{path}: {', '.join(unknown)} is unknown; known: {', '.join(known)}")
@@ -131,8 +163,12 @@ def read_decoder_file(path: Path) -> DecoderSettings:
         raise ModelError(f"{path}: {error}") from error
 
 
-def write_decoder_settings(folder: Path, settings: DecoderSettings, *, base_sha256: str | None = None) -> None:
-    """Write ``sparse_ir.json``. ``base_sha256``: the ``weights_hash`` of the base model, for an adapter."""
+def write_decoder_settings(
+    folder: Path, settings: DecoderSettings, *, base_sha256: str | None = None
+) -> None:
+    """Write ``sparse_ir.json``. ``base_sha256``: the ``weights_hash`` of the base model, for an
+    adapter.
+    """
     base = {} if base_sha256 is None else {"base_sha256": base_sha256}
     files.write_json(folder / DECODER_FILE, {"format": _DECODER_FORMAT, **asdict(settings), **base})
 

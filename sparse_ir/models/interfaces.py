@@ -39,7 +39,9 @@ class DocumentEncoder(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able facts that decide the vectors."""
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> sparse.csr_matrix:
         """Weights of the texts: CSR float32 ``(N, V)``."""
 
     def query_encoder(self) -> QueryEncoder:

@@ -1,7 +1,8 @@
 """The honest lexical encoder: word pieces, saturated term frequency times IDF, no neural network.
 
-It is BM25 in the form of a learned-sparse model, over word pieces of its own corpus instead of stemmed words: a
-baseline that needs no training, and knows any language that its corpus is written in.
+It is BM25 in the form of a learned-sparse model, over word pieces of its own corpus instead of
+stemmed words: a baseline that needs no training, and knows any language that its corpus is written
+in.
 """
 
 from __future__ import annotations
@@ -24,14 +25,27 @@ VOCABULARY_SIZE = 30_000
 
 
 class LexicalEncoder:
-    """Document weights of BM25 (Robertson & Zaragoza 2009) without the IDF, which is the query's weight.
+    """Document weights of BM25 (Robertson & Zaragoza 2009) without the IDF, which is the query's
+    weight.
 
-    ``w = tf (k1 + 1) / (tf + k1 (1 - b + b L / avg L))`` with ``L`` in word pieces; the query weighs every piece that
-    occurs in it by ``ln(1 + (N - df + .5) / (df + .5))``.
+    ``w = tf (k1 + 1) / (tf + k1 (1 - b + b L / avg L))`` with ``L`` in word pieces; the query
+    weighs every piece that occurs in it by ``ln(1 + (N - df + .5) / (df + .5))``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, idf: np.ndarray, average_length: float, k1: float = 0.9, b: float = 0.4):
-        self._tokenizer, self._average_length, self._k1, self._b = tokenizer, max(average_length, 1.0), k1, b
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        idf: np.ndarray,
+        average_length: float,
+        k1: float = 0.9,
+        b: float = 0.4,
+    ):
+        self._tokenizer, self._average_length, self._k1, self._b = (
+            tokenizer,
+            max(average_length, 1.0),
+            k1,
+            b,
+        )
         self._query_encoder = StaticQueryEncoder(tokenizer, idf, "opensearch", name="lexical")
         self._unknown = tokenizer.token_to_id(UNKNOWN)
         self.vocabulary: list[str] = self._query_encoder.vocabulary
@@ -45,8 +59,12 @@ class LexicalEncoder:
         }
 
     @classmethod
-    def fit(cls, read: Callable[[], Iterable[str]], *, k1: float = 0.9, b: float = 0.4) -> LexicalEncoder:
-        """Learn word pieces, IDF and the average length from the texts; ``read()`` starts them anew."""
+    def fit(
+        cls, read: Callable[[], Iterable[str]], *, k1: float = 0.9, b: float = 0.4
+    ) -> LexicalEncoder:
+        """Learn word pieces, IDF and the average length from the texts; ``read()`` starts them
+        anew.
+        """
         tokenizer = _train_word_pieces(read)
         lengths = [0, 0]
 
@@ -59,8 +77,12 @@ class LexicalEncoder:
         idf = compute_idf(counted(), tokenizer, unseen=None)
         return cls(tokenizer, idf, lengths[1] / lengths[0], k1, b)
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
-        """Weights CSR float32 ``(N, V)``, sorted; an empty text gives an empty row, the unknown piece is left out."""
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> sparse.csr_matrix:
+        """Weights CSR float32 ``(N, V)``, sorted; an empty text gives an empty row, the unknown
+        piece is left out.
+        """
         indptr, indices, values = [0], [], []
         for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
             ids, counts = np.unique(np.array(encoding.ids, dtype=np.int32), return_counts=True)
@@ -71,8 +93,11 @@ class LexicalEncoder:
             indptr.append(indptr[-1] + int(kept.sum()))
         if progress is not None:
             progress(len(texts))
-        joined = (np.concatenate(values or [np.empty(0)]).astype(np.float32),
-                  np.concatenate(indices or [np.empty(0)]).astype(np.int32), np.array(indptr))
+        joined = (
+            np.concatenate(values or [np.empty(0)]).astype(np.float32),
+            np.concatenate(indices or [np.empty(0)]).astype(np.int32),
+            np.array(indptr),
+        )
         return sparse.csr_matrix(joined, shape=(len(texts), len(self.vocabulary)))
 
     def query_encoder(self) -> StaticQueryEncoder:
@@ -85,10 +110,12 @@ class LexicalEncoder:
 
 
 def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
-    """A WordPiece tokenizer of these texts, lower-cased and without accents; the same texts give the same pieces.
+    """A WordPiece tokenizer of these texts, lower-cased and without accents; the same texts give
+    the same pieces.
 
-    The trainer numbers the single letters in the random order of a hash table and breaks ties by these numbers.
-    Hence two trainings: the first finds the letters, the second gets them in a fixed order.
+    The trainer numbers the single letters in the random order of a hash table and breaks ties by
+    these numbers. Hence two trainings: the first finds the letters, the second gets them in a fixed
+    order.
     """
     letters = sorted(_train(read(), 0, [UNKNOWN]).get_vocab())
     if letters == [UNKNOWN]:
@@ -100,9 +127,12 @@ def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
 
 def _train(texts: Iterable[str], size: int, first_tokens: list[str]) -> Tokenizer:
     tokenizer = _empty_tokenizer({})
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
-    ))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
+        ),
+    )
     return tokenizer
 
 

@@ -11,8 +11,16 @@ from sparse_ir.errors import ConfigError, DamagedError, ModelError
 from sparse_ir.storage import files
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-    "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
 )
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -21,28 +29,37 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
-    """The files that hold the weights: safetensors, or with ``allow_pickle`` an older ``pytorch_model.bin``.
+    """The files that hold the weights: safetensors, or with ``allow_pickle`` an older
+    ``pytorch_model.bin``.
 
-    Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed, or one was cut short.
+    Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed, or one
+    was cut short.
     """
-    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("adapter_model*.safetensors"))
+    found = sorted(folder.glob("model*.safetensors")) or sorted(
+        folder.glob("adapter_model*.safetensors")
+    )
     if found:
         for path in found:
             _check_whole(path)
         return found
     pickled = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("adapter_model*.bin"))
     if not pickled:
-        raise ModelError(f"{folder} holds no weights; expected: model.safetensors (or pytorch_model.bin)")
+        raise ModelError(
+            f"{folder} holds no weights; expected: model.safetensors (or pytorch_model.bin)"
+        )
     if not allow_pickle:
         raise ModelError(
-            f"{folder} holds its weights only as {pickled[0].name}, a pickle; with allow_pickle=True it is read "
+            f"{folder} holds its weights only as {pickled[0].name}, a pickle; with "
+            "allow_pickle=True it is read "
             "through torch's weights_only loader, or convert it to safetensors first"
         )
     return pickled
 
 
 def _check_whole(path: Path) -> None:
-    """The head of a safetensors file says how long it must be: a broken download is known before anything is read."""
+    """The head of a safetensors file says how long it must be: a broken download is known before
+    anything is read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -53,7 +70,9 @@ def _check_whole(path: Path) -> None:
 
 
 def files_hash(folder: Path, *, allow_pickle: bool = False) -> str:
-    """SHA-256 over configuration, tokenizer and weight files of one transformer folder: the same for equal models."""
+    """SHA-256 over configuration, tokenizer and weight files of one transformer folder: the same
+    for equal models.
+    """
     names = ("config.json", "sentence_bert_config.json", ADAPTER_FILE, *_TOKENIZER_FILES)
     used = [folder / name for name in names if (folder / name).is_file()]
     used += weight_files(folder, allow_pickle=allow_pickle)
@@ -66,11 +85,16 @@ def weights_hash(folder: Path, *, allow_pickle: bool = False) -> str:
     return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in found})
 
 
-def resolve_folder(model: str | Path, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None]:
+def resolve_folder(
+    model: str | Path, revision: str | None, allow_pickle: bool
+) -> tuple[Path, str | None]:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise ConfigError(f"revision={revision!r} belongs to a hub model, and {model} is a local folder; drop it")
+            raise ConfigError(
+                f"revision={revision!r} belongs to a hub model, and {model} is a "
+                "local folder; drop it"
+            )
         return folder.resolve(), None
     if isinstance(model, Path) or not _HUB_NAME.fullmatch(model):
         raise ModelError(f"{model} is no folder, and no hub name of the form owner/name")
@@ -85,17 +109,22 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path
     at = f" at revision {revision!r}" if revision else ""
     try:
         path = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=["onnx/*", "openvino/*"],
         )
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{name}{at} is not in the local cache and the hub cannot be reached; connect once, or give the path of "
+            f"{name}{at} is not in the local cache and the hub cannot be reached; connect once, "
+            "or give the path of "
             "a folder that holds the model"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name}{at} cannot be fetched from the hub ({reason}); check name, revision and access") \
-            from error
+        raise ModelError(
+            f"{name}{at} cannot be fetched from the hub ({reason}); check name, revision and access"
+        ) from error
     return Path(path), Path(path).name  # the cache names a snapshot's folder by its commit
 
 
@@ -106,7 +135,10 @@ def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
         _check_whole(path)
         return load_file(path)
     if not allow_pickle:
-        raise ModelError(f"{path} is a pickle; with allow_pickle=True it is read through torch's weights_only loader")
+        raise ModelError(
+            f"{path} is a pickle; with allow_pickle=True it is read through torch's "
+            "weights_only loader"
+        )
     import torch
 
     tensors = torch.load(path, weights_only=True, map_location="cpu")
@@ -121,7 +153,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, *, required: bool) -> dict[str, Any]:
-    """The JSON object in a file; ``{}`` without the file where it is not required. Raises ``ModelError``."""
+    """The JSON object in a file; ``{}`` without the file where it is not required. Raises
+    ``ModelError``.
+    """
     if not required and not path.is_file():
         return {}
     value = read_json(path)

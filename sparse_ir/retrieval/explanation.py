@@ -1,8 +1,9 @@
-"""The verb ``explain``: what each term adds to a score, what was lost on the way, and why A is above B.
+"""The verb ``explain``: what each term adds to a score, what was lost on the way, and why A is
+above B.
 
-The figures are the engine's own: for an impact index query weight x impact, for BM25 Lucene's score of each term alone.
-They add up to the score that the search gives: whole numbers exactly, BM25's as a sum in float32. How they are shown
-is the business of ``explanation_view``.
+The figures are the engine's own: for an impact index query weight x impact, for BM25 Lucene's score
+of each term alone. They add up to the score that the search gives: whole numbers exactly, BM25's as
+a sum in float32. How they are shown is the business of ``explanation_view``.
 """
 
 from __future__ import annotations
@@ -44,14 +45,22 @@ def rank_documents(index: Index, query: str, wanted: Sequence[str], hits: int) -
     found = index.search(query, RANKED if wanted else hits, EXACT)
     ranks = {doc_id: rank for rank, doc_id in enumerate(found.doc_ids, 1)}
     if not wanted:
-        return [_Hit(doc_id, score, ranks[doc_id])
-                for doc_id, score in zip(found.doc_ids, found.scores.tolist(), strict=True)]
+        return [
+            _Hit(doc_id, score, ranks[doc_id])
+            for doc_id, score in zip(found.doc_ids, found.scores.tolist(), strict=True)
+        ]
     for doc_id in wanted:
         if not index.reader.has_document(doc_id):
-            raise DataError(f"document {doc_id!r} is not in {index.folder}, allowed: an id of the index (documents "
-                            "without weights are named in its unindexed.jsonl)")
+            raise DataError(
+                f"document {doc_id!r} is not in {index.folder}, allowed: an id of the "
+                "index (documents "
+                "without weights are named in its unindexed.jsonl)"
+            )
     scores = {doc_id: index.score(query, doc_id) for doc_id in wanted}
-    return [_Hit(doc_id, score, ranks.get(doc_id)) for doc_id, score in records.rank_hits(scores.items())]
+    return [
+        _Hit(doc_id, score, ranks.get(doc_id))
+        for doc_id, score in records.rank_hits(scores.items())
+    ]
 
 
 def read_texts(source: str, wanted: Iterable[str]) -> dict[str, str]:
@@ -63,7 +72,9 @@ def read_texts(source: str, wanted: Iterable[str]) -> dict[str, str]:
             left.discard(document.doc_id)
         if not left:
             return texts
-    raise DataError(f"{source}: document {min(left)!r} is not in it, allowed: the corpus of the index")
+    raise DataError(
+        f"{source}: document {min(left)!r} is not in it, allowed: the corpus of the index"
+    )
 
 
 def find_terms(index: Index, text: str) -> list[Place] | None:
@@ -75,18 +86,24 @@ def find_terms(index: Index, text: str) -> list[Place] | None:
 
 
 def _find_analysed(text: str) -> Iterator[Place]:
-    """BM25's terms, as Lucene cuts the text: white space always ends a word, other signs (``3.5``, ``don't``) may not.
+    """BM25's terms, as Lucene cuts the text: white space always ends a word, other signs (``3.5``,
+    ``don't``) may not.
 
-    The place of a term is that of its letters and digits where these alone give the same terms, else all up to the
-    next white space.
+    The place of a term is that of its letters and digits where these alone give the same terms,
+    else all up to the next white space.
     """
     chunks = list(re.finditer(r"\S+", text))
     words = [list(re.finditer(r"[^\W_]+", chunk[0])) for chunk in chunks]
-    found = iter(list(analyze([*(chunk[0] for chunk in chunks), *(word[0] for of in words for word in of)])))
+    found = iter(
+        list(analyze([*(chunk[0] for chunk in chunks), *(word[0] for of in words for word in of)]))
+    )
     whole = list(itertools.islice(found, len(chunks)))
     for chunk, of, terms in zip(chunks, words, whole, strict=True):
-        singly = [(term, chunk.start() + word.start(), chunk.start() + word.end())
-                  for word, parts in zip(of, itertools.islice(found, len(of)), strict=True) for term in parts]
+        singly = [
+            (term, chunk.start() + word.start(), chunk.start() + word.end())
+            for word, parts in zip(of, itertools.islice(found, len(of)), strict=True)
+            for term in parts
+        ]
         same = [term for term, _, _ in singly] == terms
         yield from singly if same else ((term, *chunk.span()) for term in terms)
 
@@ -96,11 +113,19 @@ def name_terms(places: Iterable[Place] | None) -> set[str] | None:
 
 
 def describe_query(index: Index, query: str, asked: set[str] | None) -> dict[str, dict[str, Any]]:
-    """Term -> its weight in the engine, that of the query encoder, and whether it stands in the query."""
+    """Term -> its weight in the engine, that of the query encoder, and whether it stands in the
+    query.
+    """
     given = dict(_encode(index, query))
     ranked = sorted(index.query_terms(query).items(), key=lambda item: -given.get(item[0], item[1]))
-    return {term: {"weight": weight, "encoder_weight": given.get(term),
-                   "in_query": None if asked is None else term in asked} for term, weight in ranked}
+    return {
+        term: {
+            "weight": weight,
+            "encoder_weight": given.get(term),
+            "in_query": None if asked is None else term in asked,
+        }
+        for term, weight in ranked
+    }
 
 
 def _encode(index: Index, query: str) -> list[tuple[str, float]]:
@@ -109,37 +134,67 @@ def _encode(index: Index, query: str) -> list[tuple[str, float]]:
         return []
     names = index.query_encoder.vocabulary
     token_ids, weights = index.query_encoder.encode(query)
-    return [(names[token_id], weight) for token_id, weight in zip(token_ids, weights.tolist(), strict=True)]
+    return [
+        (names[token_id], weight)
+        for token_id, weight in zip(token_ids, weights.tolist(), strict=True)
+    ]
 
 
-def explain_hit(index: Index, query: str, hit: _Hit, asked: set[str] | None, read: set[str] | None,
-             trace: Mapping[str, _Trace] | None) -> dict[str, Any]:
+def explain_hit(
+    index: Index,
+    query: str,
+    hit: _Hit,
+    asked: set[str] | None,
+    read: set[str] | None,
+    trace: Mapping[str, _Trace] | None,
+) -> dict[str, Any]:
     """One document: its score, and each term's part of it."""
     weights, is_bm25 = index.query_terms(query), index.query_encoder is None
     parts = index.matched_terms(query, hit.doc_id)
     terms = {}
     for term, part in parts.items():
         plain = term.removeprefix(f"{TITLE_FIELD}:") if is_bm25 else term
-        terms[term] = {"query": weights[plain], "document": part / weights[plain], "contribution": part,
-                       "share": part / hit.score, "in_query": None if asked is None else is_bm25 or term in asked,
-                       "in_document": None if read is None else is_bm25 or term in read}
+        terms[term] = {
+            "query": weights[plain],
+            "document": part / weights[plain],
+            "contribution": part,
+            "share": part / hit.score,
+            "in_query": None if asked is None else is_bm25 or term in asked,
+            "in_document": None if read is None else is_bm25 or term in read,
+        }
     matched = {term.removeprefix(f"{TITLE_FIELD}:") if is_bm25 else term for term in parts}
-    found = {"doc_id": hit.doc_id, "rank": hit.rank, "score": hit.score,
-             "sum_of_contributions": float(np.float32(sum(parts.values()))), "terms": terms,
-             "without": [term for term in weights if term not in matched]}
+    found = {
+        "doc_id": hit.doc_id,
+        "rank": hit.rank,
+        "score": hit.score,
+        "sum_of_contributions": float(np.float32(sum(parts.values()))),
+        "terms": terms,
+        "without": [term for term in weights if term not in matched],
+    }
     return found if trace is None else {**found, **_describe_trace(index, hit, parts, trace)}
 
 
 def compare_hits(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Why one document is above another: the differences of their terms, the largest first."""
-    sides = [{term: facts["contribution"] for term, facts in of["terms"].items()} for of in (above, below)]
-    terms = {term: {"above": sides[0].get(term, 0.0), "below": sides[1].get(term, 0.0)} for side in sides
-             for term in side}
+    sides = [
+        {term: facts["contribution"] for term, facts in of["terms"].items()}
+        for of in (above, below)
+    ]
+    terms = {
+        term: {"above": sides[0].get(term, 0.0), "below": sides[1].get(term, 0.0)}
+        for side in sides
+        for term in side
+    }
     for of in terms.values():
         of["difference"] = of["above"] - of["below"]
     ranked = sorted(terms.items(), key=lambda item: -abs(item[1]["difference"]))
-    return {"above": above["doc_id"], "below": below["doc_id"], "difference": above["score"] - below["score"],
-            "decided_by": "doc_id" if above["score"] == below["score"] else "score", "terms": dict(ranked)}
+    return {
+        "above": above["doc_id"],
+        "below": below["doc_id"],
+        "difference": above["score"] - below["score"],
+        "decided_by": "doc_id" if above["score"] == below["score"] else "score",
+        "terms": dict(ranked),
+    }
 
 
 class _Trace(NamedTuple):
@@ -156,7 +211,9 @@ def lost_query_terms(index: Index, query: str) -> dict[str, float]:
     return {term: weight for term, weight in _encode(index, query) if term not in kept}
 
 
-def trace_losses(index: Index, folder: Path, query: str, ranked: Sequence[_Hit]) -> dict[str, dict[str, _Trace]]:
+def trace_losses(
+    index: Index, folder: Path, query: str, ranked: Sequence[_Hit]
+) -> dict[str, dict[str, _Trace]]:
     """doc_id -> term -> what became of it, from the vectors to the index."""
     opened, encoder = Vectors(folder), index.query_encoder
     assert encoder is not None
@@ -172,19 +229,27 @@ def trace_losses(index: Index, folder: Path, query: str, ranked: Sequence[_Hit])
             if doc_id in left:
                 traces[doc_id] = _trace_row(index, query, weights[row])
     if missing := left - set(traces):
-        raise IndexMismatch(f"{folder} has no document {min(missing)!r}; name the vectors of this index")
+        raise IndexMismatch(
+            f"{folder} has no document {min(missing)!r}; name the vectors of this index"
+        )
     return traces
 
 
 def _trace_row(index: Index, query: str, row: sparse.csr_matrix) -> dict[str, _Trace]:
-    """Quantize and prune one document as the index was built, and see where each query term ends."""
+    """Quantize and prune one document as the index was built, and see where
+    each query term ends.
+    """
     encoder, rule = index.query_encoder, index.rule
     if encoder is None or not query.strip():
         return {}
     token_ids, query_weights = encoder.encode(query)
     rounded = quantize(row, rule, builder.folded_weights(encoder, rule)).impacts
     pruned = prune(rounded, Pruning(**index.manifest.get("pruning", {}))).impacts
-    boosts = dict(zip(*(part.tolist() for part in quantize_query(token_ids, query_weights, rule)), strict=True))
+    boosts = dict(
+        zip(
+            *(part.tolist() for part in quantize_query(token_ids, query_weights, rule)), strict=True
+        )
+    )
     exact, before, after = (_as_dict(matrix) for matrix in (row, rounded, pruned))
     found = {}
     for token_id, weight in zip(token_ids.tolist(), query_weights.tolist(), strict=True):
@@ -192,7 +257,9 @@ def _trace_row(index: Index, query: str, row: sparse.csr_matrix) -> dict[str, _T
             unit = rule.scale if rule.folded else rule.scale**2
             value, boost = weight * exact[token_id] * unit, boosts.get(token_id, 0)
             reason = _reason(rule, boost, before.get(token_id, 0), after.get(token_id, 0), value)
-            found[encoder.vocabulary[token_id]] = _Trace(value, boost * int(after.get(token_id, 0)), reason)
+            found[encoder.vocabulary[token_id]] = _Trace(
+                value, boost * int(after.get(token_id, 0)), reason
+            )
     return found
 
 
@@ -210,12 +277,20 @@ def _reason(rule: Rule, boost: int, before: float, after: float, exact: float) -
     return CLIPPED if before == rule.max_impact and exact > boost * before + boost / 2 else None
 
 
-def _describe_trace(index: Index, hit: _Hit, parts: Mapping[str, float],
-                    trace: Mapping[str, _Trace]) -> dict[str, Any]:
+def _describe_trace(
+    index: Index, hit: _Hit, parts: Mapping[str, float], trace: Mapping[str, _Trace]
+) -> dict[str, Any]:
     kept = {term: float(of.kept) for term, of in trace.items() if of.kept}
     if kept != dict(parts):
-        raise IndexMismatch(f"{index.folder}: document {hit.doc_id!r} has other impacts than these vectors give; name "
-                            "the vectors of this index")
+        raise IndexMismatch(
+            f"{index.folder}: document {hit.doc_id!r} has other impacts than "
+            "these vectors give; name "
+            "the vectors of this index"
+        )
     ranked = sorted(trace.items(), key=lambda item: item[1].kept - item[1].exact)
-    lost = {term: {"would_add": of.exact - of.kept, "reason": of.reason} for term, of in ranked if of.reason}
+    lost = {
+        term: {"would_add": of.exact - of.kept, "reason": of.reason}
+        for term, of in ranked
+        if of.reason
+    }
     return {"score_before_rounding": sum(of.exact for of in trace.values()), "lost": lost}

@@ -1,7 +1,7 @@
 """An explanation for human eyes: tables for a terminal, and one HTML page that holds all it needs.
 
-Texts and terms come from anybody's corpus: in the terminal they are printed as they are, without markup; in the page
-every one of them is escaped, and the page has no script.
+Texts and terms come from anybody's corpus: in the terminal they are printed as they are, without
+markup; in the page every one of them is escaped, and the page has no script.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _PLACE = "@BODY@"
 
 
 def format_terminal(report: Mapping[str, Any]) -> str:
-    """Tables of rich, one for each document and each comparison; with colours where the output is a terminal."""
+    """Tables of rich, one for each document and each comparison; with colours where the output is a
+    terminal.
+    """
     from rich.console import Console
 
     console = Console(markup=False, emoji=False, highlight=False)
@@ -32,8 +34,13 @@ def format_terminal(report: Mapping[str, Any]) -> str:
 
 def _parts(report: Mapping[str, Any]) -> Iterator[Any]:
     yield f"query: {report['query']}"
-    yield "terms: " + (", ".join(f"{term} {_weight(facts):g}{' +q' if facts['in_query'] is False else ''}"
-                                 for term, facts in report["query_terms"].items()) or "none")
+    yield "terms: " + (
+        ", ".join(
+            f"{term} {_weight(facts):g}{' +q' if facts['in_query'] is False else ''}"
+            for term, facts in report["query_terms"].items()
+        )
+        or "none"
+    )
     if report["lost_in_query"]:
         yield "rounded to 0 in the query: " + ", ".join(report["lost_in_query"])
     if not report["documents"]:
@@ -48,7 +55,7 @@ def _parts(report: Mapping[str, Any]) -> Iterator[Any]:
         yield from _title(verdict(comparison))
         yield _comparison_table(comparison)
     if any(mark(facts) for of in report["documents"] for facts in of["terms"].values()):
-        yield "\n+q, +d: an expansion, which does not stand in the text of the query, or of the document"
+        yield "\n+q, +d: an expansion, absent from the text of the query, or of the document"
 
 
 def _title(text: str) -> Iterator[Any]:
@@ -67,8 +74,15 @@ def _document_table(document: Mapping[str, Any]) -> Any:
     largest = max((facts["contribution"] for facts in document["terms"].values()), default=1.0)
     for term, facts in document["terms"].items():
         bar = "█" * max(1, round(_BAR * facts["contribution"] / largest))
-        table.add_row(term, mark(facts), show(facts["query"]), show(facts["document"]), show(facts["contribution"]),
-                      f"{facts['share']:.1%}", bar)
+        table.add_row(
+            term,
+            mark(facts),
+            show(facts["query"]),
+            show(facts["document"]),
+            show(facts["contribution"]),
+            f"{facts['share']:.1%}",
+            bar,
+        )
     table.add_row("sum", "", "", "", show(document["sum_of_contributions"]), "", "", style="bold")
     return table
 
@@ -89,7 +103,9 @@ def _comparison_table(comparison: Mapping[str, Any]) -> Any:
         table.add_column(name, justify="right")
     shown = list(comparison["terms"].items())
     for term, facts in shown[:SHOWN_DIFFERENCES]:
-        table.add_row(term, show(facts["above"]), show(facts["below"]), _signed(facts["difference"]))
+        table.add_row(
+            term, show(facts["above"]), show(facts["below"]), _signed(facts["difference"])
+        )
     if rest := [facts["difference"] for _, facts in shown[SHOWN_DIFFERENCES:]]:
         table.add_row(f"{len(rest)} more", "", "", _signed(sum(rest)))
     table.add_row("sum", "", "", _signed(comparison["difference"]), style="bold")
@@ -104,14 +120,19 @@ def headline(document: Mapping[str, Any]) -> str:
 
 def verdict(comparison: Mapping[str, Any]) -> str:
     """Why one document is above another, in a sentence."""
-    why = f"by {show(comparison['difference'])}" if comparison["decided_by"] == "score" \
+    why = (
+        f"by {show(comparison['difference'])}"
+        if comparison["decided_by"] == "score"
         else "with the same score, by the tie rule: the higher doc_id first"
+    )
     return f"{comparison['above']} is above {comparison['below']} {why}"
 
 
 def mark(facts: Mapping[str, Any]) -> str:
     """Signs of an expansion: of the query, of the document."""
-    return " ".join(sign for sign, key in (("+q", "in_query"), ("+d", "in_document")) if facts[key] is False)
+    return " ".join(
+        sign for sign, key in (("+q", "in_query"), ("+d", "in_document")) if facts[key] is False
+    )
 
 
 def _weight(facts: Mapping[str, Any]) -> float:
@@ -128,18 +149,33 @@ def _signed(value: float) -> str:
     return ("+" if value > 0 else "") + show(value)
 
 
-def format_page(report: Mapping[str, Any], asked: Sequence[tuple[str, int, int]], texts: Mapping[str, str],
-                places: Mapping[str, Sequence[tuple[str, int, int]] | None]) -> str:
-    """The page: query, documents with their texts shaded by what each term adds, tables, and comparisons.
+def format_page(
+    report: Mapping[str, Any],
+    asked: Sequence[tuple[str, int, int]],
+    texts: Mapping[str, str],
+    places: Mapping[str, Sequence[tuple[str, int, int]] | None],
+) -> str:
+    """The page: query, documents with their texts shaded by what each term adds, tables, and
+    comparisons.
 
-    ``asked`` and ``places`` (by doc_id): terms that stand in the query and in the texts, with their characters.
+    ``asked`` and ``places`` (by doc_id): terms that stand in the query and in the texts, with their
+    characters.
     """
-    template = importlib.resources.files("sparse_ir").joinpath("resources/explanation.html").read_text(encoding="utf-8")
+    template = (
+        importlib.resources.files("sparse_ir")
+        .joinpath("resources/explanation.html")
+        .read_text(encoding="utf-8")
+    )
     weights = {term: _weight(facts) for term, facts in report["query_terms"].items()}
     parts = [
-        f'<p class="query">{_shaded(report["query"], asked, weights)}</p>', _query_chips(report),
-        *(_document_section(document, texts.get(document["doc_id"]), places.get(document["doc_id"]) or [])
-          for document in report["documents"]),
+        f'<p class="query">{_shaded(report["query"], asked, weights)}</p>',
+        _query_chips(report),
+        *(
+            _document_section(
+                document, texts.get(document["doc_id"]), places.get(document["doc_id"]) or []
+            )
+            for document in report["documents"]
+        ),
         *(_comparison_section(comparison) for comparison in report["comparisons"]),
     ]
     if not report["documents"]:
@@ -148,9 +184,14 @@ def format_page(report: Mapping[str, Any], asked: Sequence[tuple[str, int, int]]
 
 
 def _query_chips(report: Mapping[str, Any]) -> str:
-    chips = [f'<li{_expansion(facts["in_query"])}>{escape(term)} <b>{_weight(facts):g}</b></li>'
-             for term, facts in report["query_terms"].items()]
-    chips += [f'<li class="lost" title="rounds to 0">{escape(term)}</li>' for term in report["lost_in_query"]]
+    chips = [
+        f"<li{_expansion(facts['in_query'])}>{escape(term)} <b>{_weight(facts):g}</b></li>"
+        for term, facts in report["query_terms"].items()
+    ]
+    chips += [
+        f'<li class="lost" title="rounds to 0">{escape(term)}</li>'
+        for term in report["lost_in_query"]
+    ]
     return f'<ul class="chips">{"".join(chips)}</ul>'
 
 
@@ -158,28 +199,53 @@ def _expansion(stands_in: bool | None) -> str:
     return ' class="expansion" title="does not stand in the text"' if stands_in is False else ""
 
 
-def _document_section(document: Mapping[str, Any], text: str | None, places: Sequence[tuple[str, int, int]]) -> str:
+def _document_section(
+    document: Mapping[str, Any], text: str | None, places: Sequence[tuple[str, int, int]]
+) -> str:
     parts = {term: facts["contribution"] for term, facts in document["terms"].items()}
     largest = max(parts.values(), default=1.0)
-    lines = [_table_line([_term_cell(term, mark(facts)), show(facts["query"]), show(facts["document"]),
-                          show(facts["contribution"]), f"{facts['share']:.1%}",
-                          f'<i class="bar" style="width:{100 * facts["contribution"] / largest:.1f}%"></i>'])
-             for term, facts in document["terms"].items()]
-    lines.append(_table_line(["sum", "", "", show(document["sum_of_contributions"]), "", ""], "total"))
+    lines = [
+        _table_line(
+            [
+                _term_cell(term, mark(facts)),
+                show(facts["query"]),
+                show(facts["document"]),
+                show(facts["contribution"]),
+                f"{facts['share']:.1%}",
+                f'<i class="bar" style="width:{100 * facts["contribution"] / largest:.1f}%"></i>',
+            ]
+        )
+        for term, facts in document["terms"].items()
+    ]
+    lines.append(
+        _table_line(["sum", "", "", show(document["sum_of_contributions"]), "", ""], "total")
+    )
     header = ["term", "query", "document", "contribution", "share", ""]
     shown = f'<p class="text">{_shaded(text, places, parts)}</p>' if text is not None else ""
-    without = f'<p class="quiet">Without {escape(", ".join(document["without"]))}.</p>' if document["without"] else ""
-    return (f"<section><h2>{escape(headline(document))}</h2>{shown}{_table(header, lines)}{without}"
-            f"{_lost_list(document)}</section>")
+    without = (
+        f'<p class="quiet">Without {escape(", ".join(document["without"]))}.</p>'
+        if document["without"]
+        else ""
+    )
+    return (
+        f"<section><h2>{escape(headline(document))}</h2>{shown}{_table(header, lines)}{without}"
+        f"{_lost_list(document)}</section>"
+    )
 
 
 def _lost_list(document: Mapping[str, Any]) -> str:
     if "score_before_rounding" not in document:
         return ""
-    lines = [f"<li>{escape(term)}: {facts['would_add']:+.2f}, {escape(facts['reason'])}</li>"
-             for term, facts in document["lost"].items()]
-    return (f'<p class="quiet">Before rounding and pruning the score was {document["score_before_rounding"]:.2f}.'
-            f'{" Lost:" if lines else " No term was lost."}</p><ul class="quiet">{"".join(lines)}</ul>')
+    lines = [
+        f"<li>{escape(term)}: {facts['would_add']:+.2f}, {escape(facts['reason'])}</li>"
+        for term, facts in document["lost"].items()
+    ]
+    return (
+        '<p class="quiet">Before rounding and pruning the score was '
+        f"{document['score_before_rounding']:.2f}."
+        f"{' Lost:' if lines else ' No term was lost.'}</p><ul "
+        f'class="quiet">{"".join(lines)}</ul>'
+    )
 
 
 def _comparison_section(comparison: Mapping[str, Any]) -> str:
@@ -189,9 +255,19 @@ def _comparison_section(comparison: Mapping[str, Any]) -> str:
     for term, facts in terms.items():
         width = 50 * abs(facts["difference"]) / largest
         side, sign = ("left", "win") if facts["difference"] >= 0 else ("right", "loss")
-        bar = f'<span class="both"><i class="{sign}" style="width:{width:.1f}%;{side}:50%"></i></span>'
-        lines.append(_table_line([escape(term), show(facts["above"]), show(facts["below"]),
-                                  _signed(facts["difference"]), bar]))
+        style = f"width:{width:.1f}%;{side}:50%"
+        bar = f'<span class="both"><i class="{sign}" style="{style}"></i></span>'
+        lines.append(
+            _table_line(
+                [
+                    escape(term),
+                    show(facts["above"]),
+                    show(facts["below"]),
+                    _signed(facts["difference"]),
+                    bar,
+                ]
+            )
+        )
     lines.append(_table_line(["sum", "", "", _signed(comparison["difference"]), ""], "total"))
     header = ["term", comparison["above"], comparison["below"], "difference", ""]
     return f"<section><h2>{escape(verdict(comparison))}</h2>{_table(header, lines)}</section>"
@@ -199,7 +275,9 @@ def _comparison_section(comparison: Mapping[str, Any]) -> str:
 
 def _table(header: Sequence[str], lines: Sequence[str]) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    body = "".join(lines)
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def _table_line(cells: Sequence[str], kind: str = "") -> str:
@@ -209,8 +287,13 @@ def _table_line(cells: Sequence[str], kind: str = "") -> str:
 
 
 def _term_cell(term: str, signs: str) -> str:
-    return escape(term) + (f' <small title="an expansion: not in the text of the query (q), or of the document (d)">'
-                           f"{signs}</small>" if signs else "")
+    return escape(term) + (
+        ' <small title="an expansion: not in the text of the query (q), or of '
+        'the document (d)">'
+        f"{signs}</small>"
+        if signs
+        else ""
+    )
 
 
 def _shaded(text: str, places: Sequence[tuple[str, int, int]], parts: Mapping[str, float]) -> str:
@@ -220,7 +303,12 @@ def _shaded(text: str, places: Sequence[tuple[str, int, int]], parts: Mapping[st
         if parts.get(term) and done <= start < end:
             strength = 0.12 + 0.6 * parts[term] / largest
             title = f"{escape(term)}: {show(parts[term])}"
-            pieces += [escape(text[done:start]),
-                       f'<mark style="--strength:{strength:.2f}" title="{title}">{escape(text[start:end])}</mark>']
+            pieces += [
+                escape(text[done:start]),
+                (
+                    f'<mark style="--strength:{strength:.2f}" '
+                    f'title="{title}">{escape(text[start:end])}</mark>'
+                ),
+            ]
             done = end
     return "".join([*pieces, escape(text[done:])])

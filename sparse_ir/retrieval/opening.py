@@ -13,7 +13,11 @@ from sparse_ir.retrieval.searcher import Index
 
 
 def open_index(
-    folder: Path, query_model: str | None = None, scale: float | None = None, *, tuned: bool = False,
+    folder: Path,
+    query_model: str | None = None,
+    scale: float | None = None,
+    *,
+    tuned: bool = False,
 ) -> Index:
     """Open an index of any kind for the queries of a command; see ``search`` for the options."""
     if not folder.exists():
@@ -21,7 +25,9 @@ def open_index(
     is_foreign = manifest.is_lucene_folder(folder)
     if not is_foreign and not manifest.needs_query_encoder(folder):
         if scale is not None:
-            raise ConfigError(f"{folder} keeps its own rule; --scale is for indexes that Pyserini built")
+            raise ConfigError(
+                f"{folder} keeps its own rule; --scale is for indexes that Pyserini built"
+            )
         return Index(folder, query_model=query_model, tuned=tuned)
     if query_model is None:
         return Index(folder)  # raises, saying what is missing
@@ -35,13 +41,21 @@ def open_index(
 
 
 def _open_without_query_side(
-    folder: Path, query_encoder: Any, rule: Rule | None, tuned: bool,
+    folder: Path,
+    query_encoder: Any,
+    rule: Rule | None,
+    tuned: bool,
 ) -> Index:
-    """An index from JSON vectors. Their whole numbers were made by a scale that only their maker knows."""
+    """An index from JSON vectors. Their whole numbers were made by a scale that only their maker
+    knows.
+    """
     static = isinstance(query_encoder, StaticQueryEncoder)
     if rule is None and not static and manifest.read_manifest(folder)["rule"]["scale"] == 1.0:
-        raise ConfigError(f"{folder} was built from whole numbers: name the scale that made them (often 100), by which "
-                          "the query weights are multiplied")
+        raise ConfigError(
+            f"{folder} was built from whole numbers: name the scale that made them "
+            "(often 100), by which "
+            "the query weights are multiplied"
+        )
     opened = Index(folder, query_encoder=query_encoder, tuned=tuned)
     opened.rule = rule or opened.rule
     return opened

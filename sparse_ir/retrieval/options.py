@@ -1,9 +1,11 @@
-"""What a search may leave out: one record of settings, and the choice of the query terms that it makes.
+"""What a search may leave out: one record of settings, and the choice of the query terms that it
+makes.
 
-The terms that are left form the first phase. Without ``candidates`` its ranking is the answer; with them it only
-proposes documents, whose exact scores under the whole query then come from the forward index (two phases).
-Sources: two-phase search and its pruning types max_ratio, alpha_mass, top_k in OpenSearch's neural sparse search;
-Two-Step SPLADE, arXiv 2404.13357. It knows neither queries' text nor Lucene.
+The terms that are left form the first phase. Without ``candidates`` its ranking is the answer; with
+them it only proposes documents, whose exact scores under the whole query then come from the forward
+index (two phases). Sources: two-phase search and its pruning types max_ratio, alpha_mass, top_k in
+OpenSearch's neural sparse search; Two-Step SPLADE, arXiv 2404.13357. It knows neither queries' text
+nor Lucene.
 """
 
 from __future__ import annotations
@@ -23,17 +25,19 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Settings of a search; the default is exact search. In the order in which they look at a query:
+    """Settings of a search; the default is exact search. In the order in which they look at a
+    query:
 
-    ``stop_share``: leave out terms that more than this share of the documents hold (a stop list by posting cost).
-    ``min_ratio``: of what is left, only weights of at least this share of the heaviest.
-    ``mass``: the heaviest that together hold this share of the sum of all weights of the query.
-    ``top_terms``: at most so many, the heaviest.
-    ``postings``: the heaviest whose postings together are at most so many per document of the collection.
-    ``candidates``: rescore the first ``candidates x k`` documents with all terms; 0: no second phase.
+    ``stop_share``: leave out terms that more than this share of the documents hold (a stop list by
+    posting cost). ``min_ratio``: of what is left, only weights of at least this share of the
+    heaviest. ``mass``: the heaviest that together hold this share of the sum of all weights of the
+    query. ``top_terms``: at most so many, the heaviest. ``postings``: the heaviest whose postings
+    together are at most so many per document of the collection. ``candidates``: rescore the first
+    ``candidates x k`` documents with all terms; 0: no second phase.
 
-    "Heaviest" is by the query encoder's weight, under a folded rule too; equal weights by ascending document
-    frequency. The heaviest term that ``stop_share`` leaves always stays, and when it leaves none, the rarest.
+    "Heaviest" is by the query encoder's weight, under a folded rule too; equal weights by ascending
+    document frequency. The heaviest term that ``stop_share`` leaves always stays, and when it
+    leaves none, the rarest.
     """
 
     stop_share: float = 1.0
@@ -47,11 +51,18 @@ class SearchOptions:
         for name, value in asdict(self).items():
             if value is None and name in ("top_terms", "postings"):
                 continue
-            if not isinstance(value, int if name == "top_terms" else (int, float)) or isinstance(value, bool):
-                raise ConfigError(f"{name} {value!r} is not allowed; use a {'whole ' * (name == 'top_terms')}number")
+            if not isinstance(value, int if name == "top_terms" else (int, float)) or isinstance(
+                value, bool
+            ):
+                raise ConfigError(
+                    f"{name} {value!r} is not allowed; use a "
+                    f"{'whole ' * (name == 'top_terms')}number"
+                )
         for name in ("stop_share", "mass"):
             if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is not allowed; use a share above 0 and up to 1")
+                raise ConfigError(
+                    f"{name} {getattr(self, name)} is not allowed; use a share above 0 and up to 1"
+                )
         if not 0 <= self.min_ratio <= 1:
             raise ConfigError(f"min_ratio {self.min_ratio} is not allowed; use a share of 0 to 1")
         if self.top_terms is not None and self.top_terms < 1:
@@ -59,8 +70,11 @@ class SearchOptions:
         if self.postings is not None and not self.postings > 0:
             raise ConfigError(f"postings {self.postings} is not allowed; use a number above 0")
         if not (self.candidates == 0 or 1 <= self.candidates < float("inf")):
-            raise ConfigError(f"candidates {self.candidates} is not allowed; use 0 (no second phase), or at least 1 "
-                              "candidate for each hit")
+            raise ConfigError(
+                f"candidates {self.candidates} is not allowed; use 0 (no second "
+                "phase), or at least 1 "
+                "candidate for each hit"
+            )
 
     @functools.cached_property
     def leaves_out(self) -> bool:
@@ -74,7 +88,9 @@ class SearchOptions:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SearchOptions:
-        """What ``to_json`` wrote; raises ``ConfigError`` for a setting this version does not know."""
+        """What ``to_json`` wrote; raises ``ConfigError`` for a setting this
+        version does not know.
+        """
         if unknown := sorted(set(value) - {field.name for field in fields(cls)}):
             raise ConfigError(f"search options {', '.join(unknown)} are unknown to this version")
         return cls(**value)
@@ -88,12 +104,16 @@ EXACT = SearchOptions()
 
 
 def choose_terms(
-    options: SearchOptions, weights: np.ndarray, frequencies: np.ndarray, num_documents: int,
+    options: SearchOptions,
+    weights: np.ndarray,
+    frequencies: np.ndarray,
+    num_documents: int,
 ) -> np.ndarray:
-    """Positions of the query terms of the first phase, ascending; at least one, if any document holds any term.
+    """Positions of the query terms of the first phase, ascending; at least one, if any document
+    holds any term.
 
-    ``weights`` float ``(T,)``, all > 0; ``frequencies`` int ``(T,)``: documents that hold each term. Terms that no
-    document holds are none of the query's.
+    ``weights`` float ``(T,)``, all > 0; ``frequencies`` int ``(T,)``: documents that hold each
+    term. Terms that no document holds are none of the query's.
     """
     held = np.flatnonzero(frequencies)
     rare = held[frequencies[held] <= options.stop_share * num_documents]
@@ -112,23 +132,36 @@ def choose_terms(
     return np.sort(order[kept])
 
 
-def write_tuned(path: Path, index_sha256: str, options: SearchOptions, facts: dict[str, Any]) -> None:
+def write_tuned(
+    path: Path, index_sha256: str, options: SearchOptions, facts: dict[str, Any]
+) -> None:
     """Keep options for one version of an index, with what was measured when they were chosen."""
-    record = {"format": _FORMAT, "index_sha256": index_sha256, "options": options.to_json(), **facts}
+    record = {
+        "format": _FORMAT,
+        "index_sha256": index_sha256,
+        "options": options.to_json(),
+        **facts,
+    }
     files.write_json(path, sealed.seal(record))
 
 
 def read_tuned(path: Path, index_sha256: str) -> SearchOptions:
     """The options that ``write_tuned`` kept for this version of the index.
 
-    Raises ``ConfigError`` when there are none, ``DamagedError`` when the file was changed, and ``IndexMismatch`` when
-    they were measured on another version.
+    Raises ``ConfigError`` when there are none, ``DamagedError`` when the file was changed, and
+    ``IndexMismatch`` when they were measured on another version.
     """
     if not path.exists():
         raise ConfigError(f"{path.parent} has no tuned options; run sparse-ir tune first")
     record = files.read_json(path)
-    if not isinstance(record, dict) or record.get("format") != _FORMAT or not sealed.is_intact(record):
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != _FORMAT
+        or not sealed.is_intact(record)
+    ):
         raise DamagedError(f"{path} is damaged or of another version; run sparse-ir tune again")
     if record["index_sha256"] != index_sha256:
-        raise IndexMismatch(f"{path} was measured on another version of this index; run sparse-ir tune again")
+        raise IndexMismatch(
+            f"{path} was measured on another version of this index; run sparse-ir tune again"
+        )
     return SearchOptions.from_json(record["options"])

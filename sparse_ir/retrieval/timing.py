@@ -1,8 +1,10 @@
-"""Fair timing of search systems side by side: seconds from a query's text to its list of ``(doc_id, score)``.
+"""Fair timing of search systems side by side: seconds from a query's text to its list of ``(doc_id,
+score)``.
 
-A system is a function. All systems answer the same texts in one process, in turn, in blocks of a few texts and in an
-order that rotates, so that a busy machine is busy for all of them; only ratios to a baseline mean anything elsewhere.
-Beside any system of ours stand Pyserini's two searchers, driven as their users do.
+A system is a function. All systems answer the same texts in one process, in turn, in blocks of a
+few texts and in an order that rotates, so that a busy machine is busy for all of them; only ratios
+to a baseline mean anything elsewhere. Beside any system of ours stand Pyserini's two searchers,
+driven as their users do.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from sparse_ir.engines.lucene import java, parts
 from sparse_ir.errors import ConfigError
 
 Search = Callable[[str], Sequence[tuple[str, float]]]
-_BLOCK = 20  # texts that one system answers before the next has its turn: enough to find its own caches warm
+# texts that one system answers before the next has its turn: enough to find its own caches warm
+_BLOCK = 20
 
 
 class Latency(NamedTuple):
-    """Milliseconds of one system: percentiles over queries of each query's median over the rounds."""
+    """Milliseconds of one system: percentiles over queries of each query's
+    median over the rounds.
+    """
 
     p50: float
     p95: float
@@ -31,13 +36,18 @@ class Latency(NamedTuple):
     worst: float  # 99th percentile of all single measurements, pauses of the machine included
 
 
-def time_queries(systems: Mapping[str, Search], texts: Sequence[str], *, rounds: int = 5,
-                 warm_up: int = 1) -> dict[str, np.ndarray]:
-    """Seconds of each query, float64 ``(rounds, Q)``, for each system; ``warm_up`` rounds before are not counted."""
+def time_queries(
+    systems: Mapping[str, Search], texts: Sequence[str], *, rounds: int = 5, warm_up: int = 1
+) -> dict[str, np.ndarray]:
+    """Seconds of each query, float64 ``(rounds, Q)``, for each system; ``warm_up`` rounds before
+    are not counted.
+    """
     _check(systems, texts, rounds)
     names = list(systems)
     seconds = {name: np.zeros((warm_up + rounds, len(texts))) for name in names}
-    blocks = [range(start, min(start + _BLOCK, len(texts))) for start in range(0, len(texts), _BLOCK)]
+    blocks = [
+        range(start, min(start + _BLOCK, len(texts))) for start in range(0, len(texts), _BLOCK)
+    ]
     for number in range(warm_up + rounds):
         for turn, block in enumerate(blocks):
             for name in _rotated(names, number + turn):
@@ -45,9 +55,12 @@ def time_queries(systems: Mapping[str, Search], texts: Sequence[str], *, rounds:
     return {name: found[warm_up:] for name, found in seconds.items()}
 
 
-def measure_throughput(systems: Mapping[str, Search], texts: Sequence[str], *, threads: int = 1,
-                       rounds: int = 5) -> dict[str, np.ndarray]:
-    """Queries per second with ``threads`` callers at once, float64 ``(rounds,)``; each round answers all texts."""
+def measure_throughput(
+    systems: Mapping[str, Search], texts: Sequence[str], *, threads: int = 1, rounds: int = 5
+) -> dict[str, np.ndarray]:
+    """Queries per second with ``threads`` callers at once, float64 ``(rounds,)``; each round
+    answers all texts.
+    """
     _check(systems, texts, rounds)
     if threads < 1:
         raise ConfigError(f"{threads} threads are not allowed; use at least 1")
@@ -55,7 +68,10 @@ def measure_throughput(systems: Mapping[str, Search], texts: Sequence[str], *, t
     found = {name: np.zeros(rounds) for name in names}
     for number in range(rounds):
         for name in _rotated(names, number):
-            tasks = [functools.partial(_answer, systems[name], texts[start::threads]) for start in range(threads)]
+            tasks = [
+                functools.partial(_answer, systems[name], texts[start::threads])
+                for start in range(threads)
+            ]
             begun = time.perf_counter()
             parts.run_threads(tasks)
             found[name][number] = len(texts) / (time.perf_counter() - begun)
@@ -63,7 +79,9 @@ def measure_throughput(systems: Mapping[str, Search], texts: Sequence[str], *, t
 
 
 def summarize(seconds: np.ndarray) -> Latency:
-    """Percentiles in milliseconds of what ``time_queries`` measured for one system, ``(rounds, Q)``."""
+    """Percentiles in milliseconds of what ``time_queries`` measured for one system, ``(rounds,
+    Q)``.
+    """
     usual = np.percentile(np.median(seconds, axis=0), (50, 95, 99))
     return Latency(*map(float, 1000 * np.append(usual, np.percentile(seconds, 99))))
 
@@ -71,8 +89,10 @@ def summarize(seconds: np.ndarray) -> Latency:
 def ratios(seconds: Mapping[str, np.ndarray], baseline: str) -> dict[str, Latency]:
     """Each system's percentiles divided by those of the baseline."""
     base = summarize(seconds[baseline])
-    return {name: Latency(*(ours / theirs for ours, theirs in zip(summarize(found), base, strict=True)))
-            for name, found in seconds.items()}
+    return {
+        name: Latency(*(ours / theirs for ours, theirs in zip(summarize(found), base, strict=True)))
+        for name, found in seconds.items()
+    }
 
 
 def pyserini_bm25(folder: Path, k: int) -> Search:
@@ -82,7 +102,9 @@ def pyserini_bm25(folder: Path, k: int) -> Search:
 
 
 def pyserini_impact(folder: Path, k: int, encode: Callable[[str], Mapping[str, int]]) -> Search:
-    """Pyserini's ``LuceneImpactSearcher`` on a Lucene impact index; ``encode`` gives each Lucene term its weight."""
+    """Pyserini's ``LuceneImpactSearcher`` on a Lucene impact index; ``encode`` gives each Lucene
+    term its weight.
+    """
     searcher = java.import_pyserini().LuceneImpactSearcher(str(folder), _Encoder(encode))
     return lambda text: [(hit.docid, hit.score) for hit in searcher.search(text, k)]
 
@@ -95,8 +117,11 @@ class _Encoder(NamedTuple):
 
 def _check(systems: Mapping[str, Search], texts: Sequence[str], rounds: int) -> None:
     if not systems or not texts or rounds < 1:
-        raise ConfigError(f"nothing to time: {len(systems)} systems, {len(texts)} queries, {rounds} rounds; "
-                          "allowed: at least 1 of each")
+        raise ConfigError(
+            f"nothing to time: {len(systems)} systems, {len(texts)} queries, "
+            f"{rounds} rounds; "
+            "allowed: at least 1 of each"
+        )
 
 
 def _rotated(names: Sequence[str], turn: int) -> list[str]:

@@ -1,7 +1,8 @@
 """Writes that are whole or not there: files, folders, checksums and locks.
 
-Everything this package stores goes through here: it is written aside, flushed to the disk, and renamed. A reader
-sees the old bytes or the new ones, never a mixture, also after ``kill -9`` or a power cut.
+Everything this package stores goes through here: it is written aside, flushed to the disk, and
+renamed. A reader sees the old bytes or the new ones, never a mixture, also after ``kill -9`` or a
+power cut.
 """
 
 from __future__ import annotations
@@ -37,35 +38,49 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces): the same for equal values."""
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces): the same for equal
+    values.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A fresh name beside ``path``, on the same file system, that ``remove_leftovers`` recognises."""
+    """A fresh name beside ``path``, on the same file system, that
+    ``remove_leftovers`` recognises.
+    """
     return path.with_name(f".{path.name}{_TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of ``path`` left beside it. Call it only while holding ``write_lock(path)``."""
+    """Delete what killed writers of ``path`` left beside it. Call it only while holding
+    ``write_lock(path)``.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def remove_leftovers_in(folder: Path) -> None:
-    """Delete what killed writers of anything in ``folder`` left there. Call it only as the one who writes there."""
+    """Delete what killed writers of anything in ``folder`` left there. Call it only as the one who
+    writes there.
+    """
     for leftover in folder.glob(f".*{_TEMPORARY_MARK}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def naming_disk_errors(path: Path) -> Iterator[None]:
-    """What safetensors reports of the disk, in an exception of its own, as the ``OSError`` that it is, for ``path``."""
+    """What safetensors reports of the disk, in an exception of its own, as the ``OSError`` that it
+    is, for ``path``.
+    """
     try:
         yield
     except Exception as error:
-        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        found = (
+            re.search(r"\(os error (\d+)\)", str(error))
+            if type(error).__name__ == "SafetensorError"
+            else None
+        )
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
@@ -75,7 +90,8 @@ def naming_disk_errors(path: Path) -> Iterator[None]:
 def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only when the block ends without an exception.
 
-    Text is UTF-8 with ``\\n`` line ends. On an error (a full disk, say) the old file stays as it was.
+    Text is UTF-8 with ``\\n`` line ends. On an error (a full disk, say) the old file stays as it
+    was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
@@ -111,7 +127,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_and_text(path: Path) -> tuple[Any, str]:
-    """The value and the text of a JSON file, from one reading: the file may be replaced at any moment."""
+    """The value and the text of a JSON file, from one reading: the file may be replaced at any
+    moment.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text), text
@@ -122,10 +140,11 @@ def read_json_and_text(path: Path) -> tuple[Any, str]:
 
 
 def swap_folder(new: Path, target: Path) -> None:
-    """Put the finished folder ``new`` in the place of ``target`` in one step, and delete what stood there.
+    """Put the finished folder ``new`` in the place of ``target`` in one step, and delete what stood
+    there.
 
-    Where the kernel offers it (Linux, ``RENAME_EXCHANGE``) the two names change places atomically, so that
-    ``target`` exists at every moment. Elsewhere the old folder is first renamed aside.
+    Where the kernel offers it (Linux, ``RENAME_EXCHANGE``) the two names change places atomically,
+    so that ``target`` exists at every moment. Elsewhere the old folder is first renamed aside.
     """
     _sync_tree(new)
     if not target.exists():
@@ -142,7 +161,9 @@ def swap_folder(new: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A folder to build in, which takes the place of ``target`` when the block ends without an exception."""
+    """A folder to build in, which takes the place of ``target`` when the block ends without an
+    exception.
+    """
     folder = temporary_sibling(target)
     folder.mkdir(parents=True)
     try:
@@ -156,7 +177,8 @@ def building(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
-    """Hold the right to write ``path``; the kernel gives it back when the process dies, however it dies.
+    """Hold the right to write ``path``; the kernel gives it back when the process dies, however it
+    dies.
 
     Raises ``LockedError`` when another process holds it for longer than ``timeout`` seconds.
     """
@@ -165,8 +187,9 @@ def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
     try:
         lock.acquire(timeout=timeout)
     except filelock.Timeout as error:
-        raise LockedError(f"{path}: another process is writing here; wait for it to end, or choose another output") \
-            from error
+        raise LockedError(
+            f"{path}: another process is writing here; wait for it to end, or choose another output"
+        ) from error
     try:
         yield
     finally:
@@ -189,7 +212,9 @@ def _exchange(first: Path, second: Path) -> bool:
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
-    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+    return (
+        rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+    )
 
 
 def _sync_tree(folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""The training configuration: plain data from a TOML file, checked to the last key, written back complete.
+"""The training configuration: plain data from a TOML file, checked to the last key, written back
+complete.
 
-Each section of the file is one class here, and each key one field with its default; what a field means stands beside
-it. Unknown keys, wrong types and values out of range are refused with the place and what is allowed.
+Each section of the file is one class here, and each key one field with its default; what a field
+means stands beside it. Unknown keys, wrong types and values out of range are refused with the place
+and what is allowed.
 """
 
 from __future__ import annotations
@@ -29,21 +31,28 @@ Penalty = Literal["none", "flops", "idf_flops", "df_flops", "l1"]
 class ModelSettings:
     """``[model]``: where training starts and what the model is."""
 
-    start: str  # folder or hub name: masked language model, sparse encoder, or a backbone without an output layer
+    # folder or hub name: masked language model, sparse encoder, or a backbone without an output
+    # layer
+    start: str
     revision: str | None = None  # commit of a hub model
-    query: QuerySide = "idf"  # idf: fixed token weights; ones: presence; learned: token weights that train; neural
+    # idf: fixed token weights; ones: presence; learned: token weights that train; neural
+    query: QuerySide = "idf"
     idf: str | None = None  # idf.json; without it the IDF of all training documents
-    activation: Literal["relu", "log1p_relu"] = "relu"  # log(1 + relu), or that logarithm twice (the l0 activation)
+    # log(1 + relu), or that logarithm twice (the l0 activation)
+    activation: Literal["relu", "log1p_relu"] = "relu"
     max_length: int = 256  # tokens of a document in training
     query_max_length: int = 64  # tokens of a query in training
-    saved_max_length: int | None = None  # what the saved model states; default: all that the network can read
+    # what the saved model states; default: all that the network can read
+    saved_max_length: int | None = None
     document_prompt: str = ""
     query_prompt: str = ""
     dropout: float | None = None  # probability inside the network; None: what the model states
     top_k: int | None = None  # terms kept of a document by the saved model
-    # of the saved model: float16 halves its size; float8 is float16 with a byte per number of the vocabulary's matrices
+    # of the saved model: float16 halves its size; float8 is float16 with a byte per number of the
+    # vocabulary's matrices
     saved_dtype: Literal["float32", "float16", "float8"] = "float32"
-    allow_pickle: bool = False  # read a pytorch_model.bin (its weights only) where there is no safetensors file
+    # read a pytorch_model.bin (its weights only) where there is no safetensors file
+    allow_pickle: bool = False
 
     def check(self) -> None:
         if not self.start.strip():
@@ -55,31 +64,45 @@ class ModelSettings:
         if self.top_k is not None:
             _at_least("model.top_k", self.top_k, 1)
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout is {self.dropout}; allowed: 0 or more and less than 1")
+            raise ConfigError(
+                f"model.dropout is {self.dropout}; allowed: 0 or more and less than 1"
+            )
         if self.idf is not None and self.query not in ("idf", "learned"):
-            raise ConfigError(f"model.idf is given and model.query is {self.query!r}, which has no use for it")
+            raise ConfigError(
+                f"model.idf is given and model.query is {self.query!r}, which has no use for it"
+            )
         if self.query_prompt and self.query != "neural":
-            raise ConfigError(f"model.query_prompt is {self.query_prompt!r} and model.query is {self.query!r}, which "
-                              "has no use for it")
+            raise ConfigError(
+                f"model.query_prompt is {self.query_prompt!r} and model.query is "
+                f"{self.query!r}, which "
+                "has no use for it"
+            )
 
 
 @dataclass(frozen=True)
 class WarmStartSettings:
-    """``[warm_start]``: for backbones without an output layer, what it begins with, and the bag-of-words objective
-    before ranking (DupMAE's)."""
+    """``[warm_start]``: for backbones without an output layer, what it begins with, and the
+    bag-of-words objective before ranking (DupMAE's)."""
 
     steps: int = 0
     learning_rate: float = 5e-4
-    active_terms: int = 400  # afterwards the output bias is shifted so that a document has so many terms on average
-    head: Literal["tied", "token_vectors"] = "tied"  # word embeddings, or the backbone's own vector of each token
-    # decoders adapt to their new life by a language-model loss: clm predicts the next token under the causal mask,
+    # afterwards the output bias is shifted so that a document has so many terms on average
+    active_terms: int = 400
+    # word embeddings, or the backbone's own vector of each token
+    head: Literal["tied", "token_vectors"] = "tied"
+    # decoders adapt to their new life by a language-model loss: clm predicts the next token under
+    # the causal mask,
     # mntp a masked token from the state before it, without that mask (LLM2Vec, arXiv 2404.05961)
     objective: Literal["bag_of_words", "clm", "mntp"] = "bag_of_words"
-    relu_weight: float = 1.0  # of the same loss on log(1 + relu(logits)), against dying ReLU (arXiv 2504.10816)
+    # of the same loss on log(1 + relu(logits)), against dying ReLU (arXiv 2504.10816)
+    relu_weight: float = 1.0
     mask_share: float = 0.2  # of the tokens under mntp
-    mask_token: str | None = None  # under mntp; default: the tokenizer's own, else "_" (its byte, the unknown token)
-    # clm, mntp: all documents of all sources, whole, joined with the end token between them and cut into sequences of
-    # so many tokens, batch.queries of them a step; None: each document of the batch is a sequence, cut at max_length
+    # under mntp; default: the tokenizer's own, else "_" (its byte, the unknown token)
+    mask_token: str | None = None
+    # clm, mntp: all documents of all sources, whole, joined with the end token between them and cut
+    # into sequences of
+    # so many tokens, batch.queries of them a step; None: each document of the batch is a sequence,
+    # cut at max_length
     packed_length: int | None = None
 
     def check(self) -> None:
@@ -87,20 +110,26 @@ class WarmStartSettings:
             _at_least("warm_start.packed_length", self.packed_length, 4)
         _at_least("warm_start.relu_weight", self.relu_weight, 0)
         if not 0 < self.mask_share < 1:
-            raise ConfigError(f"warm_start.mask_share is {self.mask_share}; allowed: more than 0 and less than 1")
+            raise ConfigError(
+                f"warm_start.mask_share is {self.mask_share}; allowed: more than 0 and less than 1"
+            )
         _at_least("warm_start.steps", self.steps, 0)
         _positive("warm_start.learning_rate", self.learning_rate)
         _at_least("warm_start.active_terms", self.active_terms, 1)
-        for names, objectives in ((("packed_length", "relu_weight"), ("clm", "mntp")),
-                                  (("mask_share", "mask_token"), ("mntp",))):
+        for names, objectives in (
+            (("packed_length", "relu_weight"), ("clm", "mntp")),
+            (("mask_share", "mask_token"), ("mntp",)),
+        ):
             _check_use(self, names, "warm_start", "objective", objectives)
 
 
 @dataclass(frozen=True)
 class DecoderSection:
-    """``[decoder]``: the network is a decoder, and so it reads a text (``checkpoint.DecoderSettings`` tells more).
+    """``[decoder]``: the network is a decoder, and so it reads a text
+    (``checkpoint.DecoderSettings`` tells more).
 
-    Prompts, activation and ``top_k`` are those of ``[model]``, whose lengths count everything, under echo both copies.
+    Prompts, activation and ``top_k`` are those of ``[model]``, whose lengths count everything,
+    under echo both copies.
     """
 
     mode: Literal["causal", "echo", "bidirectional"]
@@ -110,8 +139,10 @@ class DecoderSection:
     bos: bool = False
     logit_scale: float | Literal["hidden^-1/4"] = 1.0
     logit_shift: float = 0.0  # where a ReLU begins; with target_terms it moves as output biases do
-    centered: bool = False  # each token's logits less their mean, which a language model leaves to chance
-    initial_terms: int | None = None  # logit_shift is set when ranking begins, so that a document has so many terms
+    # each token's logits less their mean, which a language model leaves to chance
+    centered: bool = False
+    # logit_shift is set when ranking begins, so that a document has so many terms
+    initial_terms: int | None = None
 
     def check(self) -> None:
         if self.initial_terms is not None:
@@ -120,29 +151,48 @@ class DecoderSection:
 
     def settings(self, model: ModelSettings, **changes: Any) -> DecoderSettings:
         """How the saved model reads; raises ``ConfigError``."""
-        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "initial_terms"}
-        return DecoderSettings(**{
-            **own, "document_prompt": model.document_prompt, "query_prompt": model.query_prompt,
-            "activation": model.activation, "top_k": model.top_k, **changes})
+        own = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name != "initial_terms"
+        }
+        return DecoderSettings(
+            **{
+                **own,
+                "document_prompt": model.document_prompt,
+                "query_prompt": model.query_prompt,
+                "activation": model.activation,
+                "top_k": model.top_k,
+                **changes,
+            }
+        )
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """``[lora]``: low-rank adapters train, and the decoder itself stays as it is (arXiv 2106.09685, through peft)."""
+    """``[lora]``: low-rank adapters train, and the decoder itself stays as it is (arXiv 2106.09685,
+    through peft).
+    """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    targets: str = "all-linear"  # but the output layer; or the names of layers, with commas between them
-    base: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"  # how the decoder itself is held
-    merge: bool = False  # the saved model is the decoder with its adapter merged, and not the adapter alone
+    # but the output layer; or the names of layers, with commas between them
+    targets: str = "all-linear"
+    # how the decoder itself is held
+    base: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
+    # the saved model is the decoder with its adapter merged, and not the adapter alone
+    merge: bool = False
 
     def check(self) -> None:
         _at_least("lora.r", self.r, 1)
         _at_least("lora.alpha", self.alpha, 1)
         if not all(name.strip() for name in self.targets.split(",")):
-            raise ConfigError(f"lora.targets is {self.targets!r}; allowed: 'all-linear', or names of layers with "
-                              "commas between them")
+            raise ConfigError(
+                f"lora.targets is {self.targets!r}; allowed: 'all-linear', or names "
+                "of layers with "
+                "commas between them"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}; allowed: 0 or more and less than 1")
 
@@ -155,7 +205,8 @@ class DataSettings:
     name: str | None = None
     split: str = "train"
     negatives: str | None = None  # the file that sparse-ir mine wrote
-    weight: float | None = None  # share of the batches; default: the square root of the number of queries
+    # share of the batches; default: the square root of the number of queries
+    weight: float | None = None
     limit: int | None = None  # at most so many queries
     allow_missing: bool = False  # judged documents that the corpus lacks are dropped and counted
 
@@ -175,12 +226,15 @@ class DataSettings:
 class BatchSettings:
     """``[batch]``: what one step sees, on all devices together."""
 
-    queries: int = 32  # positive documents; each comes with up to queries_per_positive of its queries
+    # positive documents; each comes with up to queries_per_positive of its queries
+    queries: int = 32
     negatives: int = 0  # mined negatives for each query
     queries_per_positive: int = 1
-    neighbourhood: int = 1  # positives that are drawn together because the first one's negatives name the others
+    # positives that are drawn together because the first one's negatives name the others
+    neighbourhood: int = 1
     in_batch: bool = True  # every document of the batch is a candidate of every query
-    micro_batch: int | None = None  # texts whose graph is kept at a time on a device: less memory, one more pass
+    # texts whose graph is kept at a time on a device: less memory, one more pass
+    micro_batch: int | None = None
 
     def check(self) -> None:
         _at_least("batch.queries", self.queries, 1)
@@ -188,13 +242,19 @@ class BatchSettings:
         _at_least("batch.queries_per_positive", self.queries_per_positive, 1)
         _at_least("batch.neighbourhood", self.neighbourhood, 1)
         if self.neighbourhood > self.queries:
-            raise ConfigError(f"batch.neighbourhood is {self.neighbourhood}; allowed: up to batch.queries "
-                              f"({self.queries})")
+            raise ConfigError(
+                f"batch.neighbourhood is {self.neighbourhood}; allowed: up to "
+                "batch.queries "
+                f"({self.queries})"
+            )
         if self.micro_batch is not None:
             _at_least("batch.micro_batch", self.micro_batch, 1)
         if self.queries * (self.negatives + 1) < 2 or (not self.in_batch and self.negatives == 0):
-            raise ConfigError("batch: a query has no candidate but its positive; raise batch.queries or "
-                              "batch.negatives, or set batch.in_batch")
+            raise ConfigError(
+                "batch: a query has no candidate but its positive; raise "
+                "batch.queries or "
+                "batch.negatives, or set batch.in_batch"
+            )
 
 
 @dataclass(frozen=True)
@@ -216,7 +276,9 @@ _NETWORKS = ("dense", "sparse", "cross-encoder", "monot5")
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """``[[teacher]]``: whose scores are distilled. ``kind`` "file": the scores that stand in the training file."""
+    """``[[teacher]]``: whose scores are distilled. ``kind`` "file": the scores that stand in the
+    training file.
+    """
 
     kind: Literal["dense", "sparse", "cross-encoder", "monot5", "bm25", "file"]
     model: str | None = None
@@ -227,16 +289,20 @@ class TeacherSettings:
     k1: float = 0.9
     b: float = 0.4
     allow_pickle: bool = False  # as in [model]
-    pooling: str | None = None  # of a dense model whose folder states none: cls, mean, max, lasttoken ...
-    similarity: str | None = None  # of a dense model: cosine or dot; default: as its folder states, else cosine
+    # of a dense model whose folder states none: cls, mean, max, lasttoken ...
+    pooling: str | None = None
+    # of a dense model: cosine or dot; default: as its folder states, else cosine
+    similarity: str | None = None
     query_prompt: str | None = None  # of a dense model; default: as its folder states
     document_prompt: str | None = None
 
     def check(self) -> None:
         _positive("teacher.weight", self.weight)
-        for names, kinds in ((("pooling", "similarity", "query_prompt", "document_prompt"), ("dense",)),
-                             (("k1", "b"), ("bm25",)),
-                             (("revision", "dtype", "max_length", "allow_pickle"), _NETWORKS)):
+        for names, kinds in (
+            (("pooling", "similarity", "query_prompt", "document_prompt"), ("dense",)),
+            (("k1", "b"), ("bm25",)),
+            (("revision", "dtype", "max_length", "allow_pickle"), _NETWORKS),
+        ):
             _check_use(self, names, "teacher", "kind", kinds)
         _at_least("teacher.k1", self.k1, 0)
         if not 0 <= self.b <= 1:
@@ -244,13 +310,18 @@ class TeacherSettings:
         if self.max_length is not None:
             _at_least("teacher.max_length", self.max_length, 4)
         if (self.model is None) != (self.kind not in _NETWORKS):
-            raise ConfigError(f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, sparse, cross-encoder "
-                              "and monot5 teachers need one, bm25 and file take none")
+            raise ConfigError(
+                f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, "
+                "sparse, cross-encoder "
+                "and monot5 teachers need one, bm25 and file take none"
+            )
 
 
 @dataclass(frozen=True)
 class EnsembleSettings:
-    """``[ensemble]``: scores of the teachers into one target (Geng et al. 2024, equations 8 and 9)."""
+    """``[ensemble]``: scores of the teachers into one target (Geng et al.
+    2024, equations 8 and 9).
+    """
 
     scale: float = 30.0  # S, an inverse temperature
     normalization: Literal["minmax", "none"] = "minmax"
@@ -264,11 +335,15 @@ class PenaltySettings:
     """``[documents]`` and ``[queries]``: the sparsity penalty of one side."""
 
     penalty: Penalty = "flops"
-    weight: float | None = None  # lambda (``losses.translate_lambda``: from other code bases); or, instead of it,
-    # the mean number of active terms towards which lambda is controlled, and for documents the output biases too
+    # lambda (``losses.translate_lambda``: from other code bases); or, instead of it,
+    weight: float | None = None
+    # the mean number of active terms towards which lambda is controlled, and for documents the
+    # output biases too
     target_terms: float | None = None
-    ramp_steps: int = 0  # quadratic ramp of lambda; with a target: steps until the target must be reached
-    exempt_up_to: int | None = None  # the l0 mask: texts with at most so many terms are not penalised; not for l1
+    # quadratic ramp of lambda; with a target: steps until the target must be reached
+    ramp_steps: int = 0
+    # the l0 mask: texts with at most so many terms are not penalised; not for l1
+    exempt_up_to: int | None = None
     power: Literal[1, 2] = 1  # of the IDF in idf_flops
     alpha: float = 0.1  # of df_flops
     beta: float = 5.0  # of df_flops
@@ -276,7 +351,9 @@ class PenaltySettings:
 
     def check(self) -> None:
         if self.penalty != "none" and (self.weight is None) == (self.target_terms is None):
-            raise ConfigError("a penalty needs either weight (lambda) or target_terms, and not both")
+            raise ConfigError(
+                "a penalty needs either weight (lambda) or target_terms, and not both"
+            )
         for name in ("weight", "anti_zero"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -287,14 +364,21 @@ class PenaltySettings:
         if self.exempt_up_to is not None:
             _at_least("exempt_up_to", self.exempt_up_to, 1)
             if self.target_terms is not None and self.exempt_up_to >= self.target_terms:
-                raise ConfigError(f"exempt_up_to is {self.exempt_up_to}; allowed: less than target_terms "
-                                  f"({self.target_terms:g}), for what is exempt is never brought down to it")
+                raise ConfigError(
+                    f"exempt_up_to is {self.exempt_up_to}; allowed: less than "
+                    "target_terms "
+                    f"({self.target_terms:g}), for what is exempt is never brought "
+                    "down to it"
+                )
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}; allowed: more than 0 and less than 1")
         _positive("beta", self.beta)
-        for names, penalties in ((("weight", "target_terms", "ramp_steps"), ("flops", "idf_flops", "df_flops", "l1")),
-                                 (("exempt_up_to",), ("flops", "idf_flops", "df_flops")), (("power",), ("idf_flops",)),
-                                 (("alpha", "beta"), ("df_flops",))):
+        for names, penalties in (
+            (("weight", "target_terms", "ramp_steps"), ("flops", "idf_flops", "df_flops", "l1")),
+            (("exempt_up_to",), ("flops", "idf_flops", "df_flops")),
+            (("power",), ("idf_flops",)),
+            (("alpha", "beta"), ("df_flops",)),
+        ):
             _check_use(self, names, "", "penalty", penalties)
 
 
@@ -321,14 +405,17 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class DevSettings:
-    """``[[dev]]``: a small collection that is searched during training; the mean decides which step is best."""
+    """``[[dev]]``: a small collection that is searched during training; the mean decides which step
+    is best.
+    """
 
     path: str
     name: str | None = None
     split: str = "dev"
     measure: str = "nDCG@10"
     queries: int | None = None  # at most so many, the first ones
-    documents: int | None = None  # at most so many: all judged ones first, then the first of the corpus
+    # at most so many: all judged ones first, then the first of the corpus
+    documents: int | None = None
 
     def check(self) -> None:
         for name in ("queries", "documents"):
@@ -339,7 +426,9 @@ class DevSettings:
         except ConfigError as error:
             raise ConfigError(f"dev.measure: {error}") from error
         if known != [self.measure]:
-            raise ConfigError(f"dev.measure is {self.measure!r}; allowed: one measure, spelled {known[0]!r}")
+            raise ConfigError(
+                f"dev.measure is {self.measure!r}; allowed: one measure, spelled {known[0]!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -355,7 +444,8 @@ class RunSettings:
     evaluate_every: int = 500
     log_every: int = 10
     tensorboard: bool = True
-    stop_after: int | None = None  # the last step to take now; without it, or with a higher one, the run goes on
+    # the last step to take now; without it, or with a higher one, the run goes on
+    stop_after: int | None = None
 
     def check(self) -> None:
         for name in ("steps", "save_every", "keep", "evaluate_every", "log_every"):
@@ -363,19 +453,24 @@ class RunSettings:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"run.seed is {self.seed}; allowed: 0 to {2**32 - 1}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
-            raise ConfigError(f"run.stop_after is {self.stop_after}; allowed: 1 to run.steps ({self.steps})")
+            raise ConfigError(
+                f"run.stop_after is {self.stop_after}; allowed: 1 to run.steps ({self.steps})"
+            )
 
 
 @dataclass(frozen=True)
 class BlendSettings:
-    """``[blend]``: the saved model as a mean of the trained network and of that with which ranking began.
+    """``[blend]``: the saved model as a mean of the trained network and of that with which ranking
+    began.
 
-    It loses little on texts like those of training and gains on others (WiSE-FT, arXiv 2109.01903), provided that
-    ranking began with a network that works. Output biases are then shifted alike to the number of terms.
+    It loses little on texts like those of training and gains on others (WiSE-FT, arXiv 2109.01903),
+    provided that ranking began with a network that works. Output biases are then shifted alike to
+    the number of terms.
     """
 
     start: float = 0.0  # share of the network with which ranking began
-    terms: int | None = None  # active terms of a document in the saved model, on a sample; None: what comes out
+    # active terms of a document in the saved model, on a sample; None: what comes out
+    terms: int | None = None
 
     def check(self) -> None:
         if not 0 <= self.start < 1:
@@ -390,7 +485,8 @@ class CardSettings:
 
     name: str = "A learned-sparse encoder"
     license: str | None = None
-    data_notes: Mapping[str, str] = field(default_factory=dict)  # name of a source -> origin and licence
+    # name of a source -> origin and licence
+    data_notes: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         return
@@ -398,7 +494,9 @@ class CardSettings:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run as data. ``read_config`` makes it, ``format_config`` writes it back, defaults included."""
+    """A whole training run as data. ``read_config`` makes it, ``format_config`` writes it back,
+    defaults included.
+    """
 
     model: ModelSettings
     data: tuple[DataSettings, ...]
@@ -424,94 +522,161 @@ class TrainConfig:
         if not self.data or not self.loss:
             raise ConfigError("a configuration needs at least one [[data]] and one [[loss]]")
         distilled = sorted({loss.name for loss in self.loss} & {"kl", "margin_mse"})
-        if "kl" in distilled and self.batch.negatives == 0 and any(each.kind == "file" for each in self.teacher):
-            raise ConfigError("a teacher of kind 'file' knows a query's own documents only, and with batch.negatives = "
-                              "0 that is one, from which kl learns nothing; allowed: at least 1")
+        if (
+            "kl" in distilled
+            and self.batch.negatives == 0
+            and any(each.kind == "file" for each in self.teacher)
+        ):
+            raise ConfigError(
+                "a teacher of kind 'file' knows a query's own documents only, and "
+                "with batch.negatives = "
+                "0 that is one, from which kl learns nothing; allowed: at least 1"
+            )
         if bool(distilled) != bool(self.teacher):
-            raise ConfigError(f"losses {distilled or 'without a teacher'} and {len(self.teacher)} teachers do not fit: "
-                              "kl and margin_mse need [[teacher]] sections, other losses take none")
+            raise ConfigError(
+                f"losses {distilled or 'without a teacher'} and {len(self.teacher)} "
+                "teachers do not fit: "
+                "kl and margin_mse need [[teacher]] sections, other losses take none"
+            )
         if not self.teacher and self.ensemble != EnsembleSettings():
-            raise ConfigError("[ensemble] is of the scores of teachers, and there is no [[teacher]]; drop the section")
+            raise ConfigError(
+                "[ensemble] is of the scores of teachers, and there is no "
+                "[[teacher]]; drop the section"
+            )
         self._check_queries()
         self._check_steps()
         self._check_terms()
         self._check_dev()
         sources = [each.source_name for each in self.data]
         if unknown := sorted(set(self.card.data_notes) - set(sources)):
-            raise ConfigError(f"card.data_notes has {unknown[0]!r}; allowed: names of sources ({', '.join(sources)})")
+            raise ConfigError(
+                f"card.data_notes has {unknown[0]!r}; allowed: names of sources "
+                f"({', '.join(sources)})"
+            )
         self._check_decoder()
 
     def _check_queries(self) -> None:
         query = self.model.query
         if self.queries != PenaltySettings("none") and query != "neural":
-            raise ConfigError(f"[queries] penalises query vectors, and model.query = {query!r} has fixed ones; drop "
-                              "the section")
+            raise ConfigError(
+                f"[queries] penalises query vectors, and model.query = {query!r} "
+                "has fixed ones; drop "
+                "the section"
+            )
         if self.optimizer.query_learning_rate is not None and query != "learned":
-            raise ConfigError(f"optimizer.query_learning_rate is {self.optimizer.query_learning_rate} and model.query "
-                              f"is {query!r}; it is for 'learned' token weights")
+            raise ConfigError(
+                "optimizer.query_learning_rate is "
+                f"{self.optimizer.query_learning_rate} and model.query "
+                f"is {query!r}; it is for 'learned' token weights"
+            )
 
     def _check_steps(self) -> None:
         ranking = self.run.steps - self.warm_start.steps
         if ranking < 1:
-            raise ConfigError(f"warm_start.steps is {self.warm_start.steps} of {self.run.steps} steps in all; nothing "
-                              "is left for ranking")
-        for name, steps in (("optimizer.warmup_steps", self.optimizer.warmup_steps),
-                            ("documents.ramp_steps", self.documents.ramp_steps),
-                            ("queries.ramp_steps", self.queries.ramp_steps)):
+            raise ConfigError(
+                f"warm_start.steps is {self.warm_start.steps} of {self.run.steps} "
+                "steps in all; nothing "
+                "is left for ranking"
+            )
+        for name, steps in (
+            ("optimizer.warmup_steps", self.optimizer.warmup_steps),
+            ("documents.ramp_steps", self.documents.ramp_steps),
+            ("queries.ramp_steps", self.queries.ramp_steps),
+        ):
             if steps > ranking:
-                raise ConfigError(f"{name} is {steps}; allowed: up to the {ranking} steps of ranking")
+                raise ConfigError(
+                    f"{name} is {steps}; allowed: up to the {ranking} steps of ranking"
+                )
 
     def _check_terms(self) -> None:
         top_k = math.inf if self.model.top_k is None else self.model.top_k
-        for name, terms in (("documents.target_terms", self.documents.target_terms), ("blend.terms", self.blend.terms)):
+        for name, terms in (
+            ("documents.target_terms", self.documents.target_terms),
+            ("blend.terms", self.blend.terms),
+        ):
             if terms is not None and terms > top_k:
-                raise ConfigError(f"{name} is {terms:g} and model.top_k is {top_k}, so that documents would lose the "
-                                  "difference when the model is saved; raise top_k, or lower the other")
+                raise ConfigError(
+                    f"{name} is {terms:g} and model.top_k is {top_k}, so that "
+                    "documents would lose the "
+                    "difference when the model is saved; raise top_k, or lower the "
+                    "other"
+                )
 
     def _check_dev(self) -> None:
         if self.dev and self.blend != BlendSettings():
-            raise ConfigError("[blend] is made of the last step, and [[dev]] would choose another; drop one of both")
+            raise ConfigError(
+                "[blend] is made of the last step, and [[dev]] would choose "
+                "another; drop one of both"
+            )
         if not self.dev and self.run.evaluate_every != RunSettings(1).evaluate_every:
-            raise ConfigError(f"run.evaluate_every is {self.run.evaluate_every}, and there is no [[dev]] to evaluate "
-                              "on; drop it, or add one")
+            raise ConfigError(
+                f"run.evaluate_every is {self.run.evaluate_every}, and there is no "
+                "[[dev]] to evaluate "
+                "on; drop it, or add one"
+            )
         names = [dev.name or Path(dev.path).name for dev in self.dev]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"two [[dev]] sets would be called {twice[0]!r} in the log; give one a name")
+            raise ConfigError(
+                f"two [[dev]] sets would be called {twice[0]!r} in the log; give one a name"
+            )
 
     def _check_decoder(self) -> None:
         objective = self.warm_start.objective
         if self.decoder is None:
             if self.lora is not None or objective != "bag_of_words":
-                raise ConfigError("[lora] and the objectives clm and mntp are for decoders; add a [decoder] section")
+                raise ConfigError(
+                    "[lora] and the objectives clm and mntp are for decoders; add a "
+                    "[decoder] section"
+                )
             return
         if self.model.query != "neural":
-            raise ConfigError(f"model.query is {self.model.query!r}; a decoder reads queries itself, so it must be "
-                              "'neural'")
+            raise ConfigError(
+                f"model.query is {self.model.query!r}; a decoder reads queries "
+                "itself, so it must be "
+                "'neural'"
+            )
         if self.model.saved_dtype == "float8" or self.warm_start.head != "tied":
-            raise ConfigError("saved_dtype float8 and head token_vectors are for masked language models")
+            raise ConfigError(
+                "saved_dtype float8 and head token_vectors are for masked language models"
+            )
         if (objective == "mntp") and self.decoder.mode != "bidirectional":
-            raise ConfigError(f"warm_start.objective is 'mntp' and decoder.mode {self.decoder.mode!r}; what stays "
-                              "causal learns by 'clm'")
+            raise ConfigError(
+                "warm_start.objective is 'mntp' and decoder.mode "
+                f"{self.decoder.mode!r}; what stays "
+                "causal learns by 'clm'"
+            )
         if self.lora is not None and self.blend != BlendSettings():
-            raise ConfigError("[blend] is a mean of whole networks, and [lora] trains adapters; drop one of both")
+            raise ConfigError(
+                "[blend] is a mean of whole networks, and [lora] trains adapters; drop one of both"
+            )
         if self.lora is not None and self.lora.merge and self.lora.base in ("8bit", "4bit"):
-            raise ConfigError(f"lora.base {self.lora.base!r} cannot be merged; set merge to false, or base to "
-                              "'bfloat16'")
+            raise ConfigError(
+                f"lora.base {self.lora.base!r} cannot be merged; set merge to "
+                "false, or base to "
+                "'bfloat16'"
+            )
 
 
 def join_names(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
 
 
-def _check_use(settings: Any, names: tuple[str, ...], section: str, key: str, allowed: tuple[str, ...]) -> None:
-    """Raise for a setting of ``names`` that is not at its default, unless the setting ``key`` has a use for it."""
+def _check_use(
+    settings: Any, names: tuple[str, ...], section: str, key: str, allowed: tuple[str, ...]
+) -> None:
+    """Raise for a setting of ``names`` that is not at its default, unless the setting ``key`` has a
+    use for it.
+    """
     if getattr(settings, key) in allowed:
         return
     for each in dataclasses.fields(settings):
         value = getattr(settings, each.name)
         if each.name in names and value != each.default:
-            raise ConfigError(f"{join_names(section, each.name)} is {value!r} and {key} {getattr(settings, key)!r}, which "
-                              f"has no use for it; it is for {', '.join(allowed)}")
+            raise ConfigError(
+                f"{join_names(section, each.name)} is {value!r} and {key} "
+                f"{getattr(settings, key)!r}, which "
+                f"has no use for it; it is for {', '.join(allowed)}"
+            )
 
 
 def _at_least(name: str, value: float, least: float) -> None:

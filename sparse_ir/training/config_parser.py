@@ -16,12 +16,15 @@ from sparse_ir.training.config import LARGEST_INTEGER, TrainConfig, join_names
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The checked configuration of a TOML file; raises ``ConfigError`` with file, key, value and what is allowed."""
+    """The checked configuration of a TOML file; raises ``ConfigError`` with file, key, value and
+    what is allowed.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and numbers of thousands of digits
+    # also bytes that are no UTF-8, and numbers of thousands of digits
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML ({error})") from error
     try:
         return parse_config(table)
@@ -40,7 +43,9 @@ def config_to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def format_config(config: TrainConfig) -> str:
-    """The configuration as TOML, every default written out: what ``read_config`` reads to the same object."""
+    """The configuration as TOML, every default written out: what ``read_config`` reads to the same
+    object.
+    """
     import tomli_w
 
     return tomli_w.dumps(config_to_json(config))
@@ -64,8 +69,14 @@ def _build(kind: Any, table: Any, place: str) -> Any:
             near = difflib.get_close_matches(key, hints, 1)
             meant = f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(hints)}"
             raise ConfigError(f"unknown key {join_names(place, key)}{meant}")
-    values = {key: _convert(hints[key], value, join_names(place, key)) for key, value in table.items()}
-    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    values = {
+        key: _convert(hints[key], value, join_names(place, key)) for key, value in table.items()
+    }
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is f.default_factory is dataclasses.MISSING
+    ]
     if missing := [name for name in required if name not in values]:
         raise ConfigError(f"{join_names(place, missing[0])} is missing")
     made = kind(**values)
@@ -78,29 +89,44 @@ def _build(kind: Any, table: Any, place: str) -> Any:
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise ConfigError(f"{place} is a whole number of {value.bit_length()} bits; allowed: of 63 bits at most")
+        raise ConfigError(
+            f"{place} is a whole number of {value.bit_length()} bits; allowed: of 63 bits at most"
+        )
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, list):
-            raise ConfigError(f"{place} is {value!r:.60}; allowed: a list of tables, each under [[{place}]]")
-        return tuple(_build(arguments[0], part, f"{place}.{number}") for number, part in enumerate(value))
+            raise ConfigError(
+                f"{place} is {value!r:.60}; allowed: a list of tables, each under [[{place}]]"
+            )
+        return tuple(
+            _build(arguments[0], part, f"{place}.{number}") for number, part in enumerate(value)
+        )
     if origin is Literal:
-        fits = any(value == word and type(value) is type(word) for word in arguments)  # True equals 1
+        # True equals 1
+        fits = any(value == word and type(value) is type(word) for word in arguments)
         return _check(fits, value, place, "one of " + ", ".join(map(repr, arguments)))
     if origin in (types.UnionType, typing.Union):
-        words = [word for part in arguments for word in typing.get_args(part) if typing.get_origin(part) is Literal]
+        words = [
+            word
+            for part in arguments
+            for word in typing.get_args(part)
+            if typing.get_origin(part) is Literal
+        ]
         if value in words:
             return value
         return _convert(next(part for part in arguments if part is not type(None)), value, place)
     if origin is not None:
         table = dict(_check(isinstance(value, Mapping), value, place, "a table"))
-        return {key: _convert(arguments[1], part, join_names(place, key)) for key, part in table.items()}
+        return {
+            key: _convert(arguments[1], part, join_names(place, key)) for key, part in table.items()
+        }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    return _check(fits and value == value, value, place, f"a value of type {hint.__name__}")  # NaN differs from itself
+    # NaN differs from itself
+    return _check(fits and value == value, value, place, f"a value of type {hint.__name__}")
 
 
 def _check(fits: bool, value: Any, place: str, allowed: str) -> Any:

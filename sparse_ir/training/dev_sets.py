@@ -1,4 +1,6 @@
-"""Dev sets: small collections that are searched exactly while training goes on, and the measure of each."""
+"""Dev sets: small collections that are searched exactly while training goes on, and the measure of
+each.
+"""
 
 from __future__ import annotations
 
@@ -31,29 +33,45 @@ class DevSet(NamedTuple):
 
 
 def evaluate(model: Student, query_side: TokenWeights | None, dev: DevSet) -> float:
-    """The measure over the dev set by exact search, as the saved model encodes before its numbers are rounded."""
+    """The measure over the dev set by exact search, as the saved model encodes before its numbers
+    are rounded.
+    """
     documents = model.vectors(dev.documents)
     texts = [query.text for query in dev.queries]
     if query_side is None:
         asked = model.vectors(texts, neural_queries=True)
     else:
         with torch.no_grad():
-            asked = sparse.csr_matrix(query_side(model.tokenize_queries(texts, whole=True)).cpu().numpy())
+            asked = sparse.csr_matrix(
+                query_side(model.tokenize_queries(texts, whole=True)).cpu().numpy()
+            )
     scores = (asked @ documents.T).tocsr()
     run: Run = {}
     for query, start, end in zip(dev.queries, scores.indptr[:-1], scores.indptr[1:], strict=True):
         best = np.argsort(-scores.data[start:end], kind="stable")[:_DEPTH] + start
-        run[query.query_id] = records.rank_hits((dev.doc_ids[scores.indices[i]], float(scores.data[i])) for i in best)
-    if not any(run.values()):  # a model that is dead finds nothing, which no file of a run could be meant to say
+        run[query.query_id] = records.rank_hits(
+            (dev.doc_ids[scores.indices[i]], float(scores.data[i])) for i in best
+        )
+    # a model that is dead finds nothing, which no file of a run could be meant to say
+    if not any(run.values()):
         return 0.0
     return measures.evaluate_run(run, dev.qrels, dev.measure).mean[dev.measure]
 
 
-def read_dev_set(path: str, *, name: str | None = None, split: str = "dev", measure: str = "nDCG@10",
-                 max_queries: int | None = None, max_documents: int | None = None) -> DevSet:
-    """A dev set from a BEIR folder; a smaller corpus keeps all judged documents, then the first of the others.
+def read_dev_set(
+    path: str,
+    *,
+    name: str | None = None,
+    split: str = "dev",
+    measure: str = "nDCG@10",
+    max_queries: int | None = None,
+    max_documents: int | None = None,
+) -> DevSet:
+    """A dev set from a BEIR folder; a smaller corpus keeps all judged documents, then the first of
+    the others.
 
-    Raises ``ConfigError`` for an unknown measure or too few documents, ``DataError`` for a split without queries.
+    Raises ``ConfigError`` for an unknown measure or too few documents, ``DataError`` for a split
+    without queries.
     """
     measures.parse_measures(measure)
     qrels = readers.read_qrels(path, split)
@@ -63,7 +81,9 @@ def read_dev_set(path: str, *, name: str | None = None, split: str = "dev", meas
     qrels = {query.query_id: qrels[query.query_id] for query in asked}
     judged = {doc_id for judgements in qrels.values() for doc_id in judgements}
     if max_documents is not None and max_documents < len(judged):
-        raise ConfigError(f"dev.documents is {max_documents}, and {path} has {len(judged)} judged documents")
+        raise ConfigError(
+            f"dev.documents is {max_documents}, and {path} has {len(judged)} judged documents"
+        )
     kept = [document for document in readers.read_documents(path) if document.doc_id in judged]
     free = math.inf if max_documents is None else max_documents - len(kept)
     for document in readers.read_documents(path):
@@ -72,5 +92,11 @@ def read_dev_set(path: str, *, name: str | None = None, split: str = "dev", meas
         if document.doc_id not in judged:
             kept.append(document)
             free -= 1
-    return DevSet(name or Path(path).name, [document.doc_id for document in kept],
-                  [document.contents for document in kept], asked, qrels, measure)
+    return DevSet(
+        name or Path(path).name,
+        [document.doc_id for document in kept],
+        [document.contents for document in kept],
+        asked,
+        qrels,
+        measure,
+    )

@@ -1,7 +1,9 @@
-"""Hard negatives: for each training query, what a search engine finds and nobody has judged relevant.
+"""Hard negatives: for each training query, what a search engine finds and nobody has judged
+relevant.
 
-The finder is BM25, any index of this package, or a dense teacher searched exactly. A record is written for each query
-as soon as its block is done, so a killed run goes on where it stopped and ends with the same bytes.
+The finder is BM25, any index of this package, or a dense teacher searched exactly. A record is
+written for each query as soon as its block is done, so a killed run goes on where it stopped and
+ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -42,39 +44,61 @@ class Rules(NamedTuple):
     def check(self, depth: int) -> None:
         """Raises ``ConfigError``."""
         if self.negatives < 1 or self.skip < 0 or depth < self.negatives + self.skip:
-            raise ConfigError(f"depth {depth}, skip {self.skip}, negatives {self.negatives}: allowed are at least 1 "
-                              "negative, no negative skip, and a depth of at least skip + negatives")
+            raise ConfigError(
+                f"depth {depth}, skip {self.skip}, negatives {self.negatives}: "
+                "allowed are at least 1 "
+                "negative, no negative skip, and a depth of at least skip + "
+                "negatives"
+            )
         if self.consistency is not None and not 1 <= self.consistency <= depth:
-            raise ConfigError(f"consistency is {self.consistency}; allowed: 1 to the depth of {depth}")
+            raise ConfigError(
+                f"consistency is {self.consistency}; allowed: 1 to the depth of {depth}"
+            )
         if self.margin is not None and not 0 <= self.margin < 1:
             raise ConfigError(f"margin is {self.margin}; allowed: 0 or more and less than 1")
 
 
-def judge(hits: Hits, positives: set[str], usable: Callable[[str], bool], rules: Rules) -> tuple[Hits, str | None]:
-    """The negatives among a query's hits, best first, and why the query is rejected (None: it is not)."""
+def judge(
+    hits: Hits, positives: set[str], usable: Callable[[str], bool], rules: Rules
+) -> tuple[Hits, str | None]:
+    """The negatives among a query's hits, best first, and why the query is rejected (None: it is
+    not).
+    """
     places = [place for place, (doc_id, _) in enumerate(hits) if doc_id in positives]
     if rules.consistency is not None and (not places or places[0] >= rules.consistency):
         return [], f"no positive among the first {rules.consistency} hits"
     ceiling = float("inf")
     if rules.margin is not None and places:
         best = hits[places[0]][1]
-        ceiling = best - rules.margin * abs(best)  # below the positive, also where scores are negative
-    found = [(doc_id, score) for doc_id, score in hits[rules.skip :]
-             if doc_id not in positives and score <= ceiling and usable(doc_id)][: rules.negatives]
+        # below the positive, also where scores are negative
+        ceiling = best - rules.margin * abs(best)
+    found = [
+        (doc_id, score)
+        for doc_id, score in hits[rules.skip :]
+        if doc_id not in positives and score <= ceiling and usable(doc_id)
+    ][: rules.negatives]
     return found, None if found else "no hit is left as a negative"
 
 
 def check_same_corpus(folder: Path, source: Source, input: str) -> None:
-    """Raise ``IndexMismatch`` for an index of other documents: their hits would mean nothing here."""
+    """Raise ``IndexMismatch`` for an index of other documents: their hits
+    would mean nothing here.
+    """
     known = set(source.doc_ids or ())
     strange = next((doc_id for doc_id in DocIds(folder) if doc_id not in known), None)
     if strange is not None:
-        raise IndexMismatch(f"{folder}: its document {strange!r} is not in the corpus of {input}; give an index of "
-                            "this corpus")
+        raise IndexMismatch(
+            f"{folder}: its document {strange!r} is not in the corpus of {input}; "
+            "give an index of "
+            "this corpus"
+        )
     count = manifest.read_manifest(folder)["counts"]["documents"]
     if count != len(known):
-        raise IndexMismatch(f"{folder} is an index of {count} documents, and the corpus of {input} has {len(known)}; "
-                            "give an index of this corpus")
+        raise IndexMismatch(
+            f"{folder} is an index of {count} documents, and the corpus of "
+            f"{input} has {len(known)}; "
+            "give an index of this corpus"
+        )
 
 
 def dense_finder(teacher: DenseTeacher, source: Source, depth: int) -> Find:
@@ -89,7 +113,10 @@ def dense_finder(teacher: DenseTeacher, source: Source, depth: int) -> Find:
             count = min(depth, scores_QD.shape[1])
             best = np.argpartition(-scores_QD, count - 1, axis=1)[:, :count]
             for row, columns in enumerate(best):
-                kept[row] += [(ids[start + column], float(scores_QD[row, column])) for column in columns.tolist()]
+                kept[row] += [
+                    (ids[start + column], float(scores_QD[row, column]))
+                    for column in columns.tolist()
+                ]
                 kept[row] = rank_hits(kept[row])[:depth]
         return {query.query_id: hits for query, hits in zip(asked, kept, strict=True)}
 
@@ -114,8 +141,12 @@ def mine_block(source: Source, block: range, find: Find, rules: Rules) -> Iterat
         if reason is not None:
             yield {**record, "reason": reason}
         else:
-            yield {**record, "positives": positives, "negatives": [doc_id for doc_id, _ in found],
-                   "scores": [round(score, 6) for _, score in found]}
+            yield {
+                **record,
+                "positives": positives,
+                "negatives": [doc_id for doc_id, _ in found],
+                "scores": [round(score, 6) for _, score in found],
+            }
 
 
 def append_records(partial: Path, records: Iterator[dict[str, Any]]) -> None:
@@ -130,7 +161,9 @@ def append_records(partial: Path, records: Iterator[dict[str, Any]]) -> None:
 
 
 def resume_output(partial: Path, header: dict[str, Any]) -> int:
-    """How many queries are done; a line that a kill cut in half is taken back. Begins the file where none is done."""
+    """How many queries are done; a line that a kill cut in half is taken back. Begins the file
+    where none is done.
+    """
     header = json.loads(json.dumps(header))
     raw = partial.read_bytes() if partial.exists() else b""
     whole = raw[: raw.rfind(b"\n") + 1]
@@ -140,14 +173,19 @@ def resume_output(partial: Path, header: dict[str, Any]) -> int:
             stream.write(json.dumps(header) + "\n")
         return 0
     if json.loads(lines[0]) != header:
-        raise ConfigError(f"{partial} was begun with other input or options; delete it to begin anew, or give the old "
-                          "ones to go on")
+        raise ConfigError(
+            f"{partial} was begun with other input or options; delete it to begin "
+            "anew, or give the old "
+            "ones to go on"
+        )
     if len(whole) < len(raw):
         os.truncate(partial, len(whole))
     return len(lines) - 1
 
 
-def finish_output(partial: Path, output: Path, header: dict[str, Any], input: str) -> dict[str, Any]:
+def finish_output(
+    partial: Path, output: Path, header: dict[str, Any], input: str
+) -> dict[str, Any]:
     """The three files, the negatives last: where they are, the others are too.
 
     Raises ``DataError`` where no query has a negative, and leaves what is there.
@@ -158,8 +196,11 @@ def finish_output(partial: Path, output: Path, header: dict[str, Any], input: st
     if not found[None]:
         partial.unlink()
         causes = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        raise DataError(f"none of the {found.total()} queries of {input} has a negative ({causes}), and {output} is "
-                        "not written; allowed: another miner, or options that leave some")
+        raise DataError(
+            f"none of the {found.total()} queries of {input} has a negative "
+            f"({causes}), and {output} is "
+            "not written; allowed: another miner, or options that leave some"
+        )
     counts = {"queries": found.total(), "kept": found[None], "rejected": reasons}
     with files.atomic_writer(output) as kept, files.atomic_writer(rejected) as others:
         for line, reason in _read_records(partial):

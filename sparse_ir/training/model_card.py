@@ -1,7 +1,8 @@
 """The model card: what a trained model is and how it came to be, as a README.md in its folder.
 
-Everything in it is taken from the configuration, the trainer's report and the rows of a measurement; nothing is
-estimated. Texts of users are escaped, and of a local path only the last component is shown.
+Everything in it is taken from the configuration, the trainer's report and the rows of a
+measurement; nothing is estimated. Texts of users are escaped, and of a local path only the last
+component is shown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import Any
 from sparse_ir.errors import DataError, ModelError
 from sparse_ir.models import checkpoint, decoder_settings
 from sparse_ir.storage import files
-from sparse_ir.training.config import BlendSettings, LossSettings, PenaltySettings, TeacherSettings, TrainConfig
+from sparse_ir.training.config import (
+    BlendSettings,
+    LossSettings,
+    PenaltySettings,
+    TeacherSettings,
+    TrainConfig,
+)
 from sparse_ir.training.config_parser import format_config
 
 MEASURED_COLUMNS = ("collection", "nDCG@10", "R@100", "terms per document")
@@ -27,27 +34,39 @@ _PATH_START = re.compile(r"[/~]|\.\.?[/\\]|[A-Za-z]:[/\\]")
 _FILE_ENDING = re.compile(r"\.(toml|jsonl?|gz|tsv|py|sh|txt)$")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|#&~$]|(?<!\w)_|_(?!\w)")
 _SHELL_SIGNS = {"&&", "||", "|", ";", ">", "<", "2>&1", "&"}
-_KIND = ("A learned-sparse encoder for retrieval: a text becomes weights of the tokens of the vocabulary, and the "
-         "score of a document is the dot product with the query.")
+_KIND = (
+    "A learned-sparse encoder for retrieval: a text becomes weights of the tokens of the "
+    "vocabulary, and the "
+    "score of a document is the dot product with the query."
+)
 _QUERY_SIDES = {
     "idf": "Queries need no network: a query is the set of its tokens, each weighing its IDF.",
     "ones": "Queries need no network: a query is the set of its tokens, each weighing 1.",
-    "learned": "Queries need no network: a query is the set of its tokens, each with a weight learned in training.",
+    "learned": "Queries need no network: a query is the set of its tokens, each with a weight "
+    "learned in training.",
     "neural": "Queries pass the same network as documents.",
 }
 _LOSSES = {
-    "kl": "KL divergence from the teachers' distribution over the candidates of a query to the model's",
+    "kl": "KL divergence from the teachers' distribution over the candidates of a query to the "
+    "model's",
     "info_nce": "InfoNCE, the cross-entropy of the positive among the candidates of a query",
-    "margin_mse": "MarginMSE, the squared difference between the teachers' margins (positive minus other candidate) "
-                  "and the model's",
+    "margin_mse": "MarginMSE, the squared difference between the teachers' margins (positive "
+    "minus other candidate) "
+    "and the model's",
 }
 _PENALTIES = {
     "flops": "FLOPS: the sum over all tokens of the squared mean weight in the batch",
-    "idf_flops": "IDF-aware FLOPS: the sum over all tokens of the squared mean weight divided by the token's IDF",
-    "df_flops": "DF-FLOPS: FLOPS in which a token counts the more, the more documents it is active in",
+    "idf_flops": "IDF-aware FLOPS: the sum over all tokens of the squared mean weight divided by "
+    "the token's IDF",
+    "df_flops": "DF-FLOPS: FLOPS in which a token counts the more, the more documents it is "
+    "active in",
     "l1": "L1: the mean sum of a text's weights",
 }
-_SCHEDULES = {"linear": "linear decay to 0", "cosine": "cosine decay to 0", "constant": "a constant rate"}
+_SCHEDULES = {
+    "linear": "linear decay to 0",
+    "cosine": "cosine decay to 0",
+    "constant": "a constant rate",
+}
 _USE = """\
 With sparse_ir (package `sparse-ir-toolkit`), where `my_model` is this folder or its name on the hub,
 and `my_corpus` a BEIR folder:
@@ -91,10 +110,10 @@ def write_card(
 ) -> None:
     """Write ``README.md`` into the folder of a saved model; an older one is replaced as a whole.
 
-    ``sources`` are the rows of ``Batches.describe()``; ``report`` is the trainer's, of which ``steps``, ``best_step``,
-    ``best_dev``, ``documents_terms``, ``queries_terms``, ``missed_targets`` and ``dev`` (name -> value) are shown where
-    they are there.
-    ``measured``: one row for each collection with the keys of ``MEASURED_COLUMNS``, of which all but the first may
+    ``sources`` are the rows of ``Batches.describe()``; ``report`` is the trainer's, of which
+    ``steps``, ``best_step``, ``best_dev``, ``documents_terms``, ``queries_terms``,
+    ``missed_targets`` and ``dev`` (name -> value) are shown where they are there. ``measured``: one
+    row for each collection with the keys of ``MEASURED_COLUMNS``, of which all but the first may
     lack, and further ones, which become further columns. Same arguments, same bytes.
 
     Raises:
@@ -102,9 +121,21 @@ def write_card(
         DataError: a row lacks its name or a count, or a number is NaN or infinite.
     """
     folder = Path(folder)
-    if not checkpoint.is_sparse_encoder(folder) and decoder_settings.read_decoder_settings(folder) is None:
-        raise ModelError(f"{folder} holds no saved SparseEncoder (modules.json); a card belongs to one")
-    text = format_card(config, sources=sources, report=report, measured=measured, command=command, versions=versions)
+    if (
+        not checkpoint.is_sparse_encoder(folder)
+        and decoder_settings.read_decoder_settings(folder) is None
+    ):
+        raise ModelError(
+            f"{folder} holds no saved SparseEncoder (modules.json); a card belongs to one"
+        )
+    text = format_card(
+        config,
+        sources=sources,
+        report=report,
+        measured=measured,
+        command=command,
+        versions=versions,
+    )
     with files.atomic_writer(folder / "README.md") as stream:
         stream.write(text)
 
@@ -118,7 +149,9 @@ def add_measured(folder: Path, measured: Sequence[Mapping[str, Any]]) -> None:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, heading, rest = text.partition("\n## Measured\n\n")
     if not heading:
-        raise DataError(f"{path} is no card with a section Measured; allowed: what write_card wrote")
+        raise DataError(
+            f"{path} is no card with a section Measured; allowed: what write_card wrote"
+        )
     _, next_heading, after = rest.partition("\n\n## ")
     with files.atomic_writer(path) as stream:
         stream.write(before + heading + _describe_measured(measured) + next_heading + after)
@@ -142,10 +175,12 @@ def format_card(
         "Sparsity": _describe_sparsity(config, report),
         "Development sets": _describe_dev(config, report),
         "Measured": _describe_measured(measured),
-        "Versions": _bullets(f"{_escape(name)}: {_escape(version)}" for name, version in (versions or {}).items()),
+        "Versions": _bullets(
+            f"{_escape(name)}: {_escape(version)}" for name, version in (versions or {}).items()
+        ),
         "Command": _describe_command(command),
-        "Configuration": "Every setting, defaults included; of local paths only the last component.\n\n"
-                         + _fence(format_config(_without_paths(config)).rstrip("\n"), "toml"),
+        "Configuration": "Every setting, defaults included; of local paths only the last "
+        "component.\n\n" + _fence(format_config(_without_paths(config)).rstrip("\n"), "toml"),
     }
     body = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
     return "\n\n".join([_front_matter(config), f"# {_escape(config.card.name)}", *body]) + "\n"
@@ -159,16 +194,24 @@ def _front_matter(config: TrainConfig) -> str:
         tags += ["asymmetric", "inference-free"]
     start = config.model.start
     is_public = _shown(start) == start and not Path(start).exists()
-    facts = ModelCardData(license=config.card.license, library_name="sentence-transformers", tags=tags,
-                          pipeline_tag="feature-extraction",
-                          base_model=start if is_public else None)
+    facts = ModelCardData(
+        license=config.card.license,
+        library_name="sentence-transformers",
+        tags=tags,
+        pipeline_tag="feature-extraction",
+        base_model=start if is_public else None,
+    )
     return f"---\n{facts.to_yaml().rstrip()}\n---"
 
 
 def _network(config: TrainConfig) -> str:
     if config.decoder is None:
         return "a masked language model"
-    lora = "" if config.lora is None else f" with LoRA adapters of rank {config.lora.r} on {config.lora.targets}"
+    lora = (
+        ""
+        if config.lora is None
+        else f" with LoRA adapters of rank {config.lora.r} on {config.lora.targets}"
+    )
     return f"a decoder read in mode {config.decoder.mode}{lora}"
 
 
@@ -176,18 +219,37 @@ def _describe_model(config: TrainConfig) -> str:
     model = config.model
     formula = "log(1 + relu(x))" if model.activation == "relu" else "log(1 + log(1 + relu(x)))"
     facts = [
-        f"Documents pass {_network(config)} with SPLADE max pooling: a token weighs {formula} of its top logit.",
+        (
+            f"Documents pass {_network(config)} with SPLADE max pooling: a token weighs {formula} "
+            "of "
+            "its top logit."
+        ),
         _QUERY_SIDES[model.query],
         f"Training started from {_code(_shown(model.start))}"
         + (f", revision {_code(model.revision)}." if model.revision else "."),
-        f"Length in training: {model.max_length} tokens of a document, {model.query_max_length} of a query."
-        + (f" The saved model reads {model.saved_max_length} tokens." if model.saved_max_length else ""),
+        f"Length in training: {model.max_length} tokens of a document, {model.query_max_length} "
+        "of a query."
+        + (
+            f" The saved model reads {model.saved_max_length} tokens."
+            if model.saved_max_length
+            else ""
+        ),
     ]
     if model.top_k is not None:
-        others = "" if model.query == "neural" else "; sentence-transformers cuts queries to as many, too"
-        facts.append(f"The saved model keeps at most {model.top_k} terms of a document, the heaviest{others}.")
-    facts += [f"Prompt before every {side}: {_code(prompt)}" for side, prompt in
-              (("document", model.document_prompt), ("query", model.query_prompt)) if prompt]
+        others = (
+            ""
+            if model.query == "neural"
+            else "; sentence-transformers cuts queries to as many, too"
+        )
+        facts.append(
+            f"The saved model keeps at most {model.top_k} terms of a document, the "
+            f"heaviest{others}."
+        )
+    facts += [
+        f"Prompt before every {side}: {_code(prompt)}"
+        for side, prompt in (("document", model.document_prompt), ("query", model.query_prompt))
+        if prompt
+    ]
     facts.append(f"License: {_escape(config.card.license or _NOT_STATED)}.")
     return f"{_KIND}\n\n{_bullets(facts)}"
 
@@ -197,12 +259,16 @@ def _describe_data(config: TrainConfig, sources: Sequence[Mapping[str, Any]]) ->
     rows = []
     for number, source in enumerate(sources):
         name = str(_take(source, "name", f"sources[{number}]"))
-        counts = [f"{_finite(source, key, f'sources[{number}]'):,}" for key in ("queries", "documents")]
+        counts = [
+            f"{_finite(source, key, f'sources[{number}]'):,}" for key in ("queries", "documents")
+        ]
         share = _finite(source, "share", f"sources[{number}]")
         rows.append([_named(name), *counts, f"{100 * share:.1f} %", notes.pop(name, _NOT_STATED)])
     if not rows:
         return f"{_NOT_STATED.capitalize()}."
-    table = _table(["source", "queries", "documents", "share of batches", "origin and licence"], rows)
+    table = _table(
+        ["source", "queries", "documents", "share of batches", "origin and licence"], rows
+    )
     others = [f"{_escape(name)}: {_escape(note)}" for name, note in notes.items()]
     return "\n\n".join([table, *([_bullets(others)] if others else [])])
 
@@ -212,15 +278,20 @@ def _describe_training(config: TrainConfig, report: Mapping[str, Any]) -> str:
     steps = run.steps if report.get("steps") is None else _finite(report, "steps", "report")
     facts = [
         f"Steps: {steps:,} of {run.steps:,}; seed {run.seed}; {run.precision}.",
-        f"Batch: {batch.queries} positive documents, up to {batch.queries_per_positive} queries for each, "
-        f"{batch.negatives} mined negatives for each query, {batch.neighbourhood} positives drawn together as "
+        f"Batch: {batch.queries} positive documents, up to {batch.queries_per_positive} queries "
+        "for each, "
+        f"{batch.negatives} mined negatives for each query, {batch.neighbourhood} positives drawn "
+        "together as "
         "neighbours; candidates of a query are "
         + ("all documents of the batch." if batch.in_batch else "its own positive and negatives."),
         *_warm_start(config),
         *(f"Loss: {_describe_loss(loss)}." for loss in config.loss),
         *(f"Teacher: {_describe_teacher(teacher)}." for teacher in config.teacher),
         *_ensemble(config),
-        *(f"Penalty on {side}: {_describe_penalty(settings)}." for side, settings in _sides(config)),
+        *(
+            f"Penalty on {side}: {_describe_penalty(settings)}."
+            for side, settings in _sides(config)
+        ),
         f"Optimizer: {_describe_optimizer(config)}.",
         *_blend(config),
     ]
@@ -230,32 +301,67 @@ def _describe_training(config: TrainConfig, report: Mapping[str, Any]) -> str:
 def _blend(config: TrainConfig) -> list[str]:
     found = []
     if config.blend.start:
-        found.append(f"Saved: the mean of the trained network and of that with which ranking began, the latter with "
-                     f"the share {_number(config.blend.start)} (WiSE-FT).")
+        found.append(
+            "Saved: the mean of the trained network and of that with which ranking "
+            "began, the latter with "
+            f"the share {_number(config.blend.start)} (WiSE-FT)."
+        )
     if config.blend.terms is not None:
-        found.append(f"Output biases were then shifted to {config.blend.terms} active terms a document on a sample.")
+        found.append(
+            f"Output biases were then shifted to {config.blend.terms} active terms a "
+            "document on a sample."
+        )
     return found
 
 
 def _warm_start(config: TrainConfig) -> list[str]:
     warm = config.warm_start
-    begun = [("The output layer began with the backbone's own vector of each token read alone, and with "
-              f"{warm.active_terms} active terms a document.")] if warm.head == "token_vectors" else []
+    begun = (
+        [
+            (
+                "The output layer began with the backbone's own vector of each token read alone, "
+                "and with "
+                f"{warm.active_terms} active terms a document."
+            )
+        ]
+        if warm.head == "token_vectors"
+        else []
+    )
     if not warm.steps:
         return begun
     if warm.objective != "bag_of_words":
-        kind = {"clm": "next-token prediction (clm)", "mntp": "masked next-token prediction (mntp)"}[warm.objective]
-        packed = f" on documents joined to sequences of {warm.packed_length:,} tokens" if warm.packed_length else ""
-        return [(f"Adaptation: {warm.steps:,} of these steps of {kind}{packed}, and with weight "
-                 f"{_number(warm.relu_weight)} the same loss on log(1 + relu(logits)), "
-                 f"learning rate {_number(warm.learning_rate)}.")]
-    return [*begun, (f"Warm start: {warm.steps:,} of these steps with a bag-of-words objective (DupMAE), learning rate "
-             f"{_number(warm.learning_rate)}; ranking began with {warm.active_terms} active terms a document.")]
+        kind = {
+            "clm": "next-token prediction (clm)",
+            "mntp": "masked next-token prediction (mntp)",
+        }[warm.objective]
+        packed = (
+            f" on documents joined to sequences of {warm.packed_length:,} tokens"
+            if warm.packed_length
+            else ""
+        )
+        return [
+            (
+                f"Adaptation: {warm.steps:,} of these steps of {kind}{packed}, and with weight "
+                f"{_number(warm.relu_weight)} the same loss on log(1 + relu(logits)), "
+                f"learning rate {_number(warm.learning_rate)}."
+            )
+        ]
+    return [
+        *begun,
+        (
+            f"Warm start: {warm.steps:,} of these steps with a bag-of-words objective "
+            "(DupMAE), learning rate "
+            f"{_number(warm.learning_rate)}; ranking began with {warm.active_terms} active terms "
+            "a document."
+        ),
+    ]
 
 
 def _describe_loss(loss: LossSettings) -> str:
     shown = f"{_LOSSES[loss.name]}; weight {_number(loss.weight)}"
-    return shown if loss.name == "margin_mse" else f"{shown}, temperature {_number(loss.temperature)}"
+    return (
+        shown if loss.name == "margin_mse" else f"{shown}, temperature {_number(loss.temperature)}"
+    )
 
 
 def _describe_teacher(teacher: TeacherSettings) -> str:
@@ -273,8 +379,17 @@ def _describe_teacher(teacher: TeacherSettings) -> str:
 def _ensemble(config: TrainConfig) -> list[str]:
     if not config.teacher:
         return []
-    scaled = "scaled to 0..1 for each query (min-max)" if config.ensemble.normalization == "minmax" else "as they are"
-    return [f"Target: the teachers' scores {scaled}, their weighted mean, times {_number(config.ensemble.scale)}."]
+    scaled = (
+        "scaled to 0..1 for each query (min-max)"
+        if config.ensemble.normalization == "minmax"
+        else "as they are"
+    )
+    return [
+        (
+            f"Target: the teachers' scores {scaled}, their weighted mean, times "
+            f"{_number(config.ensemble.scale)}."
+        )
+    ]
 
 
 def _sides(config: TrainConfig) -> list[tuple[str, PenaltySettings]]:
@@ -306,12 +421,20 @@ def _describe_penalty(settings: PenaltySettings) -> str:
 
 def _describe_optimizer(config: TrainConfig) -> str:
     chosen = config.optimizer
-    parts = [f"AdamW with learning rate {_number(chosen.learning_rate)}", f"{chosen.warmup_steps:,} warm-up steps",
-             _SCHEDULES[chosen.schedule], f"weight decay {_number(chosen.weight_decay)}"]
+    parts = [
+        f"AdamW with learning rate {_number(chosen.learning_rate)}",
+        f"{chosen.warmup_steps:,} warm-up steps",
+        _SCHEDULES[chosen.schedule],
+        f"weight decay {_number(chosen.weight_decay)}",
+    ]
     if config.model.query == "learned" and chosen.query_learning_rate is not None:
         parts.append(f"query weights with {_number(chosen.query_learning_rate)}")
     clipped = chosen.max_grad_norm
-    parts.append("no gradient clipping" if clipped is None else f"gradients clipped to a norm of {_number(clipped)}")
+    parts.append(
+        "no gradient clipping"
+        if clipped is None
+        else f"gradients clipped to a norm of {_number(clipped)}"
+    )
     return ", ".join(parts)
 
 
@@ -322,22 +445,41 @@ def _describe_sparsity(config: TrainConfig, report: Mapping[str, Any]) -> str:
         if report.get(key) is None:
             facts.append(f"Active terms of {side}: {_NOT_STATED}.")
             continue
-        aimed = "" if settings.target_terms is None else f" (asked for: {_number(settings.target_terms)})"
+        aimed = (
+            ""
+            if settings.target_terms is None
+            else f" (asked for: {_number(settings.target_terms)})"
+        )
         if side == "documents" and config.blend != BlendSettings():
             aimed = " over a sample of the training documents, after the blend"
-        facts.append(f"Active terms of {side}: {_finite(report, key, 'report'):.1f} on average{aimed}.")
-    return _bullets([*facts, *(f"Target missed: {missed}." for missed in report.get("missed_targets", ()))])
+        facts.append(
+            f"Active terms of {side}: {_finite(report, key, 'report'):.1f} on average{aimed}."
+        )
+    return _bullets(
+        [*facts, *(f"Target missed: {missed}." for missed in report.get("missed_targets", ()))]
+    )
 
 
 def _describe_dev(config: TrainConfig, report: Mapping[str, Any]) -> str:
     if report.get("best_dev") is None:
         return "Nothing was measured during training; the model is that of the last step."
-    sets = ", ".join(f"{_escape(_named(dev.name or Path(dev.path).name))} ({_escape(dev.measure)})"
-                     for dev in config.dev)
-    facts = [(f"Best mean over {sets or 'the development sets'}: {_finite(report, 'best_dev', 'report'):.4f}, "
-              f"after step {_finite(report, 'best_step', 'report'):,}. This is the model that was saved.")]
+    sets = ", ".join(
+        f"{_escape(_named(dev.name or Path(dev.path).name))} ({_escape(dev.measure)})"
+        for dev in config.dev
+    )
+    facts = [
+        (
+            f"Best mean over {sets or 'the development sets'}: "
+            f"{_finite(report, 'best_dev', 'report'):.4f}, "
+            f"after step {_finite(report, 'best_step', 'report'):,}. This is the model that was "
+            "saved."
+        )
+    ]
     single = report.get("dev") or {}
-    facts += [f"{_escape(_named(str(name)))}: {_finite(single, name, 'report.dev'):.4f}" for name in single]
+    facts += [
+        f"{_escape(_named(str(name)))}: {_finite(single, name, 'report.dev'):.4f}"
+        for name in single
+    ]
     return _bullets(facts)
 
 
@@ -345,7 +487,9 @@ def _describe_measured(measured: Sequence[Mapping[str, Any]]) -> str:
     if not measured:
         return "Nothing was measured."
     keys = [key for key in MEASURED_COLUMNS if any(key in row for row in measured)]
-    keys += [key for key in dict.fromkeys(key for row in measured for key in row) if key not in keys]
+    keys += [
+        key for key in dict.fromkeys(key for row in measured for key in row) if key not in keys
+    ]
     rows = []
     for number, row in enumerate(measured):
         _take(row, "collection", f"measured[{number}]")
@@ -370,7 +514,8 @@ def _describe_command(command: str | None) -> str:
         return f"{_NOT_STATED.capitalize()}."
     try:
         words = shlex.split(command)
-    except ValueError:  # an open quote: cut it at spaces then, for it must not be shown as it stands
+    # an open quote: cut it at spaces then, for it must not be shown as it stands
+    except ValueError:
         words = command.split()
     return _fence(" ".join(_show_word(word) for word in words), "bash")
 
@@ -379,14 +524,22 @@ def _show_word(word: str) -> str:
     if word in _SHELL_SIGNS:
         return word
     option, equals, value = word.partition("=")
-    return shlex.quote(option + equals + _shown(value)) if equals and "/" not in option else shlex.quote(_shown(word))
+    return (
+        shlex.quote(option + equals + _shown(value))
+        if equals and "/" not in option
+        else shlex.quote(_shown(word))
+    )
 
 
 def _shown(name: str) -> str:
-    """What a model or a word of a command may show: a hub name as it is, of a path the last component."""
+    """What a model or a word of a command may show: a hub name as it is, of a path the last
+    component.
+    """
     if "/" not in name and not _PATH_START.match(name):
         return name
-    is_hub_name = _HUB_NAME.fullmatch(name) and not _FILE_ENDING.search(name) and not Path(name).exists()
+    is_hub_name = (
+        _HUB_NAME.fullmatch(name) and not _FILE_ENDING.search(name) and not Path(name).exists()
+    )
     return name if is_hub_name else _last(name)
 
 
@@ -400,20 +553,33 @@ def _last(path: str) -> str:
 
 
 def _without_paths(config: TrainConfig) -> TrainConfig:
-    model = dataclasses.replace(config.model, start=_shown(config.model.start),
-                                idf=None if config.model.idf is None else _last(config.model.idf))
-    sources = tuple(dataclasses.replace(entry, path=_last(entry.path),
-                                        negatives=None if entry.negatives is None else _last(entry.negatives))
-                    for entry in config.data)
-    teachers = tuple(dataclasses.replace(entry, model=None if entry.model is None else _shown(entry.model))
-                     for entry in config.teacher)
+    model = dataclasses.replace(
+        config.model,
+        start=_shown(config.model.start),
+        idf=None if config.model.idf is None else _last(config.model.idf),
+    )
+    sources = tuple(
+        dataclasses.replace(
+            entry,
+            path=_last(entry.path),
+            negatives=None if entry.negatives is None else _last(entry.negatives),
+        )
+        for entry in config.data
+    )
+    teachers = tuple(
+        dataclasses.replace(entry, model=None if entry.model is None else _shown(entry.model))
+        for entry in config.teacher
+    )
     dev = tuple(dataclasses.replace(entry, path=_shown(entry.path)) for entry in config.dev)
     return dataclasses.replace(config, model=model, data=sources, teacher=teachers, dev=dev)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    shown = [cells if number == 1 else [_escape(cell) for cell in cells] for number, cells in enumerate(lines)]
+    shown = [
+        cells if number == 1 else [_escape(cell) for cell in cells]
+        for number, cells in enumerate(lines)
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in shown)
 
 

@@ -1,4 +1,5 @@
-"""What a training run keeps in its folder: checkpoints, the network with which ranking began, and the log.
+"""What a training run keeps in its folder: checkpoints, the network with which ranking began, and
+the log.
 
 It knows tensors and facts by their names, and nothing of training.
 """
@@ -33,9 +34,15 @@ def checkpoint_of(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step:07d}"
 
 
-def write_checkpoint(target: Path, write_weights: Callable[[Path], None], tensors: Mapping[str, Tensor],
-                     state: Mapping[str, Any]) -> None:
-    """A whole checkpoint or none: the network as ``write_weights`` writes it, tensors by name, JSON-able facts."""
+def write_checkpoint(
+    target: Path,
+    write_weights: Callable[[Path], None],
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    """A whole checkpoint or none: the network as ``write_weights`` writes it, tensors by name,
+    JSON-able facts.
+    """
     from safetensors.torch import save_file
 
     with files.building(target) as folder:
@@ -43,11 +50,16 @@ def write_checkpoint(target: Path, write_weights: Callable[[Path], None], tensor
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
         hashes = {name: files.sha256_of_file(folder / name) for name in (WEIGHTS, TENSORS)}
         whole = {**state, "sha256": hashes}
-        files.write_json(folder / _STATE, {"format": FORMAT, **whole, "state_sha256": files.sha256_of_json(whole)})
+        files.write_json(
+            folder / _STATE,
+            {"format": FORMAT, **whole, "state_sha256": files.sha256_of_json(whole)},
+        )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The facts of a checkpoint. Raises ``DamagedError``, or ``TrainingError`` for one of another release."""
+    """The facts of a checkpoint. Raises ``DamagedError``, or ``TrainingError`` for one of another
+    release.
+    """
     advice = f"delete {checkpoint} to go on from the checkpoint before it"
     try:
         state = files.read_json(checkpoint / _STATE)
@@ -56,7 +68,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "format" not in state:
         raise DamagedError(f"{checkpoint / _STATE} holds no state of a run; {advice}")
     if (found := state.pop("format")) != FORMAT:
-        raise TrainingError(f"{checkpoint} has the format {found!r}; this release resumes format {FORMAT}")
+        raise TrainingError(
+            f"{checkpoint} has the format {found!r}; this release resumes format {FORMAT}"
+        )
     if state.pop("state_sha256", None) != files.sha256_of_json(state):
         raise DamagedError(f"{checkpoint / _STATE} is not what was written; {advice}")
     return state
@@ -66,26 +80,40 @@ def check_files(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Raises ``DamagedError`` unless the files of a checkpoint are what was written."""
     for name, expected in state["sha256"].items():
         if not (checkpoint / name).is_file() or files.sha256_of_file(checkpoint / name) != expected:
-            raise DamagedError(f"{checkpoint / name} is missing or damaged; delete {checkpoint} to go on from the "
-                               "checkpoint before it")
+            raise DamagedError(
+                f"{checkpoint / name} is missing or damaged; delete {checkpoint} "
+                "to go on from the "
+                "checkpoint before it"
+            )
 
 
-def check_same_run(checkpoint: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
-    """Raises ``TrainingError``, naming the difference, when a checkpoint belongs to a run of another fingerprint."""
+def check_same_run(
+    checkpoint: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]
+) -> None:
+    """Raises ``TrainingError``, naming the difference, when a checkpoint belongs to a run of
+    another fingerprint.
+    """
     before, now = state["fingerprint"], json.loads(json.dumps(fingerprint))
     if before != now:
         place, was, asked = _first_difference(before, now, "")
-        raise TrainingError(f"{checkpoint} belongs to another run: {place} was {was!r:.80} and is now {asked!r:.80}; "
-                            "use the old configuration, data and models to go on, or another output folder to begin "
-                            "anew")
+        raise TrainingError(
+            f"{checkpoint} belongs to another run: {place} was {was!r:.80} and is "
+            f"now {asked!r:.80}; "
+            "use the old configuration, data and models to go on, or another "
+            "output folder to begin "
+            "anew"
+        )
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Keep the last ``keep``, and of each of them the step that was best so far, which a finished run is made of."""
+    """Keep the last ``keep``, and of each of them the step that was best so far, which a finished
+    run is made of.
+    """
     found = list_checkpoints(folder)
     kept = set(found[-keep:])
     for path in found[-keep:]:
-        with contextlib.suppress(DamagedError, TrainingError):  # an older one that is damaged harms no newer one
+        # an older one that is damaged harms no newer one
+        with contextlib.suppress(DamagedError, TrainingError):
             if (step := read_state(path)["progress"]["best_step"]) is not None:
                 kept.add(checkpoint_of(folder, step))
     for old in found:
@@ -107,14 +135,23 @@ def write_start(folder: Path, write_weights: Callable[[Path], None]) -> str:
 
 
 def find_start(folder: Path, sha256: str | None) -> Path:
-    """The file of ``write_start``. Raises ``TrainingError`` when there was none, ``DamagedError`` when it changed."""
+    """The file of ``write_start``. Raises ``TrainingError`` when there was none, ``DamagedError``
+    when it changed.
+    """
     path = folder / _START
     if sha256 is None:
-        raise TrainingError(f"{path} was never written, the network with which ranking began: it is kept only where "
-                            "blend.start was set from the first step on; drop it, or begin anew in another folder")
+        raise TrainingError(
+            f"{path} was never written, the network with which ranking began: it "
+            "is kept only where "
+            "blend.start was set from the first step on; drop it, or begin anew "
+            "in another folder"
+        )
     if not path.is_file() or files.sha256_of_file(path) != sha256:
-        raise DamagedError(f"{path} is missing or damaged, the network with which ranking began; blend.start needs it: "
-                           "put it back, drop blend.start, or begin anew in another folder")
+        raise DamagedError(
+            f"{path} is missing or damaged, the network with which ranking began; "
+            "blend.start needs it: "
+            "put it back, drop blend.start, or begin anew in another folder"
+        )
     return path
 
 
@@ -126,13 +163,17 @@ def exclusive(folder: Path, is_main: bool) -> Iterator[None]:
 
 
 class Log:
-    """``log.jsonl`` and TensorBoard. After a resume, lines behind the checkpoint are dropped and come again."""
+    """``log.jsonl`` and TensorBoard. After a resume, lines behind the checkpoint are dropped and
+    come again.
+    """
 
     def __init__(self, folder: Path, is_main: bool, first: int, *, tensorboard: bool) -> None:
         self._path, self._writer, self._is_main = folder / "log.jsonl", None, is_main
         if not is_main:
             return
-        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
+        text = (
+            self._path.read_text(encoding="utf-8", errors="replace") if self._path.is_file() else ""
+        )
         with files.atomic_writer(self._path) as stream:
             stream.writelines(line + "\n" for line in text.splitlines() if _step_of(line) <= first)
         if tensorboard:
@@ -170,7 +211,9 @@ def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *now]:
             if before.get(key) != now.get(key):
-                return _first_difference(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+                return _first_difference(
+                    before.get(key), now.get(key), f"{place}.{key}" if place else key
+                )
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for number, (one, other) in enumerate(zip(before, now, strict=True)):
             if one != other:

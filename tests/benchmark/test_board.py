@@ -59,22 +59,28 @@ def cell_of(board: Mapping[str, Any], system: str, dataset: str | None = None) -
 
 
 def read_markdown(text: str) -> list[list[list[str]]]:
-    """The tables of a Markdown text: a list of rows of cells for each, headers first, rules left out."""
+    """The tables of a Markdown text: a list of rows of cells for each, headers first, rules left
+    out.
+    """
     tables, now = [], []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):
-            now.append([cell.strip().replace("\\", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+            now.append(
+                [cell.strip().replace("\\", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            )
         elif now:
             tables.append([now[0], *now[2:]])
             now = []
     return tables
 
 
-# ------------------------------------------------------------------------------------------------ the board
+# --- the board ---
 
 
 def test_worked_example_of_one_data_set(board):
-    bm25, model, weak = (cell_of(board, system, "made") for system in ("bm25", "my_model+v1", "weak"))
+    bm25, model, weak = (
+        cell_of(board, system, "made") for system in ("bm25", "my_model+v1", "weak")
+    )
     assert bm25["nDCG@10"] == pytest.approx((G1 + G2 + G3) / 4)
     assert (bm25["delta"], bm25["p"], bm25["p_adjusted"], bm25["wins"]) == (None, None, None, None)
     assert model["delta"] == pytest.approx(1 - (G1 + G2 + G3) / 4)
@@ -83,7 +89,8 @@ def test_worked_example_of_one_data_set(board):
     assert weak["delta_low"] <= weak["delta"] <= weak["delta_high"] < model["delta"]
     assert bm25["low"] <= bm25["nDCG@10"] <= bm25["high"]
     assert model["low"] == model["high"] == 1.0
-    # of the 2 x 2 x 2 ways to exchange three differences of one sign, two are as far apart: the exact p is 1/4
+    # of the 2 x 2 x 2 ways to exchange three differences of one sign, two are as far apart: the
+    # exact p is 1/4
     assert model["p"] == pytest.approx(0.25, abs=0.02)
     # Holm over two systems: the smaller p counts twice, and no adjusted p is below a smaller one's
     assert model["p_adjusted"] == pytest.approx(min(1, 2 * min(model["p"], weak["p"])), abs=0.05)
@@ -129,7 +136,11 @@ def test_the_board_says_where_each_figure_comes_from(board, folders):
     found = cell_of(board, "weak", "made")["provenance"]
     row = read_row(folders[0] / "made" / "weak")
     assert found["run_sha256"] == row.result["run"]["sha256"]
-    assert (found["hash"], found["commit"], found["date"]) == ("hash of weak", "abc", "2026-01-02T03:04:05Z")
+    assert (found["hash"], found["commit"], found["date"]) == (
+        "hash of weak",
+        "abc",
+        "2026-01-02T03:04:05Z",
+    )
     assert found["command"] == "sparse-ir beir --model weak"
     assert found["processor"] == "Made CPU"
 
@@ -141,7 +152,9 @@ def test_a_system_without_a_data_set_narrows_the_mean_and_leaves_a_gap(tmp_path)
     assert list(found["datasets"]) == ["made", "other", "scifact"]
     lines = read_markdown(formats.format_markdown(found))[1]
     assert next(line for line in lines if line[0] == "my_model+v1")[2] == "–"
-    assert "--" in next(line for line in formats.format_latex(found).splitlines() if line.startswith(r"my\_model"))
+    assert "--" in next(
+        line for line in formats.format_latex(found).splitlines() if line.startswith(r"my\_model")
+    )
 
 
 def test_without_a_data_set_in_common_there_is_no_mean(tmp_path):
@@ -152,7 +165,10 @@ def test_without_a_data_set_in_common_there_is_no_mean(tmp_path):
     assert cell_of(found, "weak", "two")["delta"] is None
     assert formats.format_summary(found) == ""
     assert "none: no data set has all systems" in formats.format_markdown(found)
-    assert [line["dataset"] for line in csv.DictReader(io.StringIO(formats.format_csv(found)))] == ["one", "two"]
+    assert [line["dataset"] for line in csv.DictReader(io.StringIO(formats.format_csv(found)))] == [
+        "one",
+        "two",
+    ]
     assert r"\midrule" in formats.format_latex(found)
 
 
@@ -160,7 +176,12 @@ def test_other_measures_and_baselines(folders):
     found = make_board(read_rows(folders[0]), baseline="weak", measure="R@100")
     assert cell_of(found, "bm25", "made")["delta"] == pytest.approx(0.25)
     assert cell_of(found, "weak", "made")["delta"] is None
-    assert read_markdown(formats.format_summary(found))[0][0][:4] == ["system", "R@100", "95 %", "Δ weak"]
+    assert read_markdown(formats.format_summary(found))[0][0][:4] == [
+        "system",
+        "R@100",
+        "95 %",
+        "Δ weak",
+    ]
 
 
 def test_forums_of_cqadupstack_are_one_data_set_when_a_system_has_all_twelve(tmp_path):
@@ -169,13 +190,16 @@ def test_forums_of_cqadupstack_are_one_data_set_when_a_system_has_all_twelve(tmp
         write_dataset(tmp_path / "data", name, 2)
         for system, ranks in (("bm25", [1, 2]), ("half", [1, 1])):
             if system == "bm25" or number < 6:
-                write_row(tmp_path / "results", tmp_path / "data", name, system, ranks, p50=1.0 + number)
+                write_row(
+                    tmp_path / "results", tmp_path / "data", name, system, ranks, p50=1.0 + number
+                )
     found = read_rows(tmp_path / "results")
     board = make_board(found)
     assert list(board["datasets"]) == ["cqadupstack"]
     assert board["not_shown"] == [f"cqadupstack-{forum}/half" for forum in FORUMS[:6]]
     assert cell_of(board, "bm25", "cqadupstack")["nDCG@10"] == pytest.approx((G1 + G2) / 2)
-    assert cell_of(board, "bm25", "cqadupstack")["efficiency"]["p50_ms"] == 6.5  # the mean of 1 to 12
+    # the mean of 1 to 12
+    assert cell_of(board, "bm25", "cqadupstack")["efficiency"]["p50_ms"] == 6.5
     singly = make_board([row for row in found if row.dataset != "cqadupstack-tex"])
     assert len(singly["datasets"]) == 11
     assert singly["not_shown"] == []
@@ -186,7 +210,10 @@ def test_forums_count_alike_in_the_figure_and_in_all_that_is_said_of_it(tmp_path
     for forum in FORUMS:
         name, large = f"cqadupstack/{forum}", forum == "tex"
         write_dataset(tmp_path / "data", name, 60 if large else 2)
-        for system, ranks in (("bm25", [2] * 60 if large else [1, 1]), ("other", [1] * 60 if large else [2, 3])):
+        for system, ranks in (
+            ("bm25", [2] * 60 if large else [1, 1]),
+            ("other", [1] * 60 if large else [2, 3]),
+        ):
             write_row(tmp_path / "results", tmp_path / "data", name, system, ranks)
     write_dataset(tmp_path / "data", "made", 4)
     for system in ("bm25", "other"):
@@ -201,13 +228,24 @@ def test_forums_count_alike_in_the_figure_and_in_all_that_is_said_of_it(tmp_path
     assert (other["wins"], other["losses"]) == (60, 22)  # queries, whatever they weigh
     assert cell_of(board, "other")["delta"] == pytest.approx(other["delta"] / 2)
     # each forum by its queries: what the randomization test gets
-    weights = {query_id: 82 / (12 * (60 if query_id.startswith("tex/") else 2))
-               for row in averages.merge_groups(read_rows(tmp_path / "results")) if len(row.parts) == 12
-               for query_id in row.per_query["nDCG@10"]}
-    differences = [weights[query_id] * ((G1 - G2) if query_id.startswith("tex/") else
-                                        (G2 - G1 if query_id.endswith("q0") else G3 - G1)) for query_id in weights]
-    assert other["p"] == pytest.approx(significance.randomization_test(differences, samples=SAMPLES),
-                                       abs=0.002)
+    weights = {
+        query_id: 82 / (12 * (60 if query_id.startswith("tex/") else 2))
+        for row in averages.merge_groups(read_rows(tmp_path / "results"))
+        if len(row.parts) == 12
+        for query_id in row.per_query["nDCG@10"]
+    }
+    differences = [
+        weights[query_id]
+        * (
+            (G1 - G2)
+            if query_id.startswith("tex/")
+            else (G2 - G1 if query_id.endswith("q0") else G3 - G1)
+        )
+        for query_id in weights
+    ]
+    assert other["p"] == pytest.approx(
+        significance.randomization_test(differences, samples=SAMPLES), abs=0.002
+    )
 
 
 def test_a_board_with_forums_has_their_texts(tmp_path):
@@ -216,11 +254,23 @@ def test_a_board_with_forums_has_their_texts(tmp_path):
         write_dataset(tmp_path / "data", name, 2)
         for system, ranks in (("bm25", [1, 2]), ("other", [1, 1])):
             write_row(tmp_path / "results", tmp_path / "data", name, system, ranks)
-    report = benchmarking.leaderboard(tmp_path / "results", tmp_path / "board", data_dir=tmp_path / "data", documents=2,
-                                     verify=True)
+    report = benchmarking.leaderboard(
+        tmp_path / "results",
+        tmp_path / "board",
+        data_dir=tmp_path / "data",
+        documents=2,
+        verify=True,
+    )
     assert (report["verified_rows"], report["mean_over"]) == (24, ["cqadupstack"])
-    found = page.collect_queries(merge_forums(read_rows(tmp_path / "results")),
-                                    tmp_path / "results", tmp_path / "data", "bm25", "nDCG@10", 40, 2)["cqadupstack"]
+    found = page.collect_queries(
+        merge_forums(read_rows(tmp_path / "results")),
+        tmp_path / "results",
+        tmp_path / "data",
+        "bm25",
+        "nDCG@10",
+        40,
+        2,
+    )["cqadupstack"]
     assert found["total"] == 24
     assert [query["id"] for query in found["queries"]] == [f"{forum}/q1" for forum in FORUMS]
     query = found["queries"][0]
@@ -230,7 +280,7 @@ def test_a_board_with_forums_has_their_texts(tmp_path):
     assert found["documents"]["unix/d1"].startswith("answer 1 ")
 
 
-# ------------------------------------------------------------------------------------------------ published figures
+# --- published figures ---
 
 
 def test_published_figures_stand_apart_and_only_for_our_data_sets(board):
@@ -238,13 +288,18 @@ def test_published_figures_stand_apart_and_only_for_our_data_sets(board):
     found = {record["system"]: record for record in board["published"]}
     assert found["BM25 flat (Pyserini)"]["values"] == {"scifact": 0.6789}
     assert all(set(record["values"]) <= {"scifact"} for record in found.values())
-    assert all(record["mean"] is None for record in found.values())  # no one has published our set "made"
+    # no one has published our set "made"
+    assert all(record["mean"] is None for record in found.values())
     assert "Echo-Mistral-SPLADE" not in found  # only an average of 13 sets is known
     text = formats.format_markdown(board)
     assert text.index("## Data sets") < text.index("## Published elsewhere, not measured here")
     header, *lines = read_markdown(text)[2]
     assert header == ["nDCG@10", "kind", "scifact", "mean", "status", "source"]
-    assert next(line for line in lines if line[0] == "SPLADE-v3-Doc")[2:5] == ["0.6880", "–", "secondary"]
+    assert next(line for line in lines if line[0] == "SPLADE-v3-Doc")[2:5] == [
+        "0.6880",
+        "–",
+        "secondary",
+    ]
 
 
 def test_published_means_are_over_exactly_our_sets(tmp_path):
@@ -271,8 +326,11 @@ def test_a_set_of_another_size_has_no_published_figures(folders, monkeypatch):
         monkeypatch.setattr(datasets, "SIZES", {"scifact": (documents, queries)})
         board = make_board(found)
         assert board["published"] == []
-        assert (f"No published figures and no file of MTEB for scifact: it is not the published set of {documents} "
-                f"documents and {queries} queries.") in board["notes"]
+        assert (
+            "No published figures and no file of MTEB for scifact: it is not the published "
+            f"set of {documents} "
+            f"documents and {queries} queries."
+        ) in board["notes"]
         assert formats.make_mteb_files(found) == {}
 
 
@@ -283,12 +341,14 @@ def test_published_figures_can_be_chosen_or_left_out(folders):
     chosen = make_board(found, published="SPLADE-v3; TAS-B")["published"]
     assert {record["system"] for record in chosen} == {"SPLADE-v3", "TAS-B"}
     recall = make_board(found, measure="R@100")["published"]
-    assert {record["system"]: record["values"] for record in recall}["BM25 flat (Pyserini)"] == {"scifact": 0.9253}
+    assert {record["system"]: record["values"] for record in recall}["BM25 flat (Pyserini)"] == {
+        "scifact": 0.9253
+    }
     with pytest.raises(ConfigError, match="published system 'nobody' is unknown"):
         make_board(found, published="nobody")
 
 
-# ------------------------------------------------------------------------------------------------ formats
+# --- formats ---
 
 
 def test_the_summary_has_every_system_with_its_mean_and_its_cost(board):
@@ -301,13 +361,19 @@ def test_the_summary_has_every_system_with_its_mean_and_its_cost(board):
     assert model["Δ bm25"] == f"{mean['delta']:+.4f}"
     assert model["wins / ties / losses"] == "13 / 11 / 0"
     assert model["terms q / d"] == "4.0 / 12.0"
-    assert (model["MB"], model["docs/s"], model["p50 / p95 / p99 ms"]) == ("2.0", "88", "2.0 / 4.0 / 6.0")
+    assert (model["MB"], model["docs/s"], model["p50 / p95 / p99 ms"]) == (
+        "2.0",
+        "88",
+        "2.0 / 4.0 / 6.0",
+    )
     assert dict(zip(table[0], table[2], strict=True))["p"] == ""
 
 
 def test_csv_gives_every_figure_back_to_the_last_digit(board, folders):
     lines = list(csv.DictReader(io.StringIO(formats.format_csv(board))))
-    measured = {(line["system"], line["dataset"]): line for line in lines if line["origin"] == "measured"}
+    measured = {
+        (line["system"], line["dataset"]): line for line in lines if line["origin"] == "measured"
+    }
     assert len(measured) == 9  # three systems; two data sets and a mean
     for row in read_rows(folders[0]):
         line = measured[row.system, row.dataset]
@@ -321,10 +387,14 @@ def test_csv_gives_every_figure_back_to_the_last_digit(board, folders):
 
 def test_latex_has_the_same_columns_in_every_line(board):
     text = formats.format_latex(board)
-    body = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    body = [
+        line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line
+    ]
     assert {line.count("&") for line in body} == {8}
     assert r"\begin{tabular}{lrrrrrrrr}" in text
-    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")] == [1, 2, 1, 1]
+    assert [
+        text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")
+    ] == [1, 2, 1, 1]
     assert r"my\_model+v1 & \textbf{100.0} & \textbf{100.0}$^{\uparrow}$ & \textbf{100.0}" in text
     assert r"weak & 28.3 & 50.0$^{\downarrow}$ &" in text
     assert r"SPLADE-v3-Doc (secondary) & -- & 68.8 & -- & -- & -- & -- & -- & -- \\" in text
@@ -332,7 +402,8 @@ def test_latex_has_the_same_columns_in_every_line(board):
 
 def test_latex_and_markdown_escape_what_means_something_to_them():
     assert formats._escape_latex(r"a_b & 5% of $1 #2 {x} ~ ^ \y") == (
-        r"a\_b \& 5\% of \$1 \#2 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}y")
+        r"a\_b \& 5\% of \$1 \#2 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}y"
+    )
     assert formats._escape_markdown("a|b_c*<i>") == r"a\|b\_c\*\<i\>"
 
 
@@ -340,13 +411,26 @@ def test_mteb_files_have_its_layout(folders):
     made = formats.make_mteb_files(read_rows(folders[0]))
     revision = files.sha256_of_json(["hash of weak"])[:16]
     result = made[f"mteb/results/local__weak/{revision}/SciFact.json"]
-    assert set(result) == {"dataset_revision", "task_name", "mteb_version", "scores", "evaluation_time",
-                           "kg_co2_emissions"}
+    assert set(result) == {
+        "dataset_revision",
+        "task_name",
+        "mteb_version",
+        "scores",
+        "evaluation_time",
+        "kg_co2_emissions",
+    }
     (scores,) = result["scores"]["test"]
     row = read_row(folders[0] / "scifact" / "weak")
     assert scores["main_score"] == scores["ndcg_at_10"] == row.measures["nDCG@10"]
-    assert (scores["mrr_at_10"], scores["recall_at_100"]) == (row.measures["MRR@10"], row.measures["R@100"])
-    assert (scores["hf_subset"], scores["languages"], result["task_name"]) == ("default", ["eng-Latn"], "SciFact")
+    assert (scores["mrr_at_10"], scores["recall_at_100"]) == (
+        row.measures["MRR@10"],
+        row.measures["R@100"],
+    )
+    assert (scores["hf_subset"], scores["languages"], result["task_name"]) == (
+        "default",
+        ["eng-Latn"],
+        "SciFact",
+    )
     meta = made[f"mteb/results/local__weak/{revision}/model_meta.json"]
     assert (meta["name"], meta["revision"]) == ("local/weak", revision)
     assert len(made) == 6  # three systems; MTEB does not know the set "made"
@@ -358,28 +442,36 @@ def test_mteb_names_of_hub_models_and_of_all_data_sets(tmp_path):
     found = read_row(tmp_path / "results" / "fiqa" / "naver--splade-v3")
     found.result["system"]["revision"] = "0123abcd"
     made = formats.make_mteb_files([found])
-    assert set(made) == {"mteb/results/naver__splade-v3/0123abcd/FiQA2018.json",
-                         "mteb/results/naver__splade-v3/0123abcd/model_meta.json"}
-    assert made["mteb/results/naver__splade-v3/0123abcd/model_meta.json"]["name"] == "naver/splade-v3"
+    assert set(made) == {
+        "mteb/results/naver__splade-v3/0123abcd/FiQA2018.json",
+        "mteb/results/naver__splade-v3/0123abcd/model_meta.json",
+    }
+    assert (
+        made["mteb/results/naver__splade-v3/0123abcd/model_meta.json"]["name"] == "naver/splade-v3"
+    )
     for revision, folder in (("../../evil", "__.._evil"), ("refs/pr/1", "refs_pr_1"), ("..", "_")):
         found.result["system"]["revision"] = revision
         assert {name.rpartition("/")[0] for name in formats.make_mteb_files([found])} == {
-            f"mteb/results/naver__splade-v3/{folder}"}
+            f"mteb/results/naver__splade-v3/{folder}"
+        }
     public = {*BEIR_13, *GROUPS["cqadupstack"], "cqadupstack", "msmarco"}
     assert set(_TASKS) == public
 
 
-# ------------------------------------------------------------------------------------------------ the command
+# --- the command ---
 
 
 def test_the_command_writes_everything_and_twice_the_same(folders, tmp_path):
     results, data_dir = folders
-    report = benchmarking.leaderboard(results, tmp_path / "one", data_dir=data_dir, documents=2, verify=True)
+    report = benchmarking.leaderboard(
+        results, tmp_path / "one", data_dir=data_dir, documents=2, verify=True
+    )
     assert json.loads(json.dumps(report)) == report
     written = read_tree(tmp_path / "one")
     assert len(written) == report["files"] == 11
-    assert {name for name in written if "/" not in name} == {f"leaderboard.{end}" for end in (
-        "md", "csv", "tex", "json", "html")}
+    assert {name for name in written if "/" not in name} == {
+        f"leaderboard.{end}" for end in ("md", "csv", "tex", "json", "html")
+    }
     assert report["verified_rows"] == 6
     assert report["systems"]["weak"]["losses"] == 23
     assert report["mean_over"] == ["made", "scifact"]
@@ -391,7 +483,9 @@ def test_the_command_writes_everything_and_twice_the_same(folders, tmp_path):
 def test_a_changed_row_is_found_with_and_without_verifying(tmp_path):
     results, data_dir = write_results(tmp_path, {"made": {"bm25": [1, 2]}})
     with pytest.raises(DataError, match="row made/bm25: its data set 'made' is not in"):
-        benchmarking.leaderboard(results, tmp_path / "out", data_dir=tmp_path / "nowhere", verify=True)
+        benchmarking.leaderboard(
+            results, tmp_path / "out", data_dir=tmp_path / "nowhere", verify=True
+        )
     path = results / "made" / "bm25" / "result.json"
     good = path.read_text()
     path.write_text(good.replace('"nDCG@10": 0.8', '"nDCG@10": 0.9', 1))
@@ -407,37 +501,60 @@ def test_a_changed_row_is_found_with_and_without_verifying(tmp_path):
 
 def test_what_is_refused(folders, tmp_path):
     results, _ = folders
-    with pytest.raises(ConfigError, match=r"the baseline 'bm52' has no row, allowed: bm25, my_model\+v1, weak"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the baseline 'bm52' has no row, allowed: bm25, "
+        r"my_model\+v1, weak",
+    ):
         benchmarking.leaderboard(results, tmp_path / "out", baseline="bm52")
     with pytest.raises(DataError, match=r"empty holds no row \(DATASET/SYSTEM/result\.json\)"):
         benchmarking.leaderboard(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(ConfigError, match="-1 queries and 0 documents are not allowed; ask for 0 or more"):
+    with pytest.raises(
+        ConfigError, match="-1 queries and 0 documents are not allowed; ask for 0 or more"
+    ):
         benchmarking.leaderboard(results, tmp_path / "out", queries=-1)
 
 
 def test_rows_of_different_data_are_not_compared(tmp_path):
     results, data_dir = write_results(tmp_path, {"made": {"bm25": [1, 2]}})
-    (data_dir / "made" / "corpus.jsonl").write_text('{"_id": "d0", "text": "changed"}\n{"_id": "d1", "text": ""}\n')
+    (data_dir / "made" / "corpus.jsonl").write_text(
+        '{"_id": "d0", "text": "changed"}\n{"_id": "d1", "text": ""}\n'
+    )
     write_row(results, data_dir, "made", "weak", [1, 2])
-    with pytest.raises(DataError, match=r"made/bm25 and made/weak were measured on different data \(corpus_sha256\)"):
+    with pytest.raises(
+        DataError,
+        match=r"made/bm25 and made/weak were measured on different data "
+        r"\(corpus_sha256\)",
+    ):
         make_board(read_rows(results))
 
 
 def test_a_measure_deeper_than_the_run_is_left_out(tmp_path):
     results, _ = write_results(tmp_path, {"scifact": {"bm25": [1] * 200, "shallow": [1] * 200}})
     path = results / "scifact" / "shallow" / "result.json"
-    files.write_json(path, json.loads(path.read_text().replace('"hits_per_query": 1000', '"hits_per_query": 100')))
+    files.write_json(
+        path,
+        json.loads(path.read_text().replace('"hits_per_query": 1000', '"hits_per_query": 100')),
+    )
     board = make_board(read_rows(results), published="none")
     for name in (None, "scifact"):
         cell = cell_of(board, "shallow", name)
         assert (cell["nDCG@10"], cell["R@100"], cell["R@1000"]) == (1.0, 1.0, None)
         assert cell_of(board, "bm25", name)["R@1000"] == 1.0
     assert any("fewer hits per query than" in note for note in board["notes"])
-    assert "–" in next(line for line in formats.format_summary(board).splitlines() if "shallow" in line)
+    assert "–" in next(
+        line for line in formats.format_summary(board).splitlines() if "shallow" in line
+    )
     made = formats.make_mteb_files(read_rows(results))
-    (scores,) = next(of for name, of in made.items() if "shallow" in name and "SciFact" in name)["scores"]["test"]
+    (scores,) = next(of for name, of in made.items() if "shallow" in name and "SciFact" in name)[
+        "scores"
+    ]["test"]
     assert "recall_at_1000" not in scores and scores["recall_at_100"] == 1.0
-    with pytest.raises(DataError, match=r"row scifact/shallow has 100 hits per query, allowed: as many as R@1000"):
+    with pytest.raises(
+        DataError,
+        match=r"row scifact/shallow has 100 hits per query, allowed: as "
+        r"many as R@1000",
+    ):
         make_board(read_rows(results), measure="R@1000")
 
 
@@ -454,7 +571,10 @@ def test_systems_without_latency_and_with_equal_answers(tmp_path):
 
 
 def test_the_mean_of_pooled_queries_is_the_mean_of_the_means():
-    values: Sequence[Mapping[str, float]] = [{"a": 0.25, "b": 0.75}, {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.3}]
+    values: Sequence[Mapping[str, float]] = [
+        {"a": 0.25, "b": 0.75},
+        {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.3},
+    ]
     pooled = _pool(values, [0.5, 0.5])
     assert len(pooled) == 6
     assert sum(pooled.values()) / 6 == pytest.approx((0.5 + 0.45) / 2)

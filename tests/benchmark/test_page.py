@@ -1,4 +1,6 @@
-"""The page: its data and its escaping, read without a browser; and the page itself, worked in a headless Chromium."""
+"""The page: its data and its escaping, read without a browser; and the page itself, worked in a
+headless Chromium.
+"""
 
 from __future__ import annotations
 
@@ -68,15 +70,18 @@ def page(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def collect(folders: tuple[Path, Path], **options: Any) -> dict[str, dict[str, Any]]:
     given = {"baseline": "bm25", "measure": "nDCG@10", "queries": 40, "documents": 0, **options}
-    return collect_queries(read_rows(folders[0]), folders[0], given.pop("data_dir", folders[1]), **given)
+    return collect_queries(
+        read_rows(folders[0]), folders[0], given.pop("data_dir", folders[1]), **given
+    )
 
 
-# ------------------------------------------------------------------------------------------------ data
+# --- data ---
 
 
 def test_the_queries_that_differ_most_with_their_texts(folders):
     found = collect(folders, queries=2)["made"]
-    # model differs most in q3 (not found, first) and q2 (third, first); weak in q4 (first, not found) and q2
+    # model differs most in q3 (not found, first) and q2 (third, first); weak in q4 (first, not
+    # found) and q2
     assert [query["id"] for query in found["queries"]] == ["q2", "q3", "q4"]
     assert found["total"] == 6
     assert found["queries"][1]["values"] == {"bm25": 0.0, "model": 1.0, "weak": 0.0}
@@ -84,7 +89,13 @@ def test_the_queries_that_differ_most_with_their_texts(folders):
     assert found["queries"][1]["hits"] == {}
     assert found["documents"] == {}
     # q5 is the same for all
-    assert [query["id"] for query in collect(folders)["made"]["queries"]] == ["q0", "q1", "q2", "q3", "q4"]
+    assert [query["id"] for query in collect(folders)["made"]["queries"]] == [
+        "q0",
+        "q1",
+        "q2",
+        "q3",
+        "q4",
+    ]
     assert collect(folders, queries=0)["made"]["queries"] == []
 
 
@@ -118,8 +129,12 @@ def test_texts_of_other_data_than_the_rows_are_refused(tmp_path):
     folders = write_results(tmp_path, {"made": {"bm25": [1], "weak": [2]}})
     path = folders[1] / "made" / "queries.jsonl"
     path.write_text('{"_id": "q0", "text": "another question"}\n')
-    with pytest.raises(DataError, match=r"queries\.jsonl: sha256 is \w{64}, allowed: \w{64}, the queries that the rows "
-                                        "of made were measured on; name another data folder"):
+    with pytest.raises(
+        DataError,
+        match=r"queries\.jsonl: sha256 is \w{64}, allowed: \w{64}, the "
+        r"queries that the rows "
+        "of made were measured on; name another data folder",
+    ):
         collect(folders)
 
 
@@ -128,7 +143,7 @@ def test_data_sets_without_the_baseline_or_without_others_have_no_queries(tmp_pa
     assert collect(folders) == {}
 
 
-# ------------------------------------------------------------------------------------------------ escaping
+# --- escaping ---
 
 
 def test_the_page_holds_the_data_as_they_are_and_no_element_of_theirs(page, folders):
@@ -141,7 +156,9 @@ def test_the_page_holds_the_data_as_they_are_and_no_element_of_theirs(page, fold
     assert page.isascii() or not re.search("[\u2028\u2029]", page)
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "</SCRIPT >", "<!--<script>", "&amp;", "\u2029\x00\x1f\ud7ff", "]]>"])
+@pytest.mark.parametrize(
+    "text", [*HOSTILE, "</SCRIPT >", "<!--<script>", "&amp;", "\u2029\x00\x1f\ud7ff", "]]>"]
+)
 def test_no_text_leaves_the_script_element(text):
     embedded = _embed({text: [text]})
     assert json.loads(embedded) == {text: [text]}
@@ -151,22 +168,31 @@ def test_no_text_leaves_the_script_element(text):
 
 def test_the_template_is_filled_once_whatever_the_data_say(page):
     assert "@DATA@" in json.loads(Scripts(page).scripts[0])["details"]["made"]["queries"][3]["text"]
-    template = (Path(sparse_ir.__file__).parent / "resources" / "leaderboard.html").read_text(encoding="utf-8")
+    template = (Path(sparse_ir.__file__).parent / "resources" / "leaderboard.html").read_text(
+        encoding="utf-8"
+    )
     assert template.count("@DATA@") == 1
     assert page.startswith(template.split("@DATA@")[0])
     assert page.endswith(template.split("@DATA@")[1])
 
 
 def test_the_page_asks_nothing_of_the_network_and_writes_no_html():
-    template = (Path(sparse_ir.__file__).parent / "resources" / "leaderboard.html").read_text(encoding="utf-8")
-    assert re.findall(r"https?://[^\"']*", template) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+    template = (Path(sparse_ir.__file__).parent / "resources" / "leaderboard.html").read_text(
+        encoding="utf-8"
+    )
+    # a name, not an address
+    assert re.findall(r"https?://[^\"']*", template) == ["http://www.w3.org/2000/svg"]
     assert not re.search(r"\bsrc=|@import|url\(|fetch\(|XMLHttpRequest|WebSocket", template)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", template)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new "
+        r"Function",
+        template,
+    )
     assert "default-src 'none'" in template
     assert len(template.splitlines()) < 500
 
 
-# ------------------------------------------------------------------------------------------------ in the browser
+# --- in the browser ---
 
 # works the page as a reader would, and leaves what it saw in an attribute of the document
 PROBE = """<script>{
@@ -276,7 +302,10 @@ def test_tables_sort_by_figures_and_by_names(seen):
     assert others[0] == "Published elsewhere, not measured here"
     assert "SPLADE-v3-Doc" in others
     assert not set(ours) & set(others)
-    assert seen["bySet"][1][:2] == ["Published elsewhere, not measured here", "BGE-base-en-v1.5 (Pyserini, Lucene)"]
+    assert seen["bySet"][1][:2] == [
+        "Published elsewhere, not measured here",
+        "BGE-base-en-v1.5 (Pyserini, Lucene)",
+    ]
 
 
 @needs_chromium
@@ -292,7 +321,12 @@ def test_plots_show_every_system_inside_of_their_frames(seen):
 
 @needs_chromium
 def test_queries_are_listed_filtered_searched_and_opened(seen):
-    assert [text.split()[1] for text in (line.replace("▸", "") for line in seen["queries"])] == ["3", "2", "1", "0"]
+    assert [text.split()[1] for text in (line.replace("▸", "") for line in seen["queries"])] == [
+        "3",
+        "2",
+        "1",
+        "0",
+    ]
     assert (len(seen["wins"]), len(seen["losses"]), len(seen["searched"])) == (3, 1, 1)
     assert "question 0" in seen["losses"][0]
     assert "+1.0000" in seen["searched"][0]
@@ -323,5 +357,9 @@ def test_a_page_with_little_in_it(tmp_path):
     text = run_chromium(tmp_path / "out" / "leaderboard.html", "--dump-dom")
     assert 'data-ready="yes"' in text
     shown = text.split("<main>")[1].split("</main>")[0]
-    for sentence in ("No data set has all systems", "Nothing to compare.", "No data set has both bm25 and another"):
+    for sentence in (
+        "No data set has all systems",
+        "Nothing to compare.",
+        "No data set has both bm25 and another",
+    ):
         assert sentence in shown

@@ -1,4 +1,6 @@
-"""The suite on small sets: what a row holds, killed suites whose rows are the same, and data that do not fit."""
+"""The suite on small sets: what a row holds, killed suites whose rows are the same, and data that
+do not fit.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +83,11 @@ def run_suite(model: str, output: Path, **options: Any) -> dict[str, Any]:
 
 def lasting_files(output: Path) -> dict[str, bytes]:
     """Everything below a folder of rows that must be the same whenever it is made."""
-    return {name: content for name, content in read_tree(output).items()
-            if not name.endswith((TIMING, ".lock"))}
+    return {
+        name: content
+        for name, content in read_tree(output).items()
+        if not name.endswith((TIMING, ".lock"))
+    }
 
 
 def read_result(output: Path, dataset: str, system: str) -> dict[str, Any]:
@@ -93,15 +98,21 @@ def rewrite_qrels(folder: Path, change: Any) -> None:
     """Pass each judgement of a collection through a function."""
     path = folder / "qrels" / "test.tsv"
     header, *lines = path.read_text().splitlines()
-    path.write_text("\n".join([header, *("\t".join(change(*line.split("\t"))) for line in lines)]) + "\n")
+    path.write_text(
+        "\n".join([header, *("\t".join(change(*line.split("\t"))) for line in lines)]) + "\n"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ what a row holds
+# --- what a row holds ---
 
 
 def test_every_set_has_a_row_of_every_system_and_nothing_else_is_left(whole):
-    assert set(lasting_files(whole)) == {f"{name}/{system}/{file}" for name in SETS for system in ("bm25", "lexical")
-                                         for file in (RESULT, RUN)}
+    assert set(lasting_files(whole)) == {
+        f"{name}/{system}/{file}"
+        for name in SETS
+        for system in ("bm25", "lexical")
+        for file in (RESULT, RUN)
+    }
 
 
 def test_rows_are_verified_against_their_data(whole, data_dir):
@@ -111,7 +122,9 @@ def test_rows_are_verified_against_their_data(whole, data_dir):
 def test_a_row_says_what_the_single_commands_say(whole, data_dir, tmp_path):
     indexing.bm25(str(data_dir / "alpha"), tmp_path / "bm25")
     searching.search(tmp_path / "bm25", str(data_dir / "alpha"), tmp_path / "run.trec", tag="bm25")
-    measured = evaluating.evaluate(tmp_path / "run.trec", str(data_dir / "alpha"), measures="nDCG@10 R@100 R@1000 MRR@10")
+    measured = evaluating.evaluate(
+        tmp_path / "run.trec", str(data_dir / "alpha"), measures="nDCG@10 R@100 R@1000 MRR@10"
+    )
     result = read_result(whole, "alpha", "bm25")
     assert result["measures"] == {name: measured[name.replace("MRR", "RR")] for name in COLUMNS}
     assert result["run"]["sha256"] == results.sha256_of_content(tmp_path / "run.trec")
@@ -121,13 +134,27 @@ def test_the_facts_of_a_row(whole, data_dir):
     result = read_result(whole, "beta", "lexical")
     corpus = data_dir / "beta" / "corpus.jsonl"
     assert result["dataset"] == {
-        "name": "beta", "split": "test", "source": "beta", "documents": 24, "queries": 8, "judgements": 8,
-        "absent_documents": 0, "absent_queries": 0, "remove_identical": False, "relevance_level": 1,
+        "name": "beta",
+        "split": "test",
+        "source": "beta",
+        "documents": 24,
+        "queries": 8,
+        "judgements": 8,
+        "absent_documents": 0,
+        "absent_queries": 0,
+        "remove_identical": False,
+        "relevance_level": 1,
         "corpus_sha256": results.sha256_of_content(corpus),
         "queries_sha256": results.sha256_of_content(data_dir / "beta" / "queries.jsonl"),
-        "qrels_sha256": results.sha256_of_content(data_dir / "beta" / "qrels" / "test.tsv")}
+        "qrels_sha256": results.sha256_of_content(data_dir / "beta" / "qrels" / "test.tsv"),
+    }
     system = result["system"]
-    assert [system[key] for key in ("name", "kind", "model", "revision")] == ["lexical", "lexical", "lexical", None]
+    assert [system[key] for key in ("name", "kind", "model", "revision")] == [
+        "lexical",
+        "lexical",
+        "lexical",
+        None,
+    ]
     assert system["encoder"]["kind"] == "lexical"
     assert system["rule"]["folded"]
     assert len(system["hash"]) == 64
@@ -149,9 +176,17 @@ def test_what_a_clock_measured_stands_apart(whole):
 
 
 def test_efficiency_by_another_road(whole, data_dir):
-    documents = [set(terms) for terms in parts.analyze(d.contents for d in readers.read_documents(data_dir / "alpha"))]
-    queries = [set(terms) for terms in parts.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))]
-    share_d, share_q = (Counter(term for terms in texts for term in terms) for texts in (documents, queries))
+    documents = [
+        set(terms)
+        for terms in parts.analyze(d.contents for d in readers.read_documents(data_dir / "alpha"))
+    ]
+    queries = [
+        set(terms)
+        for terms in parts.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))
+    ]
+    share_d, share_q = (
+        Counter(term for terms in texts for term in terms) for texts in (documents, queries)
+    )
     flops = sum(share_q[term] / len(queries) * share_d[term] / len(documents) for term in share_q)
     found = read_result(whole, "alpha", "bm25")["efficiency"]
     assert found["flops"] == pytest.approx(flops)
@@ -162,8 +197,11 @@ def test_efficiency_by_another_road(whole, data_dir):
 
 def test_multifield_scores_are_those_of_its_two_fields_added(data_dir, tmp_path):
     documents = list(readers.read_documents(data_dir / "alpha"))
-    corpora = {"text": [d._replace(title="") for d in documents], "both": documents,
-               "title": [Document(d.doc_id, "", d.title) for d in documents]}
+    corpora = {
+        "text": [d._replace(title="") for d in documents],
+        "both": documents,
+        "title": [Document(d.doc_id, "", d.title) for d in documents],
+    }
     scores: dict[str, Run] = {}
     for name, corpus in corpora.items():
         parameters = Bm25(title=2.0 if name == "both" else 0.0)
@@ -173,8 +211,10 @@ def test_multifield_scores_are_those_of_its_two_fields_added(data_dir, tmp_path)
     assert any(scores["title"].values())
     for query_id, hits in scores["both"].items():
         text, title = (dict(scores[name][query_id]) for name in ("text", "title"))
-        assert dict(hits) == pytest.approx({doc_id: text.get(doc_id, 0) + 2 * title.get(doc_id, 0)
-                                            for doc_id in {*text, *title}}, rel=1e-6)
+        assert dict(hits) == pytest.approx(
+            {doc_id: text.get(doc_id, 0) + 2 * title.get(doc_id, 0) for doc_id in {*text, *title}},
+            rel=1e-6,
+        )
 
 
 def test_as_in_anserini_a_document_without_text_has_no_place_in_a_multifield_index(tmp_path):
@@ -185,37 +225,91 @@ def test_as_in_anserini_a_document_without_text_has_no_place_in_a_multifield_ind
 
 
 def test_both_fields_count_in_the_efficiency_of_multifield(data_dir, tmp_path):
-    run_suite("bm25-multifield", tmp_path / "rows", datasets="alpha", data_dir=data_dir, baselines="none")
+    run_suite(
+        "bm25-multifield", tmp_path / "rows", datasets="alpha", data_dir=data_dir, baselines="none"
+    )
     documents = list(readers.read_documents(data_dir / "alpha"))
-    fields = [set(terms) for part in ("title", "text") for terms in parts.analyze(getattr(d, part) for d in documents)]
-    queries = [set(terms) for terms in parts.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))]
+    fields = [
+        set(terms)
+        for part in ("title", "text")
+        for terms in parts.analyze(getattr(d, part) for d in documents)
+    ]
+    queries = [
+        set(terms)
+        for terms in parts.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))
+    ]
     found = read_result(tmp_path / "rows", "alpha", "bm25-multifield")["efficiency"]
     assert found["mean_document_terms"] == sum(map(len, fields)) / len(documents)
     assert found["flops"] == pytest.approx(
-        sum(term in field for query in queries for term in query for field in fields) / len(queries) / len(documents))
+        sum(term in field for query in queries for term in query for field in fields)
+        / len(queries)
+        / len(documents)
+    )
 
 
 def test_a_neural_model_by_its_own_name_and_options(tiny_folder, data_dir, tmp_path):
-    report = run_suite(f"tiny={tiny_folder}", tmp_path / "rows", datasets="gamma", data_dir=data_dir, baselines="none",
-                       hits=5, bits=4, max_length=16, top_k=20, keep=True)
+    report = run_suite(
+        f"tiny={tiny_folder}",
+        tmp_path / "rows",
+        datasets="gamma",
+        data_dir=data_dir,
+        baselines="none",
+        hits=5,
+        bits=4,
+        max_length=16,
+        top_k=20,
+        keep=True,
+    )
     assert list(report["rows"]) == ["gamma / tiny"]
     result = read_result(tmp_path / "rows", "gamma", "tiny")
     assert result["system"]["encoder"]["max_length"] == 16
     assert result["system"]["options"] == {"scale": None, "bits": 4, "fold": None}
     assert result["efficiency"]["mean_document_terms"] <= 20
-    assert max(Counter(line.split()[0] for line in run_lines(tmp_path / "rows" / "gamma" / "tiny")).values()) == 5
-    assert result["command"] == (f"sparse-ir beir --model tiny={tiny_folder} --baselines none --datasets gamma "
-                                 "--hits 5 --bits 4 --max-length 16 --top-k 20")
-    work, = (tmp_path / "rows" / ".work" / "gamma" / "tiny").iterdir()
+    assert (
+        max(
+            Counter(
+                line.split()[0] for line in run_lines(tmp_path / "rows" / "gamma" / "tiny")
+            ).values()
+        )
+        == 5
+    )
+    assert result["command"] == (
+        f"sparse-ir beir --model tiny={tiny_folder} --baselines none "
+        "--datasets gamma "
+        "--hits 5 --bits 4 --max-length 16 --top-k 20"
+    )
+    (work,) = (tmp_path / "rows" / ".work" / "gamma" / "tiny").iterdir()
     assert Vectors(work / "vectors").manifest["documents"] == SETS["gamma"]
     assert read_manifest(work / "index")["rule"] == result["system"]["rule"]
-    again = run_suite(f"tiny={tiny_folder}", tmp_path / "rows", datasets="gamma", data_dir=data_dir, baselines="none",
-                      hits=5, bits=4, max_length=16, top_k=20)
+    again = run_suite(
+        f"tiny={tiny_folder}",
+        tmp_path / "rows",
+        datasets="gamma",
+        data_dir=data_dir,
+        baselines="none",
+        hits=5,
+        bits=4,
+        max_length=16,
+        top_k=20,
+    )
     assert (again["rows_made"], again["rows_found"]) == (0, 1)
     assert not work.exists()
-    with pytest.raises(ConfigError, match=r"gamma/tiny is a row of something else \(fingerprint: [0-9a-f]{64} then, "):
-        run_suite(f"tiny={tiny_folder}", tmp_path / "rows", datasets="gamma", data_dir=data_dir, baselines="none",
-                  hits=5, bits=4, max_length=12, top_k=20)
+    with pytest.raises(
+        ConfigError,
+        match=r"gamma/tiny is a row of something else \(fingerprint: "
+        r"[0-9a-f]{64} then, ",
+    ):
+        run_suite(
+            f"tiny={tiny_folder}",
+            tmp_path / "rows",
+            datasets="gamma",
+            data_dir=data_dir,
+            baselines="none",
+            hits=5,
+            bits=4,
+            max_length=12,
+            top_k=20,
+        )
 
 
 def run_lines(folder: Path) -> list[str]:
@@ -226,12 +320,19 @@ def test_a_document_does_not_find_itself_where_queries_are_documents(data_dir, t
     folder = tmp_path / "data" / "arguana"
     shutil.copytree(data_dir / "alpha", folder)
     documents = [d for d in readers.read_documents(folder) if d.text][:6]
-    write_lines(folder / "queries.jsonl", [{"_id": d.doc_id, "text": d.contents} for d in documents])
+    write_lines(
+        folder / "queries.jsonl", [{"_id": d.doc_id, "text": d.contents} for d in documents]
+    )
     pairs = zip(documents, documents[1:] + documents[:1], strict=True)
     (folder / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"{one.doc_id}\t{other.doc_id}\t1\n" for one, other in pairs))
-    report = run_suite("bm25", tmp_path / "rows", datasets="arguana", data_dir=tmp_path / "data", hits=10)
-    shown = report["rows"]["arguana / bm25"]  # a measure that looks deeper than the run goes is none
+        "query-id\tcorpus-id\tscore\n"
+        + "".join(f"{one.doc_id}\t{other.doc_id}\t1\n" for one, other in pairs)
+    )
+    report = run_suite(
+        "bm25", tmp_path / "rows", datasets="arguana", data_dir=tmp_path / "data", hits=10
+    )
+    # a measure that looks deeper than the run goes is none
+    shown = report["rows"]["arguana / bm25"]
     assert {name for name, value in shown.items() if value is None} == {"R@100", "R@1000"}
     run = runs.read_run(tmp_path / "rows" / "arguana" / "bm25" / RUN)
     assert len(run) == 6
@@ -239,13 +340,19 @@ def test_a_document_does_not_find_itself_where_queries_are_documents(data_dir, t
     assert read_result(tmp_path / "rows", "arguana", "bm25")["dataset"]["remove_identical"]
 
 
-def test_sets_over_one_corpus_share_its_index_and_grades_count_as_their_level_says(data_dir, tmp_path, monkeypatch):
+def test_sets_over_one_corpus_share_its_index_and_grades_count_as_their_level_says(
+    data_dir, tmp_path, monkeypatch
+):
     shutil.copytree(data_dir / "alpha", tmp_path / "data" / "alpha")
     deep = tmp_path / "data" / "deep"
     shutil.copytree(data_dir / "alpha", deep)
     (deep / "corpus.jsonl").unlink()
-    rewrite_qrels(deep, lambda query_id, doc_id, _: (query_id, doc_id, "1" if query_id == "q0" else "2"))
-    monkeypatch.setitem(REGISTRY, "deep", Benchmark("deep", "deep", corpus_of="alpha", relevance_level=2))
+    rewrite_qrels(
+        deep, lambda query_id, doc_id, _: (query_id, doc_id, "1" if query_id == "q0" else "2")
+    )
+    monkeypatch.setitem(
+        REGISTRY, "deep", Benchmark("deep", "deep", corpus_of="alpha", relevance_level=2)
+    )
     monkeypatch.setitem(REGISTRY, "alpha", Benchmark("alpha", "alpha"))
     built, build = [], builder.build_bm25_index
 
@@ -263,19 +370,35 @@ def test_sets_over_one_corpus_share_its_index_and_grades_count_as_their_level_sa
     assert result["per_query"]["nDCG@10"]["q0"] > 0.0
 
 
-# ------------------------------------------------------------------------------------------------ killed and resumed
+# --- killed and resumed ---
 
 
 def run_killed(output: Path, data_dir: Path, rename: int) -> subprocess.CompletedProcess[str]:
     """The suite in a process that is killed at its ``rename``-th renaming, or ends."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(output), str(data_dir), str(rename)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False,
-                          env=changed_environment(dict(ENVIRONMENT)))
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(KILLED),
+        str(output),
+        str(data_dir),
+        str(rename),
+    ]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=changed_environment(dict(ENVIRONMENT)),
+    )
 
 
-# into the first vectors and then its index; into a run's writing and then, four rows later, into another set's vectors
+# into the first vectors and then its index; into a run's writing and then, four rows later, into
+# another set's vectors
 @pytest.mark.parametrize(("first", "second"), [(6, 8), (20, 33)])
-def test_a_suite_that_is_killed_twice_gives_the_same_bytes(whole, data_dir, tmp_path, first, second):
+def test_a_suite_that_is_killed_twice_gives_the_same_bytes(
+    whole, data_dir, tmp_path, first, second
+):
     for rename in (first, second):
         done = run_killed(tmp_path / "rows", data_dir, rename)
         assert done.returncode == -9, done.stderr
@@ -286,7 +409,9 @@ def test_a_suite_that_is_killed_twice_gives_the_same_bytes(whole, data_dir, tmp_
     assert lasting_files(tmp_path / "rows") == lasting_files(whole)
 
 
-def test_an_encoder_that_fails_halfway_is_taken_up_again(tiny_folder, data_dir, tmp_path, monkeypatch):
+def test_an_encoder_that_fails_halfway_is_taken_up_again(
+    tiny_folder, data_dir, tmp_path, monkeypatch
+):
     arguments = {"datasets": "alpha", "data_dir": data_dir, "baselines": "none", "shard_size": 8}
     run_suite(str(tiny_folder), tmp_path / "whole", **arguments)
     write, written = vectors.write_shard, []
@@ -301,7 +426,7 @@ def test_an_encoder_that_fails_halfway_is_taken_up_again(tiny_folder, data_dir, 
         patch.setattr(vectors, "write_shard", fail_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             run_suite(str(tiny_folder), tmp_path / "broken", **arguments)
-    begun, = (tmp_path / "broken" / ".work" / "alpha" / tiny_folder.name).iterdir()
+    (begun,) = (tmp_path / "broken" / ".work" / "alpha" / tiny_folder.name).iterdir()
     assert len(list((begun / "vectors" / "shards").glob("*.json"))) == 2
     run_suite(str(tiny_folder), tmp_path / "broken", **arguments)
     assert lasting_files(tmp_path / "broken") == lasting_files(tmp_path / "whole")
@@ -309,35 +434,48 @@ def test_an_encoder_that_fails_halfway_is_taken_up_again(tiny_folder, data_dir, 
 
 def test_finished_rows_are_not_made_again(whole, data_dir, tmp_path):
     output = shutil.copytree(whole, tmp_path / "rows")
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.*") if path.suffix != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns for path in output.rglob("*.*") if path.suffix != ".lock"
+    }
     report = run_suite("lexical", output, datasets="alpha,beta,gamma", data_dir=data_dir)
     assert (report["rows_made"], report["rows_found"]) == (0, 6)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert report["rows"]["alpha / bm25"]["nDCG@10"] == round(
-        read_result(whole, "alpha", "bm25")["measures"]["nDCG@10"], 4)
+        read_result(whole, "alpha", "bm25")["measures"]["nDCG@10"], 4
+    )
 
 
 def test_two_suites_do_not_write_into_one_folder(data_dir, tmp_path):
-    with files.write_lock(tmp_path / "rows" / "suite"), pytest.raises(LockedError, match="another process is writing"):
+    with (
+        files.write_lock(tmp_path / "rows" / "suite"),
+        pytest.raises(LockedError, match="another process is writing"),
+    ):
         run_suite("bm25", tmp_path / "rows", datasets="alpha", data_dir=data_dir)
 
 
-# ------------------------------------------------------------------------------------------------ what has changed
+# --- what has changed ---
 
 
-@pytest.mark.parametrize(("part", "line"), [
-    ("corpus.jsonl", '{"_id": "new", "title": "", "text": "new"}\n'),
-    ("queries.jsonl", '{"_id": "new", "text": "new"}\n'),
-    ("qrels/test.tsv", "q0\td1\t1\n"),
-])
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        ("corpus.jsonl", '{"_id": "new", "title": "", "text": "new"}\n'),
+        ("queries.jsonl", '{"_id": "new", "text": "new"}\n'),
+        ("qrels/test.tsv", "q0\td1\t1\n"),
+    ],
+)
 def test_a_changed_data_set_is_refused(whole, data_dir, tmp_path, part, line):
     output = shutil.copytree(whole, tmp_path / "rows")
     folder = shutil.copytree(data_dir / "alpha", tmp_path / "data" / "alpha")
     with (folder / part).open("a") as stream:
         stream.write(line)
     name = part.split("/")[0].removesuffix(".jsonl")
-    message = (rf"rows/alpha/bm25 is a row of something else \({name}_sha256: [0-9a-f]{{64}} then, [0-9a-f]{{64}} now\)"
-               "; delete it to have it made again, give the system another name with NAME=MODEL, or choose another")
+    message = (
+        rf"rows/alpha/bm25 is a row of something else \({name}_sha256: [0-9a-f]{{64}} "
+        rf"then, [0-9a-f]{{64}} now\)"
+        "; delete it to have it made again, give the system another name with NAME=MODEL, "
+        "or choose another"
+    )
     with pytest.raises(ConfigError, match=message):
         run_suite("bm25", output, datasets="alpha", data_dir=tmp_path / "data")
     assert lasting_files(output) == lasting_files(whole)
@@ -345,13 +483,21 @@ def test_a_changed_data_set_is_refused(whole, data_dir, tmp_path, part, line):
 
 def test_changed_options_are_refused(whole, data_dir, tmp_path):
     output = shutil.copytree(whole, tmp_path / "rows")
-    with pytest.raises(ConfigError, match=r"alpha/bm25 is a row of something else \(hits: 1000 then, 10 now\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"alpha/bm25 is a row of something else \(hits: 1000 "
+        r"then, 10 now\)",
+    ):
         run_suite("bm25", output, datasets="alpha", data_dir=data_dir, hits=10)
-    with pytest.raises(ConfigError, match=r"alpha/lexical is a row of something else \(options: .* 'bits': 4"):
+    with pytest.raises(
+        ConfigError,
+        match=r"alpha/lexical is a row of something else \(options: "
+        r".* 'bits': 4",
+    ):
         run_suite("lexical", output, datasets="alpha", data_dir=data_dir, bits=4)
 
 
-# ------------------------------------------------------------------------------------------------ data that do not fit
+# --- data that do not fit ---
 
 
 def test_judged_documents_and_queries_that_are_absent_are_counted(data_dir, tmp_path):
@@ -368,12 +514,28 @@ def test_judged_documents_and_queries_that_are_absent_are_counted(data_dir, tmp_
     assert verification.verify_rows(tmp_path / "rows", tmp_path / "data")[0]["ok"]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda query_id, doc_id, grade: (query_id, f"x{doc_id}", grade),
-     r"test.tsv: none of its 8 documents is in .*corpus.jsonl \(first: 'xd\d+'\), allowed: qrels of this data set"),
-    (lambda query_id, doc_id, grade: (f"x{query_id}", doc_id, grade),
-     r"test.tsv: none of its 8 queries is in .*queries.jsonl \(first: 'xq0'\), allowed: qrels of this data set"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda query_id, doc_id, grade: (query_id, f"x{doc_id}", grade),
+            (
+                r"test.tsv: none of its 8 documents is in .*corpus.jsonl \(first: 'xd\d+'\), "
+                r"allowed: "
+                r"qrels "
+                r"of this data set"
+            ),
+        ),
+        (
+            lambda query_id, doc_id, grade: (f"x{query_id}", doc_id, grade),
+            (
+                r"test.tsv: none of its 8 queries is in .*queries.jsonl \(first: 'xq0'\), allowed: "
+                r"qrels of "
+                r"this data set"
+            ),
+        ),
+    ],
+)
 def test_qrels_of_another_data_set_are_refused_before_any_work(data_dir, tmp_path, change, message):
     rewrite_qrels(shutil.copytree(data_dir / "alpha", tmp_path / "data" / "alpha"), change)
     with pytest.raises(DataError, match=message):
@@ -383,11 +545,18 @@ def test_qrels_of_another_data_set_are_refused_before_any_work(data_dir, tmp_pat
 
 def test_a_run_without_any_hit_is_an_error_that_names_the_row(data_dir, tmp_path):
     folder = shutil.copytree(data_dir / "alpha", tmp_path / "data" / "alpha")
-    write_lines(folder / "queries.jsonl", [{"_id": f"q{number}", "text": "zzzz"} for number in range(8)])
-    with pytest.raises(DataError, match=r"alpha / bm25: run: none of its 8 queries has both hits and judgements"):
+    write_lines(
+        folder / "queries.jsonl", [{"_id": f"q{number}", "text": "zzzz"} for number in range(8)]
+    )
+    with pytest.raises(
+        DataError,
+        match=r"alpha / bm25: run: none of its 8 queries has both hits "
+        r"and judgements",
+    ):
         run_suite("bm25", tmp_path / "rows", datasets="alpha", data_dir=tmp_path / "data")
     assert lasting_files(tmp_path / "rows").keys() <= {
-        name for name in read_tree(tmp_path / "rows") if name.startswith(".work/")}
+        name for name in read_tree(tmp_path / "rows") if name.startswith(".work/")
+    }
 
 
 def test_licensed_sets_are_skipped_with_a_note(whole, data_dir, tmp_path):
@@ -398,46 +567,75 @@ def test_licensed_sets_are_skipped_with_a_note(whole, data_dir, tmp_path):
 
 
 def test_options_that_cannot_be_are_refused_before_any_work(data_dir, tmp_path):
-    for options, message in (({"hits": 0}, "0 hits are not allowed"), ({"bits": 1}, "1 bits are not allowed"),
-                             ({"scale": -1.0}, "scale -1.0"), ({"datasets": "no"}, "data set 'no' is unknown")):
+    for options, message in (
+        ({"hits": 0}, "0 hits are not allowed"),
+        ({"bits": 1}, "1 bits are not allowed"),
+        ({"scale": -1.0}, "scale -1.0"),
+        ({"datasets": "no"}, "data set 'no' is unknown"),
+    ):
         with pytest.raises(ConfigError, match=message):
-            run_suite("bm25", tmp_path / "rows", **{"datasets": "alpha", "data_dir": data_dir, **options})
+            run_suite(
+                "bm25", tmp_path / "rows", **{"datasets": "alpha", "data_dir": data_dir, **options}
+            )
     assert not (tmp_path / "rows").exists()
 
 
-# ------------------------------------------------------------------------------------------------ systems and averages
+# --- systems and averages ---
 
 
 def test_query_weights_know_the_corpus_that_they_ask(tiny_folder, data_dir, tmp_path):
-    """Each set has its own IDF in them, as if it were built alone, and the network is loaded once."""
+    """Each set has its own IDF in them, as if it were built alone, and the
+    network is loaded once.
+    """
     indexing.idf(str(tiny_folder), str(data_dir / "alpha"), tmp_path / "idf.json")
     options = {"query_side": "static", "idf": tmp_path / "idf.json", "collection_idf": 0.5}
-    run_suite(f"tiny={tiny_folder}", tmp_path / "rows", datasets="alpha,beta", data_dir=data_dir, baselines="none",
-              **options)
+    run_suite(
+        f"tiny={tiny_folder}",
+        tmp_path / "rows",
+        datasets="alpha,beta",
+        data_dir=data_dir,
+        baselines="none",
+        **options,
+    )
     for name in ("alpha", "beta"):
         indexing.build(str(tiny_folder), str(data_dir / name), tmp_path / name, **options)
-        assert read_result(tmp_path / "rows", name, "tiny")["system"]["query"] \
+        assert (
+            read_result(tmp_path / "rows", name, "tiny")["system"]["query"]
             == read_manifest(tmp_path / name)["query"]
-    assert read_result(tmp_path / "rows", "alpha", "tiny")["system"]["query"] \
+        )
+    assert (
+        read_result(tmp_path / "rows", "alpha", "tiny")["system"]["query"]
         != read_result(tmp_path / "rows", "beta", "tiny")["system"]["query"]
+    )
 
 
 def test_systems_and_their_names(tiny_folder):
     assert suite.read_systems("naver/splade-v3, lexical", "bm25") == [
-        System("naver--splade-v3", "impact", "naver/splade-v3"), System("lexical", "lexical", "lexical"),
-        System("bm25", "bm25", "bm25")]
+        System("naver--splade-v3", "impact", "naver/splade-v3"),
+        System("lexical", "lexical", "lexical"),
+        System("bm25", "bm25", "bm25"),
+    ]
     assert suite.read_systems("default", "none") == [System("default", "impact", "default")]
-    assert suite.read_systems(f"mine={tiny_folder}", "none") == [System("mine", "impact", str(tiny_folder))]
+    assert suite.read_systems(f"mine={tiny_folder}", "none") == [
+        System("mine", "impact", str(tiny_folder))
+    ]
     assert suite.read_systems(str(tiny_folder), "none")[0].name == tiny_folder.name
     assert suite.read_systems("bm25", "bm25") == [System("bm25", "bm25", "bm25")]
     assert suite.read_systems("default", "none")[0].name == "default"
 
 
-@pytest.mark.parametrize(("model", "baselines", "message"), [
-    ("a/b,a--b", "none", r"two systems would be called 'a--b'; name one of them with NAME=MODEL"),
-    ("a/b", "bm26", r"baseline 'bm26' is unknown, allowed: bm25, .*lexical, or none alone"),
-    (" , ", "none", r"no system is named; name a model, or baselines"),
-])
+@pytest.mark.parametrize(
+    ("model", "baselines", "message"),
+    [
+        (
+            "a/b,a--b",
+            "none",
+            r"two systems would be called 'a--b'; name one of them with NAME=MODEL",
+        ),
+        ("a/b", "bm26", r"baseline 'bm26' is unknown, allowed: bm25, .*lexical, or none alone"),
+        (" , ", "none", r"no system is named; name a model, or baselines"),
+    ],
+)
 def test_systems_that_cannot_be_told_apart_or_found(model, baselines, message):
     with pytest.raises(ConfigError, match=message):
         suite.read_systems(model, baselines)
@@ -447,7 +645,11 @@ def test_systems_that_cannot_be_told_apart_or_found(model, baselines, message):
 def test_names_that_no_row_can_have_are_refused_before_any_work(data_dir, tmp_path, name):
     for folder in ("alpha", name):
         shutil.copytree(data_dir / "gamma", tmp_path / "data" / folder)
-    with pytest.raises(ConfigError, match=rf"data set '{name}', allowed: .*; rename the folder of the data set"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"data set '{name}', allowed: .*; rename the folder of "
+        rf"the data set",
+    ):
         run_suite("bm25", tmp_path / "rows", datasets="local", data_dir=tmp_path / "data")
     assert not (tmp_path / "rows").exists()
 
@@ -464,8 +666,11 @@ def test_the_report_puts_the_forums_together_and_averages_the_thirteen(data_dir,
     for name in {*BEIR_13, *GROUPS["cqadupstack"]} - {"scifact"}:  # the same set under each name
         folder = shutil.copytree(original, tmp_path / "rows" / name / "bm25")
         identical = name in ("arguana", "quora")
-        changed = {**result, "dataset": {**result["dataset"], "name": name, "source": name},
-                   "identity": {**result["identity"], "remove_identical": identical}}
+        changed = {
+            **result,
+            "dataset": {**result["dataset"], "name": name, "source": name},
+            "identity": {**result["identity"], "remove_identical": identical},
+        }
         (folder / RESULT).write_text(json.dumps(changed))
     report = run_suite("bm25", tmp_path / "rows", datasets="beir", data_dir=tmp_path / "data")
     assert (report["rows_made"], report["rows_found"]) == (0, 25)

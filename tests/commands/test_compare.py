@@ -1,4 +1,6 @@
-"""The verb ``compare``: worked differences, names, texts, runs as others write them, and what it refuses."""
+"""The verb ``compare``: worked differences, names, texts, runs as others write them, and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ RANKS = {"base": [1, 2, 2, 1, 0], "better": [1, 1, 1, 1, 1], "other": [2, 1, 2, 
 
 
 def write_run(path: Path, ranks: list[int], *, tag: str = "x", separator: str = " ") -> Path:
-    """Query qN finds dN at a rank, behind fillers; the lines stand in no order, and the ranks in them are wrong."""
+    """Query qN finds dN at a rank, behind fillers; the lines stand in no order, and the ranks in
+    them are wrong.
+    """
     lines = []
     for number, rank in enumerate(ranks, 1):
         found = [*(f"f{place}" for place in range(1, rank)), f"d{number}"] if rank else ["f1"]
-        lines += [separator.join((f"q{number}", "Q0", doc_id, "0", f"{9 - place}", tag)) + "\n"
-                  for place, doc_id in enumerate(found)]
+        lines += [
+            separator.join((f"q{number}", "Q0", doc_id, "0", f"{9 - place}", tag)) + "\n"
+            for place, doc_id in enumerate(found)
+        ]
     text = "".join(reversed(lines))
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
@@ -38,18 +44,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs of ``RANKS``, each in another form, with qrels and queries. Read only."""
     root = tmp_path_factory.mktemp("compare")
     (root / "qrels.txt").write_text("".join(f"q{number} 0 d{number} 1\n" for number in range(1, 6)))
-    write_lines(root / "queries.jsonl", [{"_id": f"q{number}", "text": f"question {number}"} for number in range(1, 5)]
-                + [{"_id": "q5", "text": "very " * 30}])
+    write_lines(
+        root / "queries.jsonl",
+        [{"_id": f"q{number}", "text": f"question {number}"} for number in range(1, 5)]
+        + [{"_id": "q5", "text": "very " * 30}],
+    )
     write_run(root / "base.trec", RANKS["base"])
     write_run(root / "better.txt.gz", RANKS["better"], separator="\t")
-    scores = {f"q{number}": {f"d{number}": 1.0, **({"f": 2.0} if rank == 2 else {})} if rank else {"f": 1.0}
-              for number, rank in enumerate(RANKS["other"], 1)}
+    scores = {
+        f"q{number}": {f"d{number}": 1.0, **({"f": 2.0} if rank == 2 else {})}
+        if rank
+        else {"f": 1.0}
+        for number, rank in enumerate(RANKS["other"], 1)
+    }
     (root / "other.json").write_text(json.dumps(scores))
     return root
 
 
 def run(folder: Path, *names: str, **options: Any) -> dict[str, Any]:
-    return compare(*(str(folder / name) for name in names), qrels=str(folder / "qrels.txt"), **options)
+    return compare(
+        *(str(folder / name) for name in names), qrels=str(folder / "qrels.txt"), **options
+    )
 
 
 def test_worked_example(folder):
@@ -87,18 +102,27 @@ def test_means_are_those_of_trec_eval(folder):
         query_id, _, doc_id, _, score, _ = line.split()
         scores.setdefault(query_id, {})[doc_id] = float(score)
     values = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"}).evaluate(scores)
-    assert found["nDCG@10"]["base"]["mean"] == pytest.approx(sum(of["ndcg_cut_10"] for of in values.values()) / 5)
+    assert found["nDCG@10"]["base"]["mean"] == pytest.approx(
+        sum(of["ndcg_cut_10"] for of in values.values()) / 5
+    )
 
 
 def test_queries_that_differ_most_with_their_texts(folder):
     found = run(folder, "base.trec", "better.txt.gz", queries=str(folder / "queries.jsonl"), show=2)
     shown = found["better against base, nDCG@10"]
     assert list(shown) == ["q5", "q2"]
-    assert shown["q2"] == {"baseline": pytest.approx(G2), "run": 1.0, "difference": pytest.approx(1 - G2),
-                           "text": "question 2"}
+    assert shown["q2"] == {
+        "baseline": pytest.approx(G2),
+        "run": 1.0,
+        "difference": pytest.approx(1 - G2),
+        "text": "question 2",
+    }
     assert shown["q5"]["text"].endswith("very …")
     assert len(shown["q5"]["text"]) <= 80
-    assert list(run(folder, "base.trec", "other.json")["other against base, nDCG@10"]) == ["q1", "q2"]
+    assert list(run(folder, "base.trec", "other.json")["other against base, nDCG@10"]) == [
+        "q1",
+        "q2",
+    ]
     assert "better against base, nDCG@10" not in run(folder, "base.trec", "better.txt.gz", show=0)
 
 
@@ -112,11 +136,17 @@ def test_equal_runs_have_no_queries_to_show_and_no_evidence(folder):
 
 def test_more_samples_and_another_seed_change_what_is_drawn_and_nothing_else(tmp_path):
     count = 40
-    (tmp_path / "qrels").write_text("".join(f"q{number} 0 d{number} 1\n" for number in range(1, count + 1)))
-    paths = [str(write_run(tmp_path / name, [1 + (number * step) % 4 for number in range(count)]))
-             for name, step in (("a", 1), ("b", 3))]
-    found = [compare(*paths, qrels=str(tmp_path / "qrels"), samples=99, seed=seed)["nDCG@10"]["b"]
-             for seed in (1, 1, 2)]
+    (tmp_path / "qrels").write_text(
+        "".join(f"q{number} 0 d{number} 1\n" for number in range(1, count + 1))
+    )
+    paths = [
+        str(write_run(tmp_path / name, [1 + (number * step) % 4 for number in range(count)]))
+        for name, step in (("a", 1), ("b", 3))
+    ]
+    found = [
+        compare(*paths, qrels=str(tmp_path / "qrels"), samples=99, seed=seed)["nDCG@10"]["b"]
+        for seed in (1, 1, 2)
+    ]
     assert found[0] == found[1] != found[2]
     assert found[0]["mean"] == found[2]["mean"]
     assert found[0]["p"] * 100 == pytest.approx(round(found[0]["p"] * 100))
@@ -127,49 +157,93 @@ def test_the_querys_own_document_can_be_left_out(tmp_path):
     for name, first in (("self", "d1"), ("clean", "d3")):
         (tmp_path / name).write_text(f"d1 Q0 {first} 1 9 x\nd1 Q0 d2 2 8 x\n")
     paths = [str(tmp_path / "self"), str(tmp_path / "clean")]
-    assert compare(*paths, qrels=str(tmp_path / "qrels"))["nDCG@10"]["self"]["mean"] == pytest.approx(G2)
+    assert compare(*paths, qrels=str(tmp_path / "qrels"))["nDCG@10"]["self"][
+        "mean"
+    ] == pytest.approx(G2)
     found = compare(*paths, qrels=str(tmp_path / "qrels"), remove_query=True)["nDCG@10"]
     assert (found["self"]["mean"], found["clean"]["mean"]) == (1.0, pytest.approx(G2))
 
 
 def test_queries_without_hits_and_without_judgements_are_counted(folder, tmp_path):
     (tmp_path / "short").write_text("q1 Q0 d1 1 1 x\nq9 Q0 d1 1 1 x\n")
-    found = compare(str(folder / "base.trec"), str(tmp_path / "short"), qrels=str(folder / "qrels.txt"))
-    assert found["runs"]["short"] == {"file": str(tmp_path / "short"), "queries_without_hits": 4,
-                                      "queries_not_judged": 1}
+    found = compare(
+        str(folder / "base.trec"), str(tmp_path / "short"), qrels=str(folder / "qrels.txt")
+    )
+    assert found["runs"]["short"] == {
+        "file": str(tmp_path / "short"),
+        "queries_without_hits": 4,
+        "queries_not_judged": 1,
+    }
     assert found["nDCG@10"]["short"]["mean"] == 0.2
 
 
 def test_the_command(folder):
-    arguments = (folder / "base.trec", f"best={folder / 'better.txt.gz'}", "--qrels", folder / "qrels.txt")
+    arguments = (
+        folder / "base.trec",
+        f"best={folder / 'better.txt.gz'}",
+        "--qrels",
+        folder / "qrels.txt",
+    )
     report = report_of("compare", *arguments, "--measures", "RR@10")
-    assert report == json.loads(json.dumps(compare(*map(str, arguments[:2]), qrels=str(arguments[3]),
-                                                   measures="RR@10")))
+    assert report == json.loads(
+        json.dumps(compare(*map(str, arguments[:2]), qrels=str(arguments[3]), measures="RR@10"))
+    )
     assert list(report["runs"]) == ["base", "best"]
 
 
-@pytest.mark.parametrize(("names", "options", "message"), [
-    (["base.trec"], {}, "1 runs are not enough to compare; name at least two"),
-    (["base.trec", "base.trec"], {}, r"two runs would be called 'base' \(.*\); name one with NAME=RUN"),
-    (["base.trec", "other.json"], {"baseline": "bm25"}, "the baseline 'bm25' is no run, allowed: base, other"),
-    (["base.trec", "other.json"], {"show": -1}, "-1 queries and 100000 samples are not allowed"),
-    (["base.trec", "other.json"], {"samples": 0}, "5 queries and 0 samples are not allowed"),
-    (["base.trec", "other.json"], {"seed": -1}, "the seed -1 is not allowed; use 0 or more"),
-    (["base.trec", "other.json"], {"measures": "nDCG@10,NumRet"}, "measure 'NumRet' is summed over the queries"),
-    (["base.trec", "other.json"], {"measures": "nDGC@10"}, "measure 'nDGC@10' is unknown"),
-])
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["base.trec"], {}, "1 runs are not enough to compare; name at least two"),
+        (
+            ["base.trec", "base.trec"],
+            {},
+            (
+                r"two runs would be called 'base' \(.*\); name one with "
+                r"NAME=RUN"
+            ),
+        ),
+        (
+            ["base.trec", "other.json"],
+            {"baseline": "bm25"},
+            "the baseline 'bm25' is no run, allowed: base, other",
+        ),
+        (
+            ["base.trec", "other.json"],
+            {"show": -1},
+            "-1 queries and 100000 samples are not allowed",
+        ),
+        (["base.trec", "other.json"], {"samples": 0}, "5 queries and 0 samples are not allowed"),
+        (["base.trec", "other.json"], {"seed": -1}, "the seed -1 is not allowed; use 0 or more"),
+        (
+            ["base.trec", "other.json"],
+            {"measures": "nDCG@10,NumRet"},
+            "measure 'NumRet' is summed over the queries",
+        ),
+        (["base.trec", "other.json"], {"measures": "nDGC@10"}, "measure 'nDGC@10' is unknown"),
+    ],
+)
 def test_what_cannot_be_compared(folder, names, options, message):
     with pytest.raises(ConfigError, match=message):
         run(folder, *names, **options)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", r"bad: run: none of its 0 queries has both hits and judgements"),
-    ("x1 Q0 d1 1 1 x\n", r"bad: run: none of its 1 queries has both hits and judgements \(first query.*'x1'"),
-    ("q1 Q0 d1 1 nan x\n", r"bad:1: score is nan, allowed: a finite number"),
-    ("q1 Q0 d1 1 x\n", r"bad:1: 5 columns"),
-    ("q1 Q0 d1 1 2 x\nq1 Q0 d1 2 1 x\n", r"bad:2: query 'q1' finds document 'd1' twice"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"bad: run: none of its 0 queries has both hits and judgements"),
+        (
+            "x1 Q0 d1 1 1 x\n",
+            (
+                r"bad: run: none of its 1 queries has both hits and judgements \(first "
+                r"query.*'x1'"
+            ),
+        ),
+        ("q1 Q0 d1 1 nan x\n", r"bad:1: score is nan, allowed: a finite number"),
+        ("q1 Q0 d1 1 x\n", r"bad:1: 5 columns"),
+        ("q1 Q0 d1 1 2 x\nq1 Q0 d1 2 1 x\n", r"bad:2: query 'q1' finds document 'd1' twice"),
+    ],
+)
 def test_broken_runs_are_named(folder, tmp_path, text, message):
     (tmp_path / "bad").write_text(text)
     with pytest.raises(DataError, match=message):
@@ -177,8 +251,9 @@ def test_broken_runs_are_named(folder, tmp_path, text, message):
 
 
 def test_an_error_is_one_line(folder):
-    assert error_of("compare", folder / "base.trec", folder / "none", "--qrels", folder / "qrels.txt").startswith(
-        f"{folder / 'none'}: no such run")
+    assert error_of(
+        "compare", folder / "base.trec", folder / "none", "--qrels", folder / "qrels.txt"
+    ).startswith(f"{folder / 'none'}: no such run")
     assert error_of("compare", "--qrels", folder / "qrels.txt") == "Missing argument 'RUN...'."
 
 

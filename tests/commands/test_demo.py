@@ -53,7 +53,9 @@ def test_the_figures_are_sane(report):
 def test_the_figures_are_those_of_the_runs_that_are_left(report, folder):
     qrels = readers.read_qrels(folder)
     for name, figures in report["systems"].items():
-        evaluation = measures.evaluate_run(runs.read_run(folder / f"{name}.trec"), qrels, ["nDCG@10", "R@100"])
+        evaluation = measures.evaluate_run(
+            runs.read_run(folder / f"{name}.trec"), qrels, ["nDCG@10", "R@100"]
+        )
         assert figures["questions"] == evaluation.num_queries == len(qrels)
         for measure, value in evaluation.mean.items():
             assert figures[measure] == pytest.approx(value, abs=5e-5)

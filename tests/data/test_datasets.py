@@ -1,4 +1,6 @@
-"""Data sets: the registry's facts, local folders, downloads from a server of our own, and archives that lie."""
+"""Data sets: the registry's facts, local folders, downloads from a server of our own, and archives
+that lie.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,27 @@ from shell import read_tree, write_collection
 
 from sparse_ir.data import datasets, readers
 from sparse_ir.data import download as download_module
-from sparse_ir.data.datasets import BEIR_13, BEIR_18, FORUMS, GROUPS, LICENSED, REGISTRY, SIZES, Benchmark, Collection
+from sparse_ir.data.datasets import (
+    BEIR_13,
+    BEIR_18,
+    FORUMS,
+    GROUPS,
+    LICENSED,
+    REGISTRY,
+    SIZES,
+    Benchmark,
+    Collection,
+)
 from sparse_ir.data.download import ATTEMPTS, Download, extract_archive
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.storage import files
 
 Members = dict[str, bytes]
-MADE = {"made/corpus.jsonl": b'{"_id": "d1", "title": "t", "text": "x"}\n',
-        "made/queries.jsonl": b'{"_id": "q1", "text": "x"}\n',
-        "made/qrels/test.tsv": b"query-id\tcorpus-id\tscore\nq1\td1\t1\n"}
+MADE = {
+    "made/corpus.jsonl": b'{"_id": "d1", "title": "t", "text": "x"}\n',
+    "made/queries.jsonl": b'{"_id": "q1", "text": "x"}\n',
+    "made/qrels/test.tsv": b"query-id\tcorpus-id\tscore\nq1\td1\t1\n",
+}
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -74,8 +88,16 @@ def write_zip(path: Path, members: Members) -> bytes:
     return path.read_bytes()
 
 
-def offer(server: Server, body: bytes, *, name: str = "made.zip", promised: int | None = None,
-          statuses: list[int] | None = None, md5: str | None = "", megabytes: float = 1.0) -> Download:
+def offer(
+    server: Server,
+    body: bytes,
+    *,
+    name: str = "made.zip",
+    promised: int | None = None,
+    statuses: list[int] | None = None,
+    md5: str | None = "",
+    megabytes: float = 1.0,
+) -> Download:
     """Put a file on the server; by default the published md5 is that of the body."""
     server.pages[f"/{name}"] = statuses or [], body, len(body) if promised is None else promised
     address = f"http://127.0.0.1:{server.server_address[1]}/{name}"
@@ -90,20 +112,25 @@ def register(monkeypatch: pytest.MonkeyPatch, download: Download, **facts: objec
 def no_traces(folder: Path) -> bool:
     """True when nothing but locks lies below the folder."""
     return all(name.endswith(".lock") for name in read_tree(folder)) and not any(
-        path.is_dir() for path in folder.iterdir())
+        path.is_dir() for path in folder.iterdir()
+    )
 
 
-# ------------------------------------------------------------------------------------------------ registry
+# --- registry ---
 
 
 def test_the_registry_has_the_sets_of_beir_and_marco():
     assert len(BEIR_18) == 18
     assert len(GROUPS["cqadupstack"]) == 12
     assert len(REGISTRY) == 13 + 12 + 4 + 3
-    assert {name for name, facts in REGISTRY.items() if facts.remove_identical} == {"arguana", "quora"}
+    assert {name for name, facts in REGISTRY.items() if facts.remove_identical} == {
+        "arguana",
+        "quora",
+    }
     assert {name for name, facts in REGISTRY.items() if facts.licence} == set(LICENSED)
-    assert {name: facts.relevance_level for name, facts in REGISTRY.items() if facts.relevance_level > 1} \
-        == {"trec-dl-2019": 2, "trec-dl-2020": 2}
+    assert {
+        name: facts.relevance_level for name, facts in REGISTRY.items() if facts.relevance_level > 1
+    } == {"trec-dl-2019": 2, "trec-dl-2020": 2}
     assert REGISTRY["msmarco"].split == "dev"
 
 
@@ -123,7 +150,8 @@ def test_sizes_of_published_sets():
     forums = [SIZES[name] for name in GROUPS["cqadupstack"]]
     assert tuple(map(sum, zip(*forums, strict=True))) == SIZES["cqadupstack"]
     has = datasets.has_published_size
-    assert has("scifact", 5183, 300) and has("fiqa", 57_600, 648) and has("mine", 1, 1)  # fiqa without empty texts
+    # fiqa without empty texts
+    assert has("scifact", 5183, 300) and has("fiqa", 57_600, 648) and has("mine", 1, 1)
     assert not has("scifact", 5183, 299) and not has("scifact", 5100, 300)
 
 
@@ -131,34 +159,50 @@ def test_names_are_expanded_in_order_and_once(tmp_path):
     write_collection(tmp_path / "mine", 12)
     (tmp_path / "no-collection").mkdir()
     expand = datasets.expand_names
-    assert expand("scifact, beir-13", tmp_path) == ["scifact", *(n for n in BEIR_13 if n != "scifact")]
+    assert expand("scifact, beir-13", tmp_path) == [
+        "scifact",
+        *(n for n in BEIR_13 if n != "scifact"),
+    ]
     assert expand("local", tmp_path) == ["mine"]
     assert expand("mine mine:train", tmp_path) == ["mine", "mine:train"]
     assert expand("beir", tmp_path)[13:25] == [f"cqadupstack-{forum}" for forum in FORUMS]
     assert len(expand("beir", tmp_path)) == 13 + 12 + 4
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    ("scifakt", r"data set 'scifakt' is unknown, allowed: trec-covid, .*, or the name of a BEIR folder .* in "),
-    ("no-collection", r"data set 'no-collection' is unknown"),
-    (" , ", r"data sets ' , ': none is named, or none lies in "),
-    ("local", r"data sets 'local': none is named, or none lies in "),
-])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            "scifakt",
+            (
+                r"data set 'scifakt' is unknown, allowed: trec-covid, .*, or the name of a BEIR "
+                r"folder .* in "
+            ),
+        ),
+        ("no-collection", r"data set 'no-collection' is unknown"),
+        (" , ", r"data sets ' , ': none is named, or none lies in "),
+        ("local", r"data sets 'local': none is named, or none lies in "),
+    ],
+)
 def test_names_that_mean_nothing_are_refused(tmp_path, names, message):
     (tmp_path / "no-collection").mkdir()
     with pytest.raises(ConfigError, match=message):
         datasets.expand_names(names, tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ local folders
+# --- local folders ---
 
 
 def test_a_local_folder_is_used_and_the_network_is_not_asked(tmp_path, monkeypatch, server):
     register(monkeypatch, offer(server, b"never read"))
     write_collection(tmp_path / "made", 12)
     found = datasets.fetch("made", tmp_path)
-    assert found == Collection("made", tmp_path / "made" / "corpus.jsonl", tmp_path / "made/queries.jsonl",
-                                          tmp_path / "made" / "qrels" / "test.tsv")
+    assert found == Collection(
+        "made",
+        tmp_path / "made" / "corpus.jsonl",
+        tmp_path / "made/queries.jsonl",
+        tmp_path / "made" / "qrels" / "test.tsv",
+    )
     assert server.asked == []
 
 
@@ -166,7 +210,10 @@ def test_known_rules_come_with_a_local_folder(tmp_path):
     for name in ("arguana", "cqadupstack/gis", "unknown"):
         write_collection(tmp_path / name, 12)
     assert datasets.find("arguana", tmp_path).remove_identical
-    assert datasets.find("cqadupstack-gis", tmp_path).corpus == tmp_path / "cqadupstack" / "gis" / "corpus.jsonl"
+    assert (
+        datasets.find("cqadupstack-gis", tmp_path).corpus
+        == tmp_path / "cqadupstack" / "gis" / "corpus.jsonl"
+    )
     assert not datasets.find("unknown", tmp_path).remove_identical
     assert datasets.find("scifact", tmp_path) is None
 
@@ -179,7 +226,9 @@ def test_another_split_is_another_name(tmp_path):
         datasets.find("mine", tmp_path)
 
 
-def test_a_folder_that_lacks_a_part_is_an_error_and_not_downloaded_over(tmp_path, monkeypatch, server):
+def test_a_folder_that_lacks_a_part_is_an_error_and_not_downloaded_over(
+    tmp_path, monkeypatch, server
+):
     register(monkeypatch, offer(server, b"never read"))
     (write_collection(tmp_path / "made", 12) / "queries.jsonl").unlink()
     with pytest.raises(DataError, match=r"no queries; looked for .*made/queries.jsonl and"):
@@ -191,7 +240,10 @@ def test_a_licensed_set_is_skipped_with_its_reason_unless_it_is_there(tmp_path):
     reason = datasets.reason_to_skip("bioasq", tmp_path)
     assert "need an account with BioASQ" in reason
     assert str(tmp_path / "bioasq") in reason
-    with pytest.raises(ConfigError, match="data set 'bioasq' is not freely available: its documents need an account"):
+    with pytest.raises(
+        ConfigError,
+        match="data set 'bioasq' is not freely available: its documents need an account",
+    ):
         datasets.fetch("bioasq", tmp_path)
     write_collection(tmp_path / "bioasq", 12)
     assert datasets.reason_to_skip("bioasq", tmp_path) is None
@@ -200,11 +252,15 @@ def test_a_licensed_set_is_skipped_with_its_reason_unless_it_is_there(tmp_path):
 
 
 def test_an_unknown_set_cannot_be_fetched(tmp_path):
-    with pytest.raises(ConfigError, match=r"data set 'mine' is not in .*, and its address is not known"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data set 'mine' is not in .*, and its address is not "
+        r"known",
+    ):
         datasets.fetch("mine", tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ downloads
+# --- downloads ---
 
 
 def test_a_good_archive_is_put_in_place_with_a_record_of_its_source(tmp_path, monkeypatch, server):
@@ -213,7 +269,7 @@ def test_a_good_archive_is_put_in_place_with_a_record_of_its_source(tmp_path, mo
     found = datasets.fetch("made", tmp_path / "data")
     assert [document.doc_id for document in readers.read_documents(found.corpus)] == ["d1"]
     assert readers.read_qrels(found.qrels) == {"q1": {"d1": 1}}
-    record, = json.loads((tmp_path / "data" / "made" / "source.json").read_text())
+    (record,) = json.loads((tmp_path / "data" / "made" / "source.json").read_text())
     assert (record["bytes"], record["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
     assert record["md5"] == record["md5_published"] == hashlib.md5(body).hexdigest()
     kept = set(read_tree(tmp_path / "data"))
@@ -222,21 +278,30 @@ def test_a_good_archive_is_put_in_place_with_a_record_of_its_source(tmp_path, mo
     assert server.asked == ["/made.zip"]
 
 
-def test_an_archive_of_unknown_checksum_is_taken_and_what_was_observed_is_recorded(tmp_path, monkeypatch, server):
+def test_an_archive_of_unknown_checksum_is_taken_and_what_was_observed_is_recorded(
+    tmp_path, monkeypatch, server
+):
     body = write_zip(tmp_path / "made.zip", MADE)
     register(monkeypatch, offer(server, body, md5=None))
     datasets.fetch("made", tmp_path)
-    record, = json.loads((tmp_path / "made" / "source.json").read_text())
+    (record,) = json.loads((tmp_path / "made" / "source.json").read_text())
     assert record["md5_published"] is None
     assert record["sha256"] == hashlib.sha256(body).hexdigest()
 
 
-def test_queries_and_qrels_beside_a_shared_corpus_are_brought_into_beirs_layout(tmp_path, monkeypatch, server):
+def test_queries_and_qrels_beside_a_shared_corpus_are_brought_into_beirs_layout(
+    tmp_path, monkeypatch, server
+):
     register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", MADE)))
     queries = offer(server, gzip.compress(b"19\tfirst \xc3\xa4\n20\tsecond\n"), name="asked.tsv.gz")
     qrels = offer(server, b"19 0 d1 3\n19 0 d7 0\n", name="2019qrels.txt")
-    monkeypatch.setitem(REGISTRY, "deep", Benchmark("deep", "deep", corpus_of="made", queries=queries,
-                                                               qrels=qrels, relevance_level=2))
+    monkeypatch.setitem(
+        REGISTRY,
+        "deep",
+        Benchmark(
+            "deep", "deep", corpus_of="made", queries=queries, qrels=qrels, relevance_level=2
+        ),
+    )
     found = datasets.fetch("deep", tmp_path)
     assert (found.corpus, found.relevance_level) == (tmp_path / "made" / "corpus.jsonl", 2)
     assert list(readers.read_queries(found.queries)) == [("19", "first ä"), ("20", "second")]
@@ -245,14 +310,20 @@ def test_queries_and_qrels_beside_a_shared_corpus_are_brought_into_beirs_layout(
 
 
 def test_a_busy_server_is_asked_again(tmp_path, monkeypatch, server):
-    register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", MADE), statuses=[503, 429]))
+    register(
+        monkeypatch, offer(server, write_zip(tmp_path / "made.zip", MADE), statuses=[503, 429])
+    )
     assert datasets.fetch("made", tmp_path).name == "made"
     assert len(server.asked) == 3
 
 
 def test_a_missing_page_is_not(tmp_path, monkeypatch, server):
     register(monkeypatch, offer(server, b"", statuses=[404] * 9))
-    with pytest.raises(DataError, match=r"made.zip cannot be downloaded \(404 .*\); try again later, or put"):
+    with pytest.raises(
+        DataError,
+        match=r"made.zip cannot be downloaded \(404 .*\); try again "
+        r"later, or put",
+    ):
         datasets.fetch("made", tmp_path)
     assert len(server.asked) == 1
     assert no_traces(tmp_path)
@@ -274,13 +345,26 @@ def test_a_connection_that_breaks_each_time_is_given_up(tmp_path, monkeypatch, s
 
 
 @pytest.mark.parametrize("promised", [-1, None])
-def test_a_truncated_archive_is_refused_whether_its_checksum_is_known_or_not(tmp_path, monkeypatch, server, promised):
+def test_a_truncated_archive_is_refused_whether_its_checksum_is_known_or_not(
+    tmp_path, monkeypatch, server, promised
+):
     body = write_zip(tmp_path / "made.zip", MADE)
-    register(monkeypatch, offer(server, body[:-100], promised=promised, md5=hashlib.md5(body).hexdigest()))
-    with pytest.raises(DataError, match=r"made.zip: md5 is [0-9a-f]{32}, allowed: [0-9a-f]{32}; the file was changed"):
+    register(
+        monkeypatch,
+        offer(server, body[:-100], promised=promised, md5=hashlib.md5(body).hexdigest()),
+    )
+    with pytest.raises(
+        DataError,
+        match=r"made.zip: md5 is [0-9a-f]{32}, allowed: [0-9a-f]{32}; "
+        r"the file was changed",
+    ):
         datasets.fetch("made", tmp_path / "data")
     register(monkeypatch, offer(server, body[:-100], promised=promised, md5=None))
-    with pytest.raises(DataError, match=r"made.zip is not a whole zip file \(.*\); download it again"):
+    with pytest.raises(
+        DataError,
+        match=r"made.zip is not a whole zip file \(.*\); download it "
+        r"again",
+    ):
         datasets.fetch("made", tmp_path / "data")
     assert no_traces(tmp_path / "data")
 
@@ -288,13 +372,19 @@ def test_a_truncated_archive_is_refused_whether_its_checksum_is_known_or_not(tmp
 @pytest.mark.parametrize("promised", [-1, None])
 def test_a_download_larger_than_its_cap_is_stopped(tmp_path, monkeypatch, server, promised):
     register(monkeypatch, offer(server, os.urandom(4_000_000), promised=promised, megabytes=0.5))
-    with pytest.raises(DataError, match=r"made.zip is larger than 0.5 MB, which is all that is allowed for it"):
+    with pytest.raises(
+        DataError,
+        match=r"made.zip is larger than 0.5 MB, which is all that is "
+        r"allowed for it",
+    ):
         datasets.fetch("made", tmp_path)
     assert no_traces(tmp_path)
 
 
 class BreakingHandler(Handler):
-    """Closes the first two connections halfway; gives the rest of the same file (``tag``) to who asks for it."""
+    """Closes the first two connections halfway; gives the rest of the same file (``tag``) to who
+    asks for it.
+    """
 
     tags: tuple[str, ...]
 
@@ -316,13 +406,18 @@ class BreakingHandler(Handler):
 MIB = 1 << 20  # what is written at a time; the rest of a broken connection is lost
 
 
-@pytest.mark.parametrize(("tags", "begun"), [
-    (('"one"',) * 3, [None, 2 * MIB, 3 * MIB]),
-    (('"one"', '"two"', '"two"'), [None, 2 * MIB, 2 * MIB]),  # another file: from its beginning
-    (('W/"one"',) * 3, [None, None, None]),  # a weak tag does not promise the same bytes
-])
+@pytest.mark.parametrize(
+    ("tags", "begun"),
+    [
+        (('"one"',) * 3, [None, 2 * MIB, 3 * MIB]),
+        (('"one"', '"two"', '"two"'), [None, 2 * MIB, 2 * MIB]),  # another file: from its beginning
+        (('W/"one"',) * 3, [None, None, None]),  # a weak tag does not promise the same bytes
+    ],
+)
 def test_a_broken_download_goes_on_where_it_broke(tmp_path, monkeypatch, server, tags, begun):
-    monkeypatch.setattr(server, "RequestHandlerClass", type("Tagged", (BreakingHandler,), {"tags": tags}))
+    monkeypatch.setattr(
+        server, "RequestHandlerClass", type("Tagged", (BreakingHandler,), {"tags": tags})
+    )
     body = write_zip(tmp_path / "made.zip", {**MADE, "made/noise": os.urandom(4 * MIB + 1000)})
     register(monkeypatch, offer(server, body, megabytes=5.0))
     found = datasets.fetch("made", tmp_path / "data")
@@ -331,8 +426,12 @@ def test_a_broken_download_goes_on_where_it_broke(tmp_path, monkeypatch, server,
 
 
 def test_an_archive_without_the_folder_is_refused(tmp_path, monkeypatch, server):
-    register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", {"other/corpus.jsonl": b""})))
-    with pytest.raises(DataError, match=r"made.zip: no folder made in it; nothing was put in place"):
+    register(
+        monkeypatch, offer(server, write_zip(tmp_path / "made.zip", {"other/corpus.jsonl": b""}))
+    )
+    with pytest.raises(
+        DataError, match=r"made.zip: no folder made in it; nothing was put in place"
+    ):
         datasets.fetch("made", tmp_path / "data")
     assert no_traces(tmp_path / "data")
 
@@ -344,22 +443,36 @@ def test_an_archive_without_the_forum_is_refused(tmp_path, monkeypatch, server):
         datasets.fetch("made-gis", tmp_path / "data")
     assert no_traces(tmp_path / "data")
     (tmp_path / "data" / "made").mkdir()
-    with pytest.raises(DataError, match=r"data/made is there, but without made/gis; move it away to have it downl"):
+    with pytest.raises(
+        DataError,
+        match=r"data/made is there, but without made/gis; move it away "
+        r"to have it downl",
+    ):
         datasets.fetch("made-gis", tmp_path / "data")
 
 
-@pytest.mark.parametrize(("part", "reason"), [
-    ("made/queries.jsonl", r"no queries; looked for made/queries.jsonl and"),
-    ("made/corpus.jsonl", "no corpus; looked"),
-    ("made/qrels/test.tsv", "no qrels of split 'test', splits there: none"),
-])
-def test_an_archive_that_lacks_a_part_is_not_put_in_place(tmp_path, monkeypatch, server, part, reason):
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("made/queries.jsonl", r"no queries; looked for made/queries.jsonl and"),
+        ("made/corpus.jsonl", "no corpus; looked"),
+        ("made/qrels/test.tsv", "no qrels of split 'test', splits there: none"),
+    ],
+)
+def test_an_archive_that_lacks_a_part_is_not_put_in_place(
+    tmp_path, monkeypatch, server, part, reason
+):
     parts = {name: content for name, content in MADE.items() if name != part}
     register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", parts)))
-    with pytest.raises(DataError, match=rf"/made.zip: what came is not whole \(.*{reason}.*nothing was put in place"):
+    with pytest.raises(
+        DataError,
+        match=rf"/made.zip: what came is not whole "
+        rf"\(.*{reason}.*nothing was put in place",
+    ):
         datasets.fetch("made", tmp_path / "data")
     assert no_traces(tmp_path / "data")
-    register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", MADE)))  # mended at its source
+    # mended at its source
+    register(monkeypatch, offer(server, write_zip(tmp_path / "made.zip", MADE)))
     assert datasets.fetch("made", tmp_path / "data").name == "made"
 
 
@@ -371,7 +484,7 @@ def test_leftovers_of_a_killed_download_are_removed(tmp_path, monkeypatch, serve
     assert not left.exists()
 
 
-# ------------------------------------------------------------------------------------------------ archives
+# --- archives ---
 
 
 def link_to(target: str) -> tuple[zipfile.ZipInfo, bytes]:
@@ -381,17 +494,23 @@ def link_to(target: str) -> tuple[zipfile.ZipInfo, bytes]:
     return member, target.encode()
 
 
-@pytest.mark.parametrize(("member", "message"), [
-    ("../evil", r"member '../evil' leaves the folder; nothing was unpacked"),
-    ("made/../../evil", r"member 'made/../../evil' leaves the folder"),
-    ("/evil", r"member '/evil' has an absolute name or a backslash"),
-    ("C:evil", r"member 'C:evil' has an absolute name"),
-    ("made\\..\\evil", r"has an absolute name or a backslash"),
-    ("made/corpus.jsonl", r"member 'made/corpus.jsonl' stands there twice"),
-    ("made//corpus.jsonl", r"member 'made//corpus.jsonl' stands there twice"),
-    ("made/corpus.jsonl/x", r"member 'made/corpus.jsonl' is a file and a folder at once"),
-    ("made/" + "x" * 300, r"has a zero in its name, or more than 255 bytes between two slashes"),
-])
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("../evil", r"member '../evil' leaves the folder; nothing was unpacked"),
+        ("made/../../evil", r"member 'made/../../evil' leaves the folder"),
+        ("/evil", r"member '/evil' has an absolute name or a backslash"),
+        ("C:evil", r"member 'C:evil' has an absolute name"),
+        ("made\\..\\evil", r"has an absolute name or a backslash"),
+        ("made/corpus.jsonl", r"member 'made/corpus.jsonl' stands there twice"),
+        ("made//corpus.jsonl", r"member 'made//corpus.jsonl' stands there twice"),
+        ("made/corpus.jsonl/x", r"member 'made/corpus.jsonl' is a file and a folder at once"),
+        (
+            "made/" + "x" * 300,
+            r"has a zero in its name, or more than 255 bytes between two slashes",
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_dangerous_members_are_refused_before_anything_is_written(tmp_path, member, message):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -405,7 +524,11 @@ def test_dangerous_members_are_refused_before_anything_is_written(tmp_path, memb
 def test_a_link_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(*link_to("/etc/passwd"))
-    with pytest.raises(DataError, match=r"a.zip: member 'made/link' is a link or a device; nothing was unpacked"):
+    with pytest.raises(
+        DataError,
+        match=r"a.zip: member 'made/link' is a link or a device; "
+        r"nothing was unpacked",
+    ):
         extract_archive(tmp_path / "a.zip", tmp_path / "out", 1000)
 
 
@@ -420,7 +543,11 @@ def test_an_encrypted_member_is_refused(tmp_path):
 def test_a_zip_bomb_is_refused(tmp_path):
     body = write_zip(tmp_path / "a.zip", {"made/x": bytes(3_000_000)})
     assert len(body) < 5000
-    with pytest.raises(DataError, match=r"a.zip would unpack to 3000000 bytes, allowed: 2999999; nothing was unpacked"):
+    with pytest.raises(
+        DataError,
+        match=r"a.zip would unpack to 3000000 bytes, allowed: 2999999; "
+        r"nothing was unpacked",
+    ):
         extract_archive(tmp_path / "a.zip", tmp_path / "out", 2_999_999)
     extract_archive(tmp_path / "a.zip", tmp_path / "out", 3_000_000)
     assert (tmp_path / "out" / "made" / "x").stat().st_size == 3_000_000
@@ -429,7 +556,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
 def test_a_bomb_that_lies_about_its_size_is_stopped_at_that_size(tmp_path):
     body = bytearray(write_zip(tmp_path / "a.zip", {"made/x": bytes(3_000_000)}))
     at = body.index(b"PK\x01\x02") + 24  # the size in the central directory
-    body[at:at + 4] = (10).to_bytes(4, "little")
+    body[at : at + 4] = (10).to_bytes(4, "little")
     (tmp_path / "a.zip").write_bytes(body)
     with pytest.raises(DataError, match="is not a whole zip file"):
         extract_archive(tmp_path / "a.zip", tmp_path / "out", 1000)

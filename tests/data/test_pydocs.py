@@ -1,4 +1,6 @@
-"""The documentation collection: what is extracted, under which names, and that the packaged answers exist in it."""
+"""The documentation collection: what is extracted, under which names, and that the packaged answers
+exist in it.
+"""
 
 import importlib.util
 import os
@@ -28,7 +30,7 @@ def fakepkg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sub").mkdir()
     sources = {
         "__init__.py": '"""A package made only for this test."""\nfrom ._impl import Engine, start, SPEED\n'
-                       "from .sub import *\nfrom os.path import join\n",
+        "from .sub import *\nfrom os.path import join\n",
         "_impl.py": '''
 import enum
 SPEED = 3
@@ -68,15 +70,16 @@ def hidden(): """Public by its name but not in the list."""
 def again(): """Go to the place   that is given
 in metres."""
 ''',
-        "docs.py": 'import c\nspin = _add_docstr(c.spin, '
-                   'r"""spin(x) -> y\n\nSpin around the vertical axis {common}.""".format(a=1))\n'
-                   'class Late: pass\nLate.__doc__ = "A docstring that comes " "late in the file."\n'
-                   'class GenMaker:\n    """A %(kind)s distribution of random things."""\ngen = GenMaker(name="gen")\n',
+        "docs.py": "import c\nspin = _add_docstr(c.spin, "
+        'r"""spin(x) -> y\n\nSpin around the vertical axis {common}.""".format(a=1))\n'
+        'class Late: pass\nLate.__doc__ = "A docstring that comes " "late in the '
+        'file."\n'
+        'class GenMaker:\n    """A %(kind)s distribution of random things."""\ngen = GenMaker(name="gen")\n',
         "broken.py": "def broken(:\n",
         "latin.py": '# -*- coding: latin-1 -*-\ndef cafe():\n    """Brew a caf\xe9 for all of us."""\n',
         "bytes.py": "",
         "surrogate.py": 'def half():\n    """Half of a pair is \\ud800 here alone."""\n',
-        "sub/__init__.py": '__all__ = compute()\nfrom .inner import *\n',
+        "sub/__init__.py": "__all__ = compute()\nfrom .inner import *\n",
         "sub/inner.py": 'def deep():\n    """Defined far below and shown at the top."""\n',
         "tests/__init__.py": 'def test_it():\n    """Tests are no documentation for any user."""\n',
     }
@@ -89,15 +92,22 @@ in metres."""
 @pytest.fixture
 def fake(fakepkg: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Document]:
     monkeypatch.syspath_prepend(str(fakepkg.parent))
-    return {document.doc_id: document for document in pydocs.read_pydocs(["fakepkg"], report=lambda line: None)}
+    return {
+        document.doc_id: document
+        for document in pydocs.read_pydocs(["fakepkg"], report=lambda line: None)
+    }
 
 
-# ---- the packaged questions ------------------------------------------------------------------------------------
+# ---- the packaged questions
+# ------------------------------------------------------------------------------------
+
 
 def test_questions_are_valid() -> None:
     queries, qrels = pydocs.read_questions()
     assert len(queries) >= 200
-    assert [query.query_id for query in queries] == [f"q{number:03}" for number in range(1, len(queries) + 1)]
+    assert [query.query_id for query in queries] == [
+        f"q{number:03}" for number in range(1, len(queries) + 1)
+    ]
     assert len({query.text for query in queries}) == len(queries)
     assert set(qrels) == {query.query_id for query in queries}
     for judged in qrels.values():
@@ -129,7 +139,9 @@ def test_restrict_qrels() -> None:
     assert qrels == {"q1": {"a": 2, "b": 1}, "q2": {"c": 2}, "q3": {"a": 2}}
 
 
-# ---- the real collection ---------------------------------------------------------------------------------------
+# ---- the real collection
+# ---------------------------------------------------------------------------------------
+
 
 def test_collection_is_sound(collection: list[Document]) -> None:
     ids = [document.doc_id for document in collection]
@@ -147,52 +159,107 @@ def test_collection_is_sound(collection: list[Document]) -> None:
 def test_public_names_of_the_standard_library(collection: list[Document]) -> None:
     documents = {document.doc_id: document for document in collection}
     expected = {
-        "threading.Thread.join",                       # a plain method
-        "time.sleep", "math.sqrt", "str.join", "open",  # C code
-        "concurrent.futures.wait",                     # defined in a private module
-        "concurrent.futures.ThreadPoolExecutor",       # imported lazily
-        "os.path.join", "os.path.exists",              # posixpath, genericpath
-        "random.choice",                               # a bound method of a hidden instance
-        "asyncio.gather",                              # __all__ is computed
-        "socket.socket.connect",                       # inherited from a private C class
-        "pathlib.Path.exists", "pathlib.PurePath.suffix", "collections.abc.MutableMapping",  # moved between versions
+        "threading.Thread.join",  # a plain method
+        "time.sleep",
+        "math.sqrt",
+        "str.join",
+        "open",  # C code
+        "concurrent.futures.wait",  # defined in a private module
+        "concurrent.futures.ThreadPoolExecutor",  # imported lazily
+        "os.path.join",
+        "os.path.exists",  # posixpath, genericpath
+        "random.choice",  # a bound method of a hidden instance
+        "asyncio.gather",  # __all__ is computed
+        "socket.socket.connect",  # inherited from a private C class
+        # moved between versions
+        "pathlib.Path.exists",
+        "pathlib.PurePath.suffix",
+        "collections.abc.MutableMapping",
     }
     assert expected - set(documents) == set()
     assert documents["threading.Thread.join"].title == "threading Thread join (timeout)"
-    assert documents["threading.Thread.join"].text.startswith("Wait until the thread terminates.\n\nThis blocks")
+    assert documents["threading.Thread.join"].text.startswith(
+        "Wait until the thread terminates.\n\nThis blocks"
+    )
     assert "this" not in documents and "test" not in documents
 
 
-@pytest.mark.parametrize(("package", "expected"), [
-    ("numpy", ["numpy.interp", "numpy.zeros", "numpy.ndarray.astype", "numpy.linalg.solve", "numpy.fft.fft"]),
-    ("scipy", ["scipy.optimize.minimize", "scipy.stats.norm", "scipy.special.erfinv", "scipy.interpolate.interp1d"]),
-    ("torch", ["torch.abs", "torch.nn.Linear", "torch.Tensor.backward", "torch.nn.functional.conv1d",
-               "torch.optim.Adam"]),
-    ("transformers", ["transformers.Trainer.train", "transformers.AutoTokenizer", "transformers.pipeline"]),
-])
-def test_public_names_of_the_packages(collection: list[Document], package: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        (
+            "numpy",
+            [
+                "numpy.interp",
+                "numpy.zeros",
+                "numpy.ndarray.astype",
+                "numpy.linalg.solve",
+                "numpy.fft.fft",
+            ],
+        ),
+        (
+            "scipy",
+            [
+                "scipy.optimize.minimize",
+                "scipy.stats.norm",
+                "scipy.special.erfinv",
+                "scipy.interpolate.interp1d",
+            ],
+        ),
+        (
+            "torch",
+            [
+                "torch.abs",
+                "torch.nn.Linear",
+                "torch.Tensor.backward",
+                "torch.nn.functional.conv1d",
+                "torch.optim.Adam",
+            ],
+        ),
+        (
+            "transformers",
+            ["transformers.Trainer.train", "transformers.AutoTokenizer", "transformers.pipeline"],
+        ),
+    ],
+)
+def test_public_names_of_the_packages(
+    collection: list[Document], package: str, expected: list[str]
+) -> None:
     ids = {document.doc_id for document in collection}
     installed = importlib.util.find_spec(package) is not None
     assert [name for name in expected if name not in ids] == ([] if installed else expected)
 
 
 def test_order_of_packages_does_not_matter(fake: dict[str, Document]) -> None:
-    forth, back = (list(pydocs.read_pydocs(order, report=lambda line: None))
-                   for order in (["fakepkg", "numpy"], ["numpy", "fakepkg"]))
+    forth, back = (
+        list(pydocs.read_pydocs(order, report=lambda line: None))
+        for order in (["fakepkg", "numpy"], ["numpy", "fakepkg"])
+    )
     assert forth == back
     assert set(fake.values()) <= set(forth)
 
 
-def test_second_process_imports_no_big_package_and_reads_the_same(collection: list[Document]) -> None:
-    code = ("import sys, zlib; from sparse_ir.data import pydocs; before = set(sys.modules); "
-            "documents = list(pydocs.read_pydocs()); "
-            "print(sorted({name for name in set(sys.modules) - before "
-            "if name.split('.')[0] in ('numpy', 'scipy', 'torch', 'transformers')}), 'torch' in sys.modules, "
-            "len(documents), zlib.crc32(repr(documents).encode()))")
+def test_second_process_imports_no_big_package_and_reads_the_same(
+    collection: list[Document],
+) -> None:
+    code = (
+        "import sys, zlib; from sparse_ir.data import pydocs; before = set(sys.modules); "
+        "documents = list(pydocs.read_pydocs()); "
+        "print(sorted({name for name in set(sys.modules) - before "
+        "if name.split('.')[0] in ('numpy', 'scipy', 'torch', 'transformers')}), 'torch' in "
+        "sys.modules, "
+        "len(documents), zlib.crc32(repr(documents).encode()))"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout.split("] ")[0] == "["
-    assert done.stdout.split()[1:] == ["False", str(len(collection)), str(zlib.crc32(repr(collection).encode()))]
+    assert done.stdout.split()[1:] == [
+        "False",
+        str(len(collection)),
+        str(zlib.crc32(repr(collection).encode())),
+    ]
     assert done.stderr == ""
 
 
@@ -206,7 +273,9 @@ def test_progress_counts_the_modules() -> None:
 def test_missing_package_gives_nothing() -> None:
     assert list(pydocs.read_pydocs(["no_such_package_at_all"])) == []
     assert pydocs.find_modules(["no_such_package_at_all"]) == {}
-    assert "no_such_package_at_all" not in pydocs.installed_versions(["no_such_package_at_all", "python"])
+    assert "no_such_package_at_all" not in pydocs.installed_versions(
+        ["no_such_package_at_all", "python"]
+    )
 
 
 def test_installed_versions() -> None:
@@ -214,21 +283,36 @@ def test_installed_versions() -> None:
     assert versions == {"python": sys.version.split()[0], "pytest": pytest.__version__}
 
 
-# ---- a small package, by hand ----------------------------------------------------------------------------------
+# ---- a small package, by hand
+# ----------------------------------------------------------------------------------
+
 
 def test_fake_package(fake: dict[str, Document]) -> None:
     assert sorted(fake) == [
-        "fakepkg", "fakepkg.Engine", "fakepkg.Engine.Valve", "fakepkg.Engine.Valve.open",
-        "fakepkg.Engine.temperature", "fakepkg.deep", "fakepkg.docs.Late", "fakepkg.docs.gen", "fakepkg.docs.spin",
-        "fakepkg.latin.cafe", "fakepkg.motion.Adder", "fakepkg.motion.go", "fakepkg.start", "fakepkg.surrogate.half",
+        "fakepkg",
+        "fakepkg.Engine",
+        "fakepkg.Engine.Valve",
+        "fakepkg.Engine.Valve.open",
+        "fakepkg.Engine.temperature",
+        "fakepkg.deep",
+        "fakepkg.docs.Late",
+        "fakepkg.docs.gen",
+        "fakepkg.docs.spin",
+        "fakepkg.latin.cafe",
+        "fakepkg.motion.Adder",
+        "fakepkg.motion.go",
+        "fakepkg.start",
+        "fakepkg.surrogate.half",
     ]
 
 
 def test_titles_and_texts(fake: dict[str, Document]) -> None:
     assert fake["fakepkg.Engine"].title == "fakepkg Engine (cylinders, fuel, **rest)"
     assert fake["fakepkg.start"] == Document(
-        "fakepkg.start", "fakepkg start (engine, *args, key)",
-        "Start an engine with a key.\n\n    Indented like this.\n\nAnd then the end.")
+        "fakepkg.start",
+        "fakepkg start (engine, *args, key)",
+        "Start an engine with a key.\n\n    Indented like this.\n\nAnd then the end.",
+    )
     assert fake["fakepkg.Engine.temperature"].text == "Temperature of the cooling water in degrees."
     assert fake["fakepkg.motion.Adder"].text == "Make a turbine from a number of blades."
     assert fake["fakepkg.docs.spin"].text == "spin(x) -> y\n\nSpin around the vertical axis ."
@@ -240,15 +324,23 @@ def test_titles_and_texts(fake: dict[str, Document]) -> None:
 
 def test_compound_names_are_also_split() -> None:
     assert pydocs._title("concurrent.futures.ThreadPoolExecutor.submit_all2", "") == (
-        "concurrent futures ThreadPoolExecutor Thread Pool Executor submit_all2 submit all 2")
+        "concurrent futures ThreadPoolExecutor Thread Pool Executor submit_all2 submit all 2"
+    )
     assert pydocs._title("http.HTTPStatus", "value") == "http HTTPStatus HTTP Status (value)"
 
 
-@pytest.mark.parametrize(("text", "long_enough"), [
-    ("Stop it.", False), ("Whether this path exists.", True), ("In-place version of :meth:`~Tensor.add`", False),
-    ("See :func:`torch.abs`", False), ("abs(x) -> y\nOf three words", False), ("", False),
-    ("a.b(c, d)\n\nReturn c or d.", True),
-])
+@pytest.mark.parametrize(
+    ("text", "long_enough"),
+    [
+        ("Stop it.", False),
+        ("Whether this path exists.", True),
+        ("In-place version of :meth:`~Tensor.add`", False),
+        ("See :func:`torch.abs`", False),
+        ("abs(x) -> y\nOf three words", False),
+        ("", False),
+        ("a.b(c, d)\n\nReturn c or d.", True),
+    ],
+)
 def test_shortest_docstring(text: str, long_enough: bool) -> None:
     assert pydocs._is_long_enough(text) is long_enough
 
@@ -258,7 +350,9 @@ def test_unreadable_files_are_reported(fakepkg: Path, monkeypatch: pytest.Monkey
     lines: list[str] = []
     list(pydocs.read_pydocs(["fakepkg"], report=lines.append))
     assert [line.split(": not read, SyntaxError")[0] for line in lines] == [
-        str(fakepkg / "broken.py"), str(fakepkg / "bytes.py")]
+        str(fakepkg / "broken.py"),
+        str(fakepkg / "bytes.py"),
+    ]
     with pytest.warns(UserWarning, match=r"(broken|bytes)\.py: not read, SyntaxError") as warned:
         list(pydocs.read_pydocs(["fakepkg"]))
     assert len(warned) == 2
@@ -267,4 +361,6 @@ def test_unreadable_files_are_reported(fakepkg: Path, monkeypatch: pytest.Monkey
 def test_single_file_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "onefile_for_pydocs.py").write_text('"""Only one file is in this package."""\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert [document.doc_id for document in pydocs.read_pydocs(["onefile_for_pydocs"])] == ["onefile_for_pydocs"]
+    assert [document.doc_id for document in pydocs.read_pydocs(["onefile_for_pydocs"])] == [
+        "onefile_for_pydocs"
+    ]

@@ -1,4 +1,6 @@
-"""Readers and writers: every format, every refusal with its message, round trips, and memory that does not grow."""
+"""Readers and writers: every format, every refusal with its message, round trips, and memory that
+does not grow.
+"""
 
 import gzip
 import json
@@ -45,7 +47,8 @@ def run_python(code, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
 
 
-# --- documents and queries -------------------------------------------------------------------------------------------
+# --- documents and queries
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,14 +62,26 @@ def test_contents_are_title_and_text_stripped_outside(title, text, contents):
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
 def test_a_beir_folder_and_its_file_are_the_same_corpus(tmp_path, name):
     path = write(tmp_path / name, CORPUS)
-    assert list(read_documents(tmp_path)) == list(read_documents(path)) == list(read_documents(str(path))) == DOCUMENTS
+    assert (
+        list(read_documents(tmp_path))
+        == list(read_documents(path))
+        == list(read_documents(str(path)))
+        == DOCUMENTS
+    )
     assert find_corpus(tmp_path) == find_corpus(path) == path
 
 
 @pytest.mark.parametrize("name", ["queries.jsonl", "queries.jsonl.gz"])
 def test_queries_of_a_beir_folder(tmp_path, name):
-    path = write(tmp_path / name, '{"_id": "q1", "text": "what is salt", "metadata": {}}\n{"_id": "q2", "text": ""}\n')
-    assert list(read_queries(tmp_path)) == list(read_queries(path)) == [Query("q1", "what is salt"), Query("q2", "")]
+    path = write(
+        tmp_path / name,
+        '{"_id": "q1", "text": "what is salt", "metadata": {}}\n{"_id": "q2", "text": ""}\n',
+    )
+    assert (
+        list(read_queries(tmp_path))
+        == list(read_queries(path))
+        == [Query("q1", "what is salt"), Query("q2", "")]
+    )
     assert find_queries(tmp_path) == path
 
 
@@ -80,13 +95,17 @@ def test_tsv_of_ms_marco(tmp_path, name):
 @pytest.mark.parametrize("end", ["\n", "", "\r\n", "\n\n\n"])
 def test_line_ends_and_empty_lines_at_the_end_do_not_matter(tmp_path, end):
     lines = CORPUS.splitlines()
-    path = write(tmp_path / "corpus.jsonl", lines[0] + ("\r\n" if "\r" in end else "\n") + lines[1] + end)
+    path = write(
+        tmp_path / "corpus.jsonl", lines[0] + ("\r\n" if "\r" in end else "\n") + lines[1] + end
+    )
     assert list(read_documents(path)) == DOCUMENTS
 
 
 def test_only_line_feeds_end_a_line(tmp_path):
     text = "a\u2028b\u0085c\x0bd"
-    path = write(tmp_path / "corpus.jsonl", json.dumps({"_id": "d", "text": text}, ensure_ascii=False))
+    path = write(
+        tmp_path / "corpus.jsonl", json.dumps({"_id": "d", "text": text}, ensure_ascii=False)
+    )
     assert next(read_documents(path)).text == text
     path = write(tmp_path / "c.tsv", f"d\t{text}\n")
     assert next(read_documents(path)).text == text
@@ -123,7 +142,8 @@ BROKEN_RECORDS = {
     '{"_id": "a b", "text": "x"}': r""":2: "_id" is 'a b', allowed: no white space""",
     '{"_id": "a\\u00a0b", "text": "x"}': r':2: "_id" is .*allowed: no white space',
     '{"_id": "a\\tb", "text": "x"}': r':2: "_id" is .*allowed: no white space',
-    '{"_id": "a\\u0000", "text": "x"}': r":2: \"_id\" is 'a\\x00', allowed: no white space, control",
+    '{"_id": "a\\u0000", "text": "x"}': r":2: \"_id\" is 'a\\x00', allowed: no white space, "
+    r"control",
     '{"_id": "a\\u0085", "text": "x"}': r":2: \"_id\" is .*control character",
     '{"_id": "\\ud800", "text": "x"}': r":2: \"_id\" is '\\ud800', allowed: .*lone surrogate",
     '{"_id": "a"}': r':2: "text" is missing \(keys: _id\), allowed: a string',
@@ -140,7 +160,9 @@ BROKEN_RECORDS = {
 @pytest.mark.parametrize("line", BROKEN_RECORDS, ids=range(len(BROKEN_RECORDS)))
 @pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
 def test_broken_records_are_named_with_their_line(tmp_path, read, line, name):
-    path = write(tmp_path / name, '{"_id": "d1", "text": "x"}\n' + line + '\n{"_id": "d3", "text": "x"}\n')
+    path = write(
+        tmp_path / name, '{"_id": "d1", "text": "x"}\n' + line + '\n{"_id": "d3", "text": "x"}\n'
+    )
     with pytest.raises(DataError, match=r"c\.jsonl(\.gz)?" + BROKEN_RECORDS[line]):
         list(read(path))
 
@@ -163,8 +185,14 @@ def test_broken_lines_of_a_tsv_are_named(tmp_path, line, message):
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
-    path = write(tmp_path / "corpus.jsonl", b'{"_id": "a", "text": ""}\n{"_id": "b", "text": "\xff"}\n')
-    with pytest.raises(DataError, match=r"corpus\.jsonl:2: not UTF-8 \(invalid start byte at byte 23 of the line, b'"):
+    path = write(
+        tmp_path / "corpus.jsonl", b'{"_id": "a", "text": ""}\n{"_id": "b", "text": "\xff"}\n'
+    )
+    with pytest.raises(
+        DataError,
+        match=r"corpus\.jsonl:2: not UTF-8 \(invalid start byte at byte "
+        r"23 of the line, b'",
+    ):
         list(read_documents(path))
 
 
@@ -180,32 +208,56 @@ def test_a_truncated_gzip_file_is_refused(tmp_path):
     path = write(tmp_path / "corpus.jsonl.gz", "\n".join(lines))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"corpus\.jsonl\.gz:\d{3,4}: cannot be read on \(Compressed file ended"):
+    with pytest.raises(
+        DataError,
+        match=r"corpus\.jsonl\.gz:\d{3,4}: cannot be read on "
+        r"\(Compressed file ended",
+    ):
         list(read_documents(path))
     path.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
-    with pytest.raises(DataError, match=r"corpus\.jsonl\.gz:\d+: (cannot be read on|not JSON|not UTF-8)"):
+    with pytest.raises(
+        DataError,
+        match=r"corpus\.jsonl\.gz:\d+: (cannot be read on|not JSON|not "
+        r"UTF-8)",
+    ):
         list(read_documents(path))
 
 
 def test_a_plain_file_named_gz_is_refused(tmp_path):
     path = tmp_path / "corpus.jsonl.gz"
     path.write_text(CORPUS)
-    with pytest.raises(DataError, match=r"corpus\.jsonl\.gz:1: cannot be read on \(Not a gzipped file.*ends in \.gz"):
+    with pytest.raises(
+        DataError,
+        match=r"corpus\.jsonl\.gz:1: cannot be read on \(Not a gzipped "
+        r"file.*ends in \.gz",
+    ):
         list(read_documents(path))
 
 
 def test_two_corpora_in_one_folder_are_refused(tmp_path):
     write(tmp_path / "corpus.jsonl", CORPUS)
     write(tmp_path / "corpus.jsonl.gz", CORPUS)
-    with pytest.raises(DataError, match=r"corpus is there twice: .*corpus\.jsonl and .*corpus\.jsonl\.gz; name"):
+    with pytest.raises(
+        DataError,
+        match=r"corpus is there twice: .*corpus\.jsonl and "
+        r".*corpus\.jsonl\.gz; name",
+    ):
         read_documents(tmp_path)
 
 
 @pytest.mark.parametrize(("read", "stem"), [(read_documents, "corpus"), (read_queries, "queries")])
 def test_a_missing_file_is_refused_at_once_with_what_was_looked_for(tmp_path, read, stem):
-    with pytest.raises(DataError, match=rf"absent: no such {stem}; looked for this file, .*{stem}\.jsonl\.gz, .*hf:"):
+    with pytest.raises(
+        DataError,
+        match=rf"absent: no such {stem}; looked for this file, "
+        rf".*{stem}\.jsonl\.gz, .*hf:",
+    ):
         read(tmp_path / "absent")
-    with pytest.raises(DataError, match=rf"no {stem}; looked for .*{stem}\.jsonl and .*{stem}\.jsonl\.gz"):
+    with pytest.raises(
+        DataError,
+        match=rf"no {stem}; looked for .*{stem}\.jsonl and "
+        rf".*{stem}\.jsonl\.gz",
+    ):
         read(tmp_path)
     with pytest.raises(DataError, match=r"x\.csv: unknown format of .*allowed: \.jsonl, \.tsv"):
         read(write(tmp_path / "x.csv", ""))
@@ -216,9 +268,16 @@ def test_a_missing_file_is_refused_at_once_with_what_was_looked_for(tmp_path, re
 def test_duplicates_are_found_exactly_among_many_and_only_when_asked(tmp_path):
     ids = [f"id-{number}" for number in range(5000)]
     random.Random(0).shuffle(ids)
-    lines = [json.dumps({"_id": record_id, "text": ""}) for record_id in [*ids, ids[1234], "ID-1", "id-1x"]]
+    lines = [
+        json.dumps({"_id": record_id, "text": ""})
+        for record_id in [*ids, ids[1234], "ID-1", "id-1x"]
+    ]
     path = write(tmp_path / "corpus.jsonl", "\n".join(lines))
-    with pytest.raises(DataError, match=rf"jsonl:5001: \"_id\" is '{ids[1234]}' as in line 1235, allowed: each"):
+    with pytest.raises(
+        DataError,
+        match=rf"jsonl:5001: \"_id\" is '{ids[1234]}' as in line 1235, "
+        rf"allowed: each",
+    ):
         list(read_documents(path))
     assert len(list(read_documents(path, check_unique=False))) == 5003
     with pytest.raises(DataError, match=r"jsonl:5001: .* as in line 1235"):
@@ -247,19 +306,25 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     for number in (1_000, 60_000):
         path = tmp_path / f"{number}.jsonl"
         with path.open("w") as stream:
-            stream.writelines(f'{{"_id": "{i}-{"x" * 250}", "text": "{"word " * 20}"}}\n' for i in range(number))
+            stream.writelines(
+                f'{{"_id": "{i}-{"x" * 250}", "text": "{"word " * 20}"}}\n' for i in range(number)
+            )
         count, peaks[number] = map(int, run_python(MEASURE_MEMORY, str(path)).split())
         assert count == number
     grown_bytes = (peaks[60_000] - peaks[1_000]) * 1024
-    assert grown_bytes < 10_000_000  # the ids alone have 15 MB; the cache of known ids may fill its 4 MiB
+    # the ids alone have 15 MB; the cache of known ids may fill its 4 MiB
+    assert grown_bytes < 10_000_000
 
 
-# --- the hub ---------------------------------------------------------------------------------------------------------
+# --- the hub
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def hub_folder(tmp_path):
-    """A local folder in the layout of BEIR's data sets on the hub; ids with leading zeros, as some sets have them."""
+    """A local folder in the layout of BEIR's data sets on the hub; ids with leading zeros, as some
+    sets have them.
+    """
     corpus = '{"_id": "007", "title": "t", "text": "x"}\n{"_id": "8", "title": "", "text": "y"}\n'
     write(tmp_path / "tiny/corpus.jsonl.gz", corpus)
     write(tmp_path / "tiny/queries.jsonl", '{"_id": "01", "text": "what"}\n')
@@ -281,7 +346,11 @@ def test_a_data_set_of_the_hub(hub_folder):
 
 
 def test_broken_data_sets_of_the_hub_are_named(hub_folder, tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: part 'corpus' cannot be loaded from the hub \(.*BEIR's layout"):
+    with pytest.raises(
+        DataError,
+        match=r"nowhere: part 'corpus' cannot be loaded from the hub "
+        r"\(.*BEIR's layout",
+    ):
         list(read_documents(f"hf:{tmp_path}/nowhere"))
     with pytest.raises(DataError, match=r"tiny-qrels: split 'dev' cannot be loaded .*Bad split"):
         read_qrels(hub_folder, "dev")
@@ -301,7 +370,8 @@ def test_names_of_the_hub(tmp_path, monkeypatch):
     assert list(read_documents("BeIR/scifact")) == DOCUMENTS
 
 
-# --- qrels -----------------------------------------------------------------------------------------------------------
+# --- qrels
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["test.tsv", "test.tsv.gz"])
@@ -314,7 +384,8 @@ def test_qrels_of_a_beir_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["q1 0 d1 1\nq1 0 d2 -2\n", "q1\tQ0\td1\t1\nq1\tQ0\td2\t-2", "q1  0   d1 1 \n q1 0 d2 -2\n"]
+    "text",
+    ["q1 0 d1 1\nq1 0 d2 -2\n", "q1\tQ0\td1\t1\nq1\tQ0\td2\t-2", "q1  0   d1 1 \n q1 0 d2 -2\n"],
 )
 def test_qrels_of_trec(tmp_path, text):
     assert read_qrels(write(tmp_path / "qrels.txt", text)) == {"q1": {"d1": 1, "d2": -2}}
@@ -327,16 +398,34 @@ def test_a_pair_judged_twice_alike_is_one_judgement(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("query_id\tdoc_id\tscore\nq\td\t1\n", r"q\.tsv:1: first line of the qrels is .*allowed: the header query-id"),
+        (
+            "query_id\tdoc_id\tscore\nq\td\t1\n",
+            (
+                r"q\.tsv:1: first line of the qrels is .*allowed: "
+                r"the header query-id"
+            ),
+        ),
         ("q\td\t1\n", r"q\.tsv:1: first line of the qrels is 'q\\td\\t1', allowed"),
         (HEADER + "q\td\n", r"q\.tsv:2: 2 columns, .*allowed: query-id<TAB>corpus-id<TAB>score"),
         (HEADER + "q d 1\n", r"q\.tsv:2: 1 columns"),
         ("q 0 d 1\nq 0 d\n", r"q\.tsv:2: 3 columns, .*allowed: query_id 0 doc_id relevance"),
         (HEADER + "q\td\t1.0\n", r"q\.tsv:2: relevance is '1.0', allowed: an integer"),
         (HEADER + "q\td\t\n", r"q\.tsv:2: relevance is ''"),
-        (HEADER + "q\td\t12345678901\n", r"q\.tsv:2: relevance is '12345678901', allowed: .* at most 9 digits"),
+        (
+            HEADER + "q\td\t12345678901\n",
+            (
+                r"q\.tsv:2: relevance is '12345678901', allowed: .* at "
+                r"most 9 digits"
+            ),
+        ),
         ("q 0 d high\n", r"q\.tsv:1: relevance is 'high'"),
-        (HEADER + "q\td\t1\nq\td\t2\n", r"q\.tsv:3: query 'q' and document 'd' are judged twice, 1 and 2"),
+        (
+            HEADER + "q\td\t1\nq\td\t2\n",
+            (
+                r"q\.tsv:3: query 'q' and document 'd' are judged twice, "
+                r"1 and 2"
+            ),
+        ),
         (HEADER + "q 1\td\t1\n", r"q\.tsv:2: query id is 'q 1', allowed: no white space"),
         (HEADER + "q\t\t1\n", r"q\.tsv:2: doc id is empty"),
         (HEADER, r"q\.tsv: no judgement in it; at least one"),
@@ -352,13 +441,18 @@ def test_broken_qrels_are_named(tmp_path, text, message):
 def test_a_missing_split_is_refused_with_the_splits_that_are_there(tmp_path):
     write(tmp_path / "qrels/train.tsv", HEADER)
     write(tmp_path / "qrels/dev.tsv.gz", HEADER)
-    with pytest.raises(DataError, match=r"no qrels of split 'test', splits there: dev, train; looked for .*test\.tsv"):
+    with pytest.raises(
+        DataError,
+        match=r"no qrels of split 'test', splits there: dev, train; "
+        r"looked for .*test\.tsv",
+    ):
         read_qrels(tmp_path)
     with pytest.raises(DataError, match=r"splits there: none"):
         read_qrels(tmp_path / "absent")
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_written_as_trec_has_it(tmp_path):
@@ -366,7 +460,10 @@ def test_a_run_is_written_as_trec_has_it(tmp_path):
     write_run(tmp_path / "new/run.txt", run, tag="mine")
     expected = "q1 Q0 d2 1 140000.000000 mine\nq1 Q0 d1 2 0.5 mine\nq2 Q0 é 1 -1.000000 mine\n"
     assert (tmp_path / "new/run.txt").read_bytes().decode() == expected
-    assert read_run(tmp_path / "new/run.txt") == {"q1": [("d2", 140000.0), ("d1", 0.5)], "q2": [("é", -1.0)]}
+    assert read_run(tmp_path / "new/run.txt") == {
+        "q1": [("d2", 140000.0), ("d1", 0.5)],
+        "q2": [("é", -1.0)],
+    }
 
 
 def test_an_empty_run_is_an_empty_file(tmp_path):
@@ -377,34 +474,55 @@ def test_an_empty_run_is_an_empty_file(tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_runs_come_back_unaltered(tmp_path, seed):
     rng = np.random.default_rng(seed)
-    scores = np.concatenate([
-        rng.standard_normal(50).astype(np.float32) * np.float32(10.0) ** rng.integers(-30, 30, 50),
-        rng.integers(0, 5, 50), rng.integers(2**24, 2**31, 20), rng.standard_normal(50),
-    ])
+    scores = np.concatenate(
+        [
+            rng.standard_normal(50).astype(np.float32)
+            * np.float32(10.0) ** rng.integers(-30, 30, 50),
+            rng.integers(0, 5, 50),
+            rng.integers(2**24, 2**31, 20),
+            rng.standard_normal(50),
+        ]
+    )
     hits = rank_hits((f"d{number}", float(score)) for number, score in enumerate(scores))
     write_run(tmp_path / "run.txt", {"q": hits})
     assert read_run(tmp_path / "run.txt") == {"q": hits}
 
 
 def test_scores_may_be_numpy_numbers(tmp_path):
-    write_run(tmp_path / "run.txt", {"q": [("b", np.float32(0.1)), ("a", np.float32(0.1)), ("c", np.int32(-3))]})
+    write_run(
+        tmp_path / "run.txt",
+        {"q": [("b", np.float32(0.1)), ("a", np.float32(0.1)), ("c", np.int32(-3))]},
+    )
     hits = read_run(tmp_path / "run.txt")["q"]
     assert [doc_id for doc_id, _ in hits] == ["b", "a", "c"]
     assert np.float32(hits[0][1]) == np.float32(0.1)
 
 
 def test_hits_are_ranked_by_float32_score_then_doc_id_both_descending():
-    hits = [("a", 1.0), ("b", 2.0), ("c", 2.0), ("x", 16777216.0), ("w", 16777217.0), ("é", 1.0), ("B", 1.0)]
+    hits = [
+        ("a", 1.0),
+        ("b", 2.0),
+        ("c", 2.0),
+        ("x", 16777216.0),
+        ("w", 16777217.0),
+        ("é", 1.0),
+        ("B", 1.0),
+    ]
     assert [doc_id for doc_id, _ in rank_hits(hits)] == ["x", "w", "c", "b", "é", "a", "B"]
     assert rank_hits([]) == []
     assert rank_hits(iter(hits)) == rank_hits(rank_hits(hits))
 
 
 def test_ranks_and_order_of_lines_are_ignored_when_reading(tmp_path):
-    path = write(tmp_path / "run.txt", "q Q0 a 1 1.0 t\np Q0 a 1 7 t\nq\tQ0\tb\t0\t1e0\tt\nq Q0 c 9 3 t\n")
+    path = write(
+        tmp_path / "run.txt", "q Q0 a 1 1.0 t\np Q0 a 1 7 t\nq\tQ0\tb\t0\t1e0\tt\nq Q0 c 9 3 t\n"
+    )
     assert read_run(path) == {"q": [("c", 3.0), ("b", 1.0), ("a", 1.0)], "p": [("a", 7.0)]}
     assert read_run(write(tmp_path / "run.gz", path.read_bytes())) == read_run(path)
-    assert read_run(path, as_written=True) == {"q": [("a", 1.0), ("b", 1.0), ("c", 3.0)], "p": [("a", 7.0)]}
+    assert read_run(path, as_written=True) == {
+        "q": [("a", 1.0), ("b", 1.0), ("c", 3.0)],
+        "p": [("a", 7.0)],
+    }
 
 
 @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
@@ -438,7 +556,13 @@ def test_broken_lines_of_a_run_are_named(tmp_path, line, message):
     [
         ('{"q": {"a": 1', r"r\.json: not a JSON run \(.*allowed: \{query_id: \{doc_id: score\}\}"),
         ("[]", r"r\.json: not a JSON object but \[\]"),
-        ('{"q": [["a", 1]]}', r"r\.json: query 'q': the hits are \[\['a', 1\]\], allowed: an object"),
+        (
+            '{"q": [["a", 1]]}',
+            (
+                r"r\.json: query 'q': the hits are \[\['a', 1\]\], allowed: an "
+                r"object"
+            ),
+        ),
         ('{"q": {"a": "1"}}', r"r\.json: query 'q': score is '1', allowed: a finite number"),
         ('{"q": {"a": true}}', r"r\.json: query 'q': score is True"),
         ('{"q": {"a": NaN}}', r"r\.json: query 'q': score is nan"),
@@ -453,23 +577,51 @@ def test_broken_runs_in_json_are_named(tmp_path, text, message):
 
 
 def test_a_missing_run_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"absent\.txt: no such run, allowed: a TREC file \(plain or \.gz\)"):
+    with pytest.raises(
+        DataError,
+        match=r"absent\.txt: no such run, allowed: a TREC file \(plain "
+        r"or \.gz\)",
+    ):
         read_run(tmp_path / "absent.txt")
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ({"q": [("a", math.nan)]}, r"run, query 'q': score is nan, allowed: a finite number within float32"),
+        (
+            {"q": [("a", math.nan)]},
+            (
+                r"run, query 'q': score is nan, allowed: a finite number "
+                r"within float32"
+            ),
+        ),
         ({"q": [("a", math.inf)]}, r"run, query 'q': score is inf"),
         ({"q": [("a", 1e39)]}, r"run, query 'q': score is 1e\+39"),
         ({"q": [("a b", 1.0)]}, r"run, query 'q': doc id is 'a b', allowed: no white space"),
         ({"q": [("", 1.0)]}, r"run, query 'q': doc id is empty"),
         ({"q\t": [("a", 1.0)]}, r"run: query id is 'q\\t', allowed: no white space"),
         ({"q": [(7, 1.0)]}, r"run, query 'q': doc id is 7, allowed: a string"),
-        ({"q": [("a", 2.0), ("b", 1.0), ("a", 1.0)]}, r"run, query 'q': document 'a' is there twice"),
-        ({"q": [("a", 1.0), ("b", 2.0)]}, r"run, query 'q': rank 1 is \('a', 1\.0\), allowed: \('b', 2\.0\)"),
-        ({"q": [("c", 3.0), ("a", 1.0), ("b", 1.0)]}, r"rank 2 is \('a', 1\.0\), allowed: \('b', 1\.0\) \(hits in the"),
+        (
+            {"q": [("a", 2.0), ("b", 1.0), ("a", 1.0)]},
+            (
+                r"run, query 'q': document 'a' is there "
+                r"twice"
+            ),
+        ),
+        (
+            {"q": [("a", 1.0), ("b", 2.0)]},
+            (
+                r"run, query 'q': rank 1 is \('a', 1\.0\), allowed: "
+                r"\('b', 2\.0\)"
+            ),
+        ),
+        (
+            {"q": [("c", 3.0), ("a", 1.0), ("b", 1.0)]},
+            (
+                r"rank 2 is \('a', 1\.0\), allowed: \('b', "
+                r"1\.0\) \(hits in the"
+            ),
+        ),
     ],
 )
 def test_runs_that_cannot_be_trusted_are_not_written(tmp_path, run, message):
@@ -482,7 +634,11 @@ def test_runs_that_cannot_be_trusted_are_not_written(tmp_path, run, message):
 
 def test_names_that_promise_another_format_and_broken_tags_are_refused(tmp_path):
     for name in ("run.txt.gz", "run.json"):
-        with pytest.raises(ConfigError, match=r"runs are plain TREC text, allowed: a name without \.(gz|json)"):
+        with pytest.raises(
+            ConfigError,
+            match=r"runs are plain TREC text, allowed: a name without "
+            r"\.(gz|json)",
+        ):
             write_run(tmp_path / name, {})
     for tag in ("", "my tag"):
         with pytest.raises(ConfigError, match=r"tag of the run, '.*', allowed: one word"):

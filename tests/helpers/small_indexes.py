@@ -1,4 +1,6 @@
-"""Small vectors and indexes made from matrices, with real tokenizers and real Lucene, and a runner for subprocesses."""
+"""Small vectors and indexes made from matrices, with real tokenizers and real Lucene, and a runner
+for subprocesses.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ UNKNOWN = "[UNK]"
 
 
 class TermQueries:
-    """A query encoder that reads the weights out of the query: ``"t1:2 t5:1.5"``; without a colon the weight is 1."""
+    """A query encoder that reads the weights out of the query: ``"t1:2 t5:1.5"``; without a colon
+    the weight is 1.
+    """
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary = list(vocabulary)
@@ -36,10 +40,15 @@ class TermQueries:
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids and weights of the terms that the vocabulary knows."""
         pairs = [(part.partition(":")[0], part.partition(":")[2] or "1") for part in text.split()]
-        known = sorted((self.vocabulary.index(token), float(weight)) for token, weight in pairs
-                       if token in self.vocabulary)
-        return (np.array([token_id for token_id, _ in known], dtype=np.int32),
-                np.array([weight for _, weight in known], dtype=np.float32))
+        known = sorted(
+            (self.vocabulary.index(token), float(weight))
+            for token, weight in pairs
+            if token in self.vocabulary
+        )
+        return (
+            np.array([token_id for token_id, _ in known], dtype=np.int32),
+            np.array([weight for _, weight in known], dtype=np.float32),
+        )
 
     def save(self, folder: Path) -> None:
         """Not stored anywhere: an index that was built with it is opened with it."""
@@ -49,12 +58,20 @@ class TermQueries:
 class MatrixEncoder:
     """A document encoder that looks its vectors up: the text ``"7"`` is row 7 of a matrix."""
 
-    def __init__(self, matrix: sparse.csr_matrix, vocabulary: Sequence[str], queries: QueryEncoder) -> None:
+    def __init__(
+        self, matrix: sparse.csr_matrix, vocabulary: Sequence[str], queries: QueryEncoder
+    ) -> None:
         self.vocabulary = list(vocabulary)
-        self.fingerprint: dict[str, Any] = {"kind": "matrix", "sum": float(matrix.sum()), "shape": list(matrix.shape)}
+        self.fingerprint: dict[str, Any] = {
+            "kind": "matrix",
+            "sum": float(matrix.sum()),
+            "shape": list(matrix.shape),
+        }
         self._matrix, self._queries = sparse.csr_matrix(matrix, dtype=np.float32), queries
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> sparse.csr_matrix:
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> sparse.csr_matrix:
         """The rows that the texts name."""
         if progress is not None:
             progress(len(texts))
@@ -71,18 +88,30 @@ def vocabulary_of_size(size: int) -> list[str]:
 
 
 def static_queries(weights: np.ndarray, name: str = "small") -> StaticQueryEncoder:
-    """A static query side over ``vocabulary_of_size(len(weights))``, with a tokenizer that splits at spaces."""
+    """A static query side over ``vocabulary_of_size(len(weights))``, with a tokenizer that splits
+    at spaces.
+    """
     tokens = {token: token_id for token_id, token in enumerate(vocabulary_of_size(len(weights)))}
     tokenizer = Tokenizer(models.WordLevel(tokens, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return StaticQueryEncoder(tokenizer, np.asarray(weights, dtype=np.float32), "opensearch", name=name)
+    return StaticQueryEncoder(
+        tokenizer, np.asarray(weights, dtype=np.float32), "opensearch", name=name
+    )
 
 
-def random_matrix(seed: int, rows: int, columns: int, density: float = 0.1, largest: int = 4) -> sparse.csr_matrix:
+def random_matrix(
+    seed: int, rows: int, columns: int, density: float = 0.1, largest: int = 4
+) -> sparse.csr_matrix:
     """Whole numbers ``1..largest``, int32; few different values, so that scores tie."""
     generator = np.random.default_rng(seed)
-    matrix = sparse.random(rows, columns, density, "csr", rng=generator,
-                           data_rvs=lambda size: generator.integers(1, largest + 1, size))
+    matrix = sparse.random(
+        rows,
+        columns,
+        density,
+        "csr",
+        rng=generator,
+        data_rvs=lambda size: generator.integers(1, largest + 1, size),
+    )
     matrix.sort_indices()
     return sparse.csr_matrix(matrix, dtype=np.int32)
 
@@ -92,20 +121,41 @@ def shuffled_ids(seed: int, count: int) -> list[str]:
     return [f"d{number}" for number in np.random.default_rng(seed).permutation(count)]
 
 
-def make_vectors(folder: Path, matrix: sparse.csr_matrix, queries: QueryEncoder, *, doc_ids: Sequence[str] = (),
-                 empty: Sequence[int] = (), shard_size: int = 8) -> Vectors:
-    """A finished vectors folder with one document for each row; the rows in ``empty`` are documents without text."""
+def make_vectors(
+    folder: Path,
+    matrix: sparse.csr_matrix,
+    queries: QueryEncoder,
+    *,
+    doc_ids: Sequence[str] = (),
+    empty: Sequence[int] = (),
+    shard_size: int = 8,
+) -> Vectors:
+    """A finished vectors folder with one document for each row; the rows in ``empty`` are documents
+    without text.
+    """
     doc_ids = list(doc_ids) or [f"d{row}" for row in range(matrix.shape[0])]
-    documents = [Document(doc_id, "", "" if row in empty else str(row)) for row, doc_id in enumerate(doc_ids)]
+    documents = [
+        Document(doc_id, "", "" if row in empty else str(row)) for row, doc_id in enumerate(doc_ids)
+    ]
     encoder = MatrixEncoder(matrix, queries.vocabulary, queries)
     return vectors.write_vectors(folder, lambda: documents, encoder, shard_size=shard_size)
 
 
-def write_matrix(folder: Path, matrix: sparse.csr_matrix, doc_ids: Sequence[str], vocabulary: Sequence[str], *,
-                 threads: int = 1, batch: int = 500) -> Path:
+def write_matrix(
+    folder: Path,
+    matrix: sparse.csr_matrix,
+    doc_ids: Sequence[str],
+    vocabulary: Sequence[str],
+    *,
+    threads: int = 1,
+    batch: int = 500,
+) -> Path:
     """A bare Lucene index of an impact matrix, written in batches of ``batch`` rows."""
     starts = range(0, matrix.shape[0], batch)
-    batches = [lambda start=start: (doc_ids[start : start + batch], matrix[start : start + batch]) for start in starts]
+    batches = [
+        lambda start=start: (doc_ids[start : start + batch], matrix[start : start + batch])
+        for start in starts
+    ]
     writer.write_impacts(folder, batches, vocabulary, threads=threads)
     return folder
 
@@ -115,17 +165,32 @@ def pairs_of(hits: Hits) -> list[tuple[str, float]]:
     return list(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
 
 
-def exact_pairs(query: sparse.csr_matrix, matrix: sparse.csr_matrix, doc_ids: Sequence[str],
-                k: int) -> list[tuple[str, float]]:
+def exact_pairs(
+    query: sparse.csr_matrix, matrix: sparse.csr_matrix, doc_ids: Sequence[str], k: int
+) -> list[tuple[str, float]]:
     """The truth for one query row."""
-    return [(doc_id, float(score)) for doc_id, score in exact.search_exact(query, matrix, doc_ids, k)[0]]
+    return [
+        (doc_id, float(score)) for doc_id, score in exact.search_exact(query, matrix, doc_ids, k)[0]
+    ]
 
 
-def run_python(code: str, *arguments: object, environment: dict[str, str | None] | None = None,
-               timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a program text in a fresh interpreter; a variable whose value is None is taken out of its environment."""
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], text=True,
-                          capture_output=True, timeout=timeout, env=changed_environment(environment), check=False)
+def run_python(
+    code: str,
+    *arguments: object,
+    environment: dict[str, str | None] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program text in a fresh interpreter; a variable whose value is None is taken out of its
+    environment.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        env=changed_environment(environment),
+        check=False,
+    )
 
 
 def changed_environment(changes: dict[str, str | None] | None) -> dict[str, str]:

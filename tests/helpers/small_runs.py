@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import tiny_models
@@ -15,21 +16,37 @@ WORDS = " ".join(tiny_models.SENTENCES).lower().replace(",", "").replace(".", ""
 
 
 def write_pairs(path: Path) -> Path:
-    """40 questions made of three words of their documents, with teacher scores for one negative each."""
+    """40 questions made of three words of their documents, with teacher scores for one negative
+    each.
+    """
     rng = np.random.default_rng(1)
     documents = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
     with path.open("w") as stream:
         for number, text in enumerate(documents):
-            stream.write(json.dumps({
-                "query": " ".join(rng.choice(text.split(), 3)), "positive": text,
-                "negative": documents[(number + 7) % 40], "positive_scores": [2.0], "negative_scores": [0.5],
-            }) + "\n")
+            stream.write(
+                json.dumps(
+                    {
+                        "query": " ".join(rng.choice(text.split(), 3)),
+                        "positive": text,
+                        "negative": documents[(number + 7) % 40],
+                        "positive_scores": [2.0],
+                        "negative_scores": [0.5],
+                    }
+                )
+                + "\n"
+            )
     return path
 
 
 def make_config(start: Path, path: Path, /, **sections):
     table = {
-        "model": {"start": str(start), "query": "idf", "max_length": 24, "query_max_length": 12, "dropout": 0.0},
+        "model": {
+            "start": str(start),
+            "query": "idf",
+            "max_length": 24,
+            "query_max_length": 12,
+            "dropout": 0.0,
+        },
         "data": [{"path": str(path), "name": "toy"}],
         "batch": {"queries": 8},
         "loss": [{"name": "info_nce"}],
@@ -49,11 +66,26 @@ def make_config(start: Path, path: Path, /, **sections):
 
 
 def make_decoder_config(start, path, mode="causal", **sections):
-    model = {"query": "neural", "max_length": 60, "query_max_length": 40, "saved_max_length": 80, "dropout": 0.0,
-             **sections.pop("model", {})}
+    model = {
+        "query": "neural",
+        "max_length": 60,
+        "query_max_length": 40,
+        "saved_max_length": 80,
+        "dropout": 0.0,
+        **sections.pop("model", {}),
+    }
     decoder = {"mode": mode, "logit_shift": 2.0, **sections.pop("decoder", {})}
-    return make_config(start, path, **{
-        "model": model, "decoder": decoder, "run": {"steps": 4}, "batch": {"queries": 4}, **sections})
+    return make_config(
+        start,
+        path,
+        **{
+            "model": model,
+            "decoder": decoder,
+            "run": {"steps": 4},
+            "batch": {"queries": 4},
+            **sections,
+        },
+    )
 
 
 def open_decoder(folder, mode="causal", **sections):
@@ -84,7 +116,9 @@ def kill_at(monkeypatch, step):
 class Constant:
     """A teacher that likes every document as much as it is long."""
 
-    fingerprint = {"kind": "constant"}  # noqa: RUF012
+    fingerprint: ClassVar[dict[str, str]] = {"kind": "constant"}
 
     def scores(self, queries, documents, wanted_QD):
-        return np.tile(np.array([len(text) for text in documents], dtype=np.float32), (len(queries), 1))
+        return np.tile(
+            np.array([len(text) for text in documents], dtype=np.float32), (len(queries), 1)
+        )

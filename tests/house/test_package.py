@@ -29,8 +29,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
-                    "--wheel-dir", root / "dist", root], check=True, capture_output=True, text=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "--wheel-dir",
+            root / "dist",
+            root,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     (path,) = (root / "dist").iterdir()
     return path
 
@@ -42,10 +58,15 @@ def read_metadata(wheel: Path, name: str) -> str:
 
 
 def test_the_version_is_the_newest_of_the_changelog():
-    headings = re.findall(r"^## \[?(\d+\.\d+\.\d+)\]?(?: - \d{4}-\d\d-\d\d)?$", (ROOT / "CHANGELOG.md").read_text(),
-                          re.MULTILINE)
+    headings = re.findall(
+        r"^## \[?(\d+\.\d+\.\d+)\]?(?: - \d{4}-\d\d-\d\d)?$",
+        (ROOT / "CHANGELOG.md").read_text(),
+        re.MULTILINE,
+    )
     assert headings[0] == sparse_ir.__version__
-    assert headings == sorted(headings, key=lambda text: [int(part) for part in text.split(".")], reverse=True)
+    assert headings == sorted(
+        headings, key=lambda text: [int(part) for part in text.split(".")], reverse=True
+    )
 
 
 def test_the_wheel_has_name_version_and_licence(wheel):
@@ -59,11 +80,17 @@ def test_the_wheel_has_name_version_and_licence(wheel):
 def test_the_wheel_holds_every_module_and_resource_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    wanted = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*")
-              if path.is_file() and "__pycache__" not in path.parts}
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert packed == wanted
-    assert {"sparse_ir/py.typed", "sparse_ir/resources/pydocs/queries.jsonl",
-            "sparse_ir/resources/pydocs/qrels.tsv"} <= packed
+    assert {
+        "sparse_ir/py.typed",
+        "sparse_ir/resources/pydocs/queries.jsonl",
+        "sparse_ir/resources/pydocs/qrels.tsv",
+    } <= packed
 
 
 def test_the_wheel_installs_the_command(wheel):
@@ -81,10 +108,15 @@ def test_the_command_is_there_and_is_that_function():
 
 def test_every_library_that_is_imported_is_asked_for():
     asked = importlib.metadata.requires("sparse-ir-toolkit") or []
-    offered = [line for line in asked if 'extra == "test"' not in line]  # what only the tests need is no help to users
+    # what only the tests need is no help to users
+    offered = [line for line in asked if 'extra == "test"' not in line]
     names = {re.split(r"[><=~!; ]", line)[0].lower().replace("-", "_") for line in offered}
     provides = {"jnius": "pyjnius", "jnius_config": "pyjnius"}
-    nodes = [node for path in PACKAGE.glob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    nodes = [
+        node
+        for path in PACKAGE.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     found |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     packages = {path.split(".")[0] for path in found} - sys.stdlib_module_names - {"sparse_ir"}

@@ -1,4 +1,6 @@
-"""Every command of the README is executed: the set-up by CI, all others here, as they stand, on a small collection."""
+"""Every command of the README is executed: the set-up by CI, all others here, as they stand, on a
+small collection.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETUP, *BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 BENCHMARKS = [block for block in BLOCKS if "bench_" in block]
-COMMANDS = [line for block in BLOCKS if block not in BENCHMARKS for line in block.strip().split("\n")]
+COMMANDS = [
+    line for block in BLOCKS if block not in BENCHMARKS for line in block.strip().split("\n")
+]
 TEXTS = {
     "d1": "Wait for several threads with join.",
     "d2": "A lock protects what threads share.",
@@ -32,7 +36,9 @@ def folder_with_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     corpus = folder / "my_corpus"
     (corpus / "qrels").mkdir(parents=True)
-    lines = [f'{{"_id": "{doc_id}", "title": "", "text": "{text}"}}\n' for doc_id, text in TEXTS.items()]
+    lines = [
+        f'{{"_id": "{doc_id}", "title": "", "text": "{text}"}}\n' for doc_id, text in TEXTS.items()
+    ]
     (corpus / "corpus.jsonl").write_text("".join(lines))
     (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "wait for threads"}\n')
     (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
@@ -50,13 +56,21 @@ def folder_with_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_pairs(folder: Path) -> None:
     """Each sentence twice, cut in different places, and its first words as the question."""
     (folder / "qrels").mkdir(parents=True)
-    texts = [text + " " + more for text in tiny_models.SENTENCES for more in ("and then", "but why")]
-    with (folder / "corpus.jsonl").open("w") as corpus, (folder / "queries.jsonl").open("w") as queries, \
-            (folder / "qrels" / "train.tsv").open("w") as qrels:
+    texts = [
+        text + " " + more for text in tiny_models.SENTENCES for more in ("and then", "but why")
+    ]
+    with (
+        (folder / "corpus.jsonl").open("w") as corpus,
+        (folder / "queries.jsonl").open("w") as queries,
+        (folder / "qrels" / "train.tsv").open("w") as qrels,
+    ):
         qrels.write("query-id\tcorpus-id\tscore\n")
         for number, text in enumerate(texts):
             corpus.write(json.dumps({"_id": f"d{number}", "title": "", "text": text}) + "\n")
-            queries.write(json.dumps({"_id": f"q{number}", "text": f"{text.split()[1]} {text.split()[-1]}"}) + "\n")
+            queries.write(
+                json.dumps({"_id": f"q{number}", "text": f"{text.split()[1]} {text.split()[-1]}"})
+                + "\n"
+            )
             qrels.write(f"q{number}\td{number}\t1\n")
 
 
@@ -68,8 +82,15 @@ def test_set_up_is_what_ci_runs() -> None:
 
 def run_in(folder: Path, command: list[str] | str) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, shell=isinstance(command, str), cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "PATH": path}, timeout=300)
+    done = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        timeout=300,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -77,7 +98,9 @@ def run_in(folder: Path, command: list[str] | str) -> str:
 def test_commands_run_in_their_order(folder_with_corpus: Path) -> None:
     assert len(COMMANDS) >= 10
     outputs = {command: run_in(folder_with_corpus, command) for command in COMMANDS}
-    evaluated = next(text for command, text in outputs.items() if command.startswith("sparse-ir evaluate"))
+    evaluated = next(
+        text for command, text in outputs.items() if command.startswith("sparse-ir evaluate")
+    )
     assert re.search(r"nDCG@10\s+1\b", evaluated)
 
 
@@ -96,13 +119,17 @@ def test_every_verb_is_in_the_readme() -> None:
 def test_measured_tables_are_those_of_the_kept_figures() -> None:
     from sparse_ir.benchmark import formats
 
-    board = json.loads((ROOT / "scripts" / "results" / "leaderboard.json").read_text(encoding="utf-8"))
+    board = json.loads(
+        (ROOT / "scripts" / "results" / "leaderboard.json").read_text(encoding="utf-8")
+    )
     assert formats.format_summary(board) in README
     assert formats.format_datasets(board) in README
 
 
 @pytest.mark.parametrize("name", ["ablation", "ablation_240"])
-def test_ablation_tables_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_ablation_tables_are_those_of_the_kept_figures(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     ablate = importlib.import_module("ablate")
     found = json.loads((ROOT / "scripts" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -110,10 +137,14 @@ def test_ablation_tables_are_those_of_the_kept_figures(monkeypatch: pytest.Monke
     assert ablate.as_pairs(found) in README
 
 
-def test_rows_of_approximations_are_those_of_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_approximations_are_those_of_the_kept_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     bench = importlib.import_module("bench_approximations")
-    found = json.loads((ROOT / "scripts" / "results" / "approximations.json").read_text(encoding="utf-8"))
+    found = json.loads(
+        (ROOT / "scripts" / "results" / "approximations.json").read_text(encoding="utf-8")
+    )
     (part,) = re.findall(r"### Approximations\n(.*?)\n### ", README, re.DOTALL)
     shown = [line for line in part.split("\n") if line.startswith("|")]
     assert len(shown) > 10

@@ -1,4 +1,6 @@
-"""Index folders: counts that add up, the right query side or none, Pyserini on both sides, runs, many threads."""
+"""Index folders: counts that add up, the right query side or none, Pyserini on both sides, runs,
+many threads.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,13 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole numbers, queries with weights of their own: the engine's scores are plain dot products."""
+    """Whole numbers, queries with weights of their own: the engine's scores
+    are plain dot products.
+    """
     root = tmp_path_factory.mktemp("plain")
-    made = make_vectors(root / "vectors", MATRIX, TermQueries(VOCABULARY), doc_ids=DOC_IDS, shard_size=64)
+    made = make_vectors(
+        root / "vectors", MATRIX, TermQueries(VOCABULARY), doc_ids=DOC_IDS, shard_size=64
+    )
     builder.build_impact_index(made, root / "index", Rule(1.0), TermQueries(VOCABULARY))
     return root
 
@@ -65,7 +71,9 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folded")
     queries = static_queries(np.linspace(0.2, 3.0, TERMS))
     made = make_vectors(root / "vectors", MATRIX, queries, doc_ids=DOC_IDS, shard_size=64)
-    builder.build_impact_index(made, root / "index", builder.choose_rule(made, queries), queries, threads=2)
+    builder.build_impact_index(
+        made, root / "index", builder.choose_rule(made, queries), queries, threads=2
+    )
     return root
 
 
@@ -83,16 +91,23 @@ def open_plain(root: Path, **options: Any) -> Index:
 
 def random_queries(seed: int, count: int, weighted: bool = True) -> list[str]:
     draw = random.Random(seed)
-    return [" ".join(f"t{term}:{draw.randint(1, 4)}" if weighted else f"t{term}"
-                     for term in draw.sample(range(1, TERMS), draw.randint(1, 6))) for _ in range(count)]
+    return [
+        " ".join(
+            f"t{term}:{draw.randint(1, 4)}" if weighted else f"t{term}"
+            for term in draw.sample(range(1, TERMS), draw.randint(1, 6))
+        )
+        for _ in range(count)
+    ]
 
 
 def as_row(text: str) -> sparse.csr_matrix:
     token_ids, weights = TermQueries(VOCABULARY).encode(text)
-    return sparse.csr_matrix((weights.astype(np.int64), token_ids, [0, len(token_ids)]), shape=(1, TERMS))
+    return sparse.csr_matrix(
+        (weights.astype(np.int64), token_ids, [0, len(token_ids)]), shape=(1, TERMS)
+    )
 
 
-# ------------------------------------------------------------------------------------------------ search
+# --- search ---
 
 
 @pytest.mark.parametrize("k", [1, 3, 20, 1000])
@@ -108,7 +123,9 @@ def test_folded_search_equals_brute_force_on_the_folded_impacts(folded):
         weights[0] = 0  # the unknown token
         impacts = quantize(sparse.csr_matrix(MATRIX, dtype=np.float32), index.rule, weights).impacts
         for text in random_queries(2, 20, weighted=False):
-            assert pairs_of(index.search(text, 15)) == exact_pairs(as_row(text), impacts, DOC_IDS, 15)
+            assert pairs_of(index.search(text, 15)) == exact_pairs(
+                as_row(text), impacts, DOC_IDS, 15
+            )
             assert set(index.encode_query(text).values()) == {1}, "a folded query needs no boosts"
 
 
@@ -129,15 +146,21 @@ def test_matched_terms_add_up_to_the_score(plain):
             assert list(parts.values()) == sorted(parts.values(), reverse=True)
             row = MATRIX[DOC_IDS.index(doc_id)].toarray()[0]
             boosts = {1: 2, 2: 1, 3: 3, 4: 1}
-            assert parts == {f"t{term}": boost * row[term] for term, boost in boosts.items() if row[term]}
+            assert parts == {
+                f"t{term}": boost * row[term] for term, boost in boosts.items() if row[term]
+            }
 
 
 @pytest.mark.parametrize("title", [0.0, 1.0])
 def test_matched_terms_of_bm25_add_up_to_the_score(tmp_path, title):
     draw = random.Random(4)
     words = [f"word{number}" for number in range(30)]
-    texts = [Document(f"d{number}", " ".join(draw.choices(words, k=3)), " ".join(draw.choices(words, k=40)))
-             for number in range(200)]
+    texts = [
+        Document(
+            f"d{number}", " ".join(draw.choices(words, k=3)), " ".join(draw.choices(words, k=40))
+        )
+        for number in range(200)
+    ]
     builder.build_bm25_index(lambda: texts, tmp_path / "index", Bm25(title=title))
     with Index(tmp_path / "index") as index:
         for query in ("word1 word2 word2 word3", "word7", " ".join(words)):
@@ -152,14 +175,21 @@ def test_matched_terms_of_bm25_add_up_to_the_score(tmp_path, title):
 
 
 def test_batches_do_not_depend_on_the_number_of_threads(plain):
-    queries = [Query(f"q{number}", text) for number, text in enumerate(["", *random_queries(3, 30)])]
+    queries = [
+        Query(f"q{number}", text) for number, text in enumerate(["", *random_queries(3, 30)])
+    ]
     with open_plain(plain) as index:
         expected = {query.query_id: pairs_of(index.search(query.text, 10)) for query in queries}
         for threads in (1, 3, 50):
             counted: list[int] = []
             run, seconds = index.search_batch(queries, 10, threads=threads, progress=counted.append)
             assert (run, list(run)) == (expected, [query.query_id for query in queries])
-            assert (seconds.shape, seconds.dtype, seconds.min() > 0, sum(counted)) == ((31,), np.float64, True, 31)
+            assert (seconds.shape, seconds.dtype, seconds.min() > 0, sum(counted)) == (
+                (31,),
+                np.float64,
+                True,
+                31,
+            )
         assert run["q0"] == []
         with pytest.raises(ConfigError, match="0 threads are not allowed"):
             index.search_batch(queries, 10, threads=0)
@@ -175,26 +205,42 @@ def test_the_query_itself_can_be_removed_without_losing_a_hit(plain):
     assert run["other"] == everything[:5]
 
 
-# ------------------------------------------------------------------------------------------------ counts
+# --- counts ---
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_counts_add_up_and_lost_documents_are_named(tmp_path, threads):
-    """d1 has no weights, d2 only one that rounds to nothing, d4 no text, d3 one lost and one clipped."""
-    matrix = sparse.csr_matrix(np.array([[0, 5, 0], [0, 0, 0], [0, 0.004, 0], [0, 0.001, 999], [0, 1, 1], [0, 1, 1]]))
-    made = make_vectors(tmp_path / "v", matrix, TermQueries(VOCABULARY[:3]), empty=[4], shard_size=2)
-    manifest = builder.build_impact_index(made, tmp_path / "i", Rule(100, 255), TermQueries(VOCABULARY[:3]),
-                                          threads=threads)
+    """d1 has no weights, d2 only one that rounds to nothing, d4 no text, d3 one lost and one
+    clipped.
+    """
+    matrix = sparse.csr_matrix(
+        np.array([[0, 5, 0], [0, 0, 0], [0, 0.004, 0], [0, 0.001, 999], [0, 1, 1], [0, 1, 1]])
+    )
+    made = make_vectors(
+        tmp_path / "v", matrix, TermQueries(VOCABULARY[:3]), empty=[4], shard_size=2
+    )
+    manifest = builder.build_impact_index(
+        made, tmp_path / "i", Rule(100, 255), TermQueries(VOCABULARY[:3]), threads=threads
+    )
     assert manifest["counts"] == {
         "documents": 6, "indexed": 3, "empty": 2, "rounded_to_nothing": 1, "postings": 4,
         "sum_impacts": 255 + 255 + 100 + 100, "weights_rounded_to_zero": 2, "weights_clipped": 2,
     }  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "i" / "unindexed.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "i" / "unindexed.jsonl").read_text().splitlines()
+    ]
     assert [(line["doc_id"], line["reason"]) for line in lines] == [
-        ("d1", "no weights"), ("d2", "all weights rounded to zero"), ("d4", "no weights")]
+        ("d1", "no weights"),
+        ("d2", "all weights rounded to zero"),
+        ("d4", "no weights"),
+    ]
     report = verification.verify_index(tmp_path / "i")
     assert report["ok"]
-    assert report["documents"] == report["indexed"] + report["empty"] + report["rounded_to_nothing"] == 6
+    assert (
+        report["documents"]
+        == report["indexed"] + report["empty"] + report["rounded_to_nothing"]
+        == 6
+    )
     assert report["sampled_documents"] == 3
     with Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:3])) as index:
         assert index.search("t1 t2", 10).doc_ids == ["d3", "d0", "d5"]
@@ -203,8 +249,14 @@ def test_counts_add_up_and_lost_documents_are_named(tmp_path, threads):
 def test_a_collection_without_a_single_weight_gives_an_empty_index(tmp_path):
     queries = static_queries(np.ones(3))
     made = make_vectors(tmp_path / "v", sparse.csr_matrix((5, 3)), queries, shard_size=2)
-    manifest = builder.build_impact_index(made, tmp_path / "i", builder.choose_rule(made, queries), queries, threads=2)
-    assert (manifest["counts"]["documents"], manifest["counts"]["indexed"], manifest["counts"]["empty"]) == (5, 0, 5)
+    manifest = builder.build_impact_index(
+        made, tmp_path / "i", builder.choose_rule(made, queries), queries, threads=2
+    )
+    assert (
+        manifest["counts"]["documents"],
+        manifest["counts"]["indexed"],
+        manifest["counts"]["empty"],
+    ) == (5, 0, 5)
     assert verification.verify_index(tmp_path / "i")["terms"] == 0
     with Index(tmp_path / "i") as index:
         assert index.search("t1", 10).doc_ids == []
@@ -214,11 +266,18 @@ def test_verification_of_a_good_index_counts_what_is_there(plain):
     report = verification.verify_index(plain / "index")
     filled = int((np.diff(MATRIX.indptr) > 0).sum())
     assert report["documents"] == ROWS
-    assert (report["indexed"], report["postings"], report["sum_impacts"]) == (filled, MATRIX.nnz, int(MATRIX.sum()))
+    assert (report["indexed"], report["postings"], report["sum_impacts"]) == (
+        filled,
+        MATRIX.nnz,
+        int(MATRIX.sum()),
+    )
     assert report["terms"] == len(set(MATRIX.indices.tolist()))
     assert report["sampled_documents"] >= NUM_SAMPLES
-    assert report["bytes"] == sum(path.stat().st_size for path in (plain / "index").rglob("*")
-                                  if path.is_file() and path.name != "manifest.json")
+    assert report["bytes"] == sum(
+        path.stat().st_size
+        for path in (plain / "index").rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    )
 
 
 def test_a_second_build_of_the_same_vectors_tells_the_same(plain, tmp_path):
@@ -234,7 +293,9 @@ def test_a_second_build_of_the_same_vectors_tells_the_same(plain, tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1, 7, -1])
 def test_doc_ids_by_number(plain, number):
-    kept = [doc_id for doc_id, filled in zip(DOC_IDS, np.diff(MATRIX.indptr) > 0, strict=True) if filled]
+    kept = [
+        doc_id for doc_id, filled in zip(DOC_IDS, np.diff(MATRIX.indptr) > 0, strict=True) if filled
+    ]
     doc_ids, number = DocIds(plain / "index"), range(len(kept))[number]
     assert doc_ids[number] == kept[number]
     assert doc_ids.find([number, 0, number]) == [kept[number], kept[0], kept[number]]
@@ -245,13 +306,15 @@ def test_doc_ids_by_number(plain, number):
 
 def test_doc_ids_of_any_script(tmp_path):
     doc_ids = ["\u00e9", "\U0001f600", "a" * 300, "\u4e2d\u6587", "0", "-1"]
-    made = make_vectors(tmp_path / "v", random_matrix(1, 6, 3, 1.0, 1), TermQueries(VOCABULARY[:3]), doc_ids=doc_ids)
+    made = make_vectors(
+        tmp_path / "v", random_matrix(1, 6, 3, 1.0, 1), TermQueries(VOCABULARY[:3]), doc_ids=doc_ids
+    )
     builder.build_impact_index(made, tmp_path / "i", Rule(1.0), TermQueries(VOCABULARY[:3]))
     with Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY[:3])) as index:
         assert index.search("t1", 10).doc_ids == sorted(doc_ids, reverse=True)
 
 
-# ------------------------------------------------------------------------------------------------ the rule
+# --- the rule ---
 
 
 def test_rule_of_whole_numbers_keeps_them(plain):
@@ -279,7 +342,11 @@ def test_rules_by_hand(plain, folded):
     assert builder.choose_rule(neural, TermQueries(VOCABULARY), scale=50, bits=8) == Rule(50, 255)
     assert builder.choose_rule(static, queries, fold=False) == Rule(255 / 4, 255)
     rule = builder.choose_rule(static, queries)
-    assert (rule.scale, rule.max_impact, rule.folded) == (pytest.approx(255 / largest, rel=1e-6), 255, True)
+    assert (rule.scale, rule.max_impact, rule.folded) == (
+        pytest.approx(255 / largest, rel=1e-6),
+        255,
+        True,
+    )
 
 
 def test_rules_that_make_no_sense_are_refused(plain):
@@ -291,7 +358,7 @@ def test_rules_that_make_no_sense_are_refused(plain):
             builder.choose_rule(made, None, bits=17, scale=scale)
 
 
-# ------------------------------------------------------------------------------------------------ what does not fit
+# --- what does not fit ---
 
 
 def test_another_query_side_is_refused(folded):
@@ -312,7 +379,9 @@ def test_another_tokenizer_is_refused(folded):
 
     tokenizer = read_tokenizer(folded / "index" / "query" / "tokenizer.json")
     tokenizer.normalizer = normalizers.Lowercase()
-    other = StaticQueryEncoder(tokenizer, np.linspace(0.2, 3.0, TERMS).astype(np.float32), "opensearch", name="small")
+    other = StaticQueryEncoder(
+        tokenizer, np.linspace(0.2, 3.0, TERMS).astype(np.float32), "opensearch", name="small"
+    )
     with pytest.raises(IndexMismatch, match=r"another query side: tokenizer_sha256 differ"):
         Index(folded / "index", query_encoder=other)
 
@@ -320,9 +389,17 @@ def test_another_tokenizer_is_refused(folded):
 def test_another_vocabulary_is_refused(plain, folded, tmp_path):
     with pytest.raises(IndexMismatch, match="another vocabulary than this query encoder's"):
         Index(folded / "index", query_encoder=static_queries(np.ones(TERMS + 1)))
-    with pytest.raises(IndexMismatch, match=r"another vocabulary \(41 tokens\) than the documents \(40 tokens\)"):
-        builder.build_impact_index(Vectors(plain / "vectors"), tmp_path / "i", Rule(1.0),
-                                   TermQueries(vocabulary_of_size(TERMS + 1)))
+    with pytest.raises(
+        IndexMismatch,
+        match=r"another vocabulary \(41 tokens\) than the documents "
+        r"\(40 tokens\)",
+    ):
+        builder.build_impact_index(
+            Vectors(plain / "vectors"),
+            tmp_path / "i",
+            Rule(1.0),
+            TermQueries(vocabulary_of_size(TERMS + 1)),
+        )
     shuffled = TermQueries([VOCABULARY[0], *VOCABULARY[:0:-1]])
     with pytest.raises(IndexMismatch, match="another vocabulary"):
         builder.build_impact_index(Vectors(plain / "vectors"), tmp_path / "i", Rule(1.0), shuffled)
@@ -330,7 +407,11 @@ def test_another_vocabulary_is_refused(plain, folded, tmp_path):
 
 
 def test_another_rule_is_refused(plain):
-    with pytest.raises(IndexMismatch, match=r"was built by Rule\(scale=1.0, .*, not by Rule\(scale=2.0"):
+    with pytest.raises(
+        IndexMismatch,
+        match=r"was built by Rule\(scale=1.0, .*, not by "
+        r"Rule\(scale=2.0",
+    ):
         open_plain(plain, rule=Rule(2.0))
     open_plain(plain, rule=Rule(1.0)).close()
 
@@ -339,11 +420,15 @@ def test_vectors_without_a_query_side_need_one_to_be_opened(plain, tmp_path):
     builder.build_impact_index(vectors_of_json(plain), tmp_path / "i", Rule(1.0), None)
     assert needs_query_encoder(tmp_path / "i")
     assert not needs_query_encoder(plain / "index")
-    with pytest.raises(ConfigError, match="was built from vectors without a query side: name the query model"):
+    with pytest.raises(
+        ConfigError, match="was built from vectors without a query side: name the query model"
+    ):
         Index(tmp_path / "i")
     with Index(tmp_path / "i", query_encoder=TermQueries(VOCABULARY)) as index:
         for text in random_queries(4, 10):
-            assert pairs_of(index.search(text, 10)) == exact_pairs(as_row(text), MATRIX, DOC_IDS, 10)
+            assert pairs_of(index.search(text, 10)) == exact_pairs(
+                as_row(text), MATRIX, DOC_IDS, 10
+            )
 
 
 def test_bm25_takes_no_query_side(bm25):
@@ -355,7 +440,11 @@ def test_bm25_takes_no_query_side(bm25):
 
 def test_folders_that_are_no_index(tmp_path, plain):
     for folder in (tmp_path, tmp_path / "missing", plain / "vectors"):
-        with pytest.raises(DamagedError, match=r"is no index of this package|is not an index manifest of format 1"):
+        with pytest.raises(
+            DamagedError,
+            match=r"is no index of this package|is not an index "
+            r"manifest of format 1",
+        ):
             Index(folder)
 
 
@@ -368,7 +457,9 @@ def test_something_else_in_the_place_of_the_output_stays(plain, tmp_path, conten
         output.mkdir()
         (output / "chapter1.txt").write_text("years of work")
     made = Vectors(plain / "vectors")
-    with pytest.raises(ConfigError, match="thesis exists and is no index of this package; choose another output"):
+    with pytest.raises(
+        ConfigError, match="thesis exists and is no index of this package; choose another output"
+    ):
         builder.build_impact_index(made, output, Rule(1.0), None)
     with pytest.raises(ConfigError, match="thesis exists and is no index of this package"):
         builder.build_bm25_index(lambda: [Document("a", "", "b")], output)
@@ -397,11 +488,13 @@ def test_a_text_that_reads_badly_leaves_no_index(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".i.lock"]
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# --- runs ---
 
 
 def test_the_order_survives_a_run_file_and_is_that_of_trec_eval(plain, tmp_path):
-    """For each hit trec_eval is asked for the rank of that document: it must be our rank, ties included."""
+    """For each hit trec_eval is asked for the rank of that document: it must be our rank, ties
+    included.
+    """
     queries = [Query(f"q{number}", text) for number, text in enumerate(random_queries(5, 6))]
     with open_plain(plain) as index:
         run, _ = index.search_batch(queries, 60)
@@ -419,7 +512,9 @@ def test_the_order_survives_a_run_file_and_is_that_of_trec_eval(plain, tmp_path)
 
 
 def test_constructed_ties(tmp_path):
-    """One value everywhere: documents come in descending order of their ids, "d9" before "d10", as in trec_eval."""
+    """One value everywhere: documents come in descending order of their ids, "d9" before "d10", as
+    in trec_eval.
+    """
     doc_ids = ["d10", "d9", "D9", "d", "\u00e9", "z", "10", "9"]
     matrix = sparse.csr_matrix(np.ones((8, 2), dtype=np.float32))
     made = make_vectors(tmp_path / "v", matrix, TermQueries(VOCABULARY[:2]), doc_ids=doc_ids)
@@ -430,7 +525,7 @@ def test_constructed_ties(tmp_path):
             assert index.search("t1", k).doc_ids == index.search("t1", 8).doc_ids[:k]
 
 
-# ------------------------------------------------------------------------------------------------ Pyserini
+# --- Pyserini ---
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +535,9 @@ def pyserini() -> Any:
 
 
 class PyseriniQueries:
-    """The query encoder that Pyserini is given: any object with ``encode(text) -> {token: whole number}``."""
+    """The query encoder that Pyserini is given: any object with ``encode(text) -> {token: whole
+    number}``.
+    """
 
     def encode(self, text: str) -> dict[str, int]:
         token_ids, weights = TermQueries(VOCABULARY).encode(text)
@@ -449,9 +546,10 @@ class PyseriniQueries:
 
 @pytest.mark.parametrize("k", [5, 50, 1000])
 def test_pyserini_opens_our_impact_index(plain, pyserini, k):
-    """Same scores, hit by hit. Among equal scores Pyserini orders by id ascending, this package descending: so which
-    of the documents that tie with the last hit are shown differs, and nothing else. Pyserini then takes a millionth
-    off for each place among equal scores (so that trec_eval keeps its order), hence the rounding."""
+    """Same scores, hit by hit. Among equal scores Pyserini orders by id ascending, this package
+    descending: so which of the documents that tie with the last hit are shown differs, and nothing
+    else. Pyserini then takes a millionth off for each place among equal scores (so that trec_eval
+    keeps its order), hence the rounding."""
     theirs = pyserini.LuceneImpactSearcher(str(plain / "index" / "lucene"), PyseriniQueries())
     with open_plain(plain) as index:
         for text in random_queries(6, 15):
@@ -476,7 +574,9 @@ def test_pyserini_opens_our_bm25_index(bm25, pyserini):
 
 
 def test_our_reader_opens_an_index_that_pyserini_built(plain, tmp_path):
-    """Pyserini's own indexer, run as ``python -m pyserini.index.lucene``, from our exported vectors."""
+    """Pyserini's own indexer, run as ``python -m pyserini.index.lucene``, from our exported
+    vectors.
+    """
     vectors_of_json(plain)
     indexer = """
         import runpy, sys
@@ -487,29 +587,50 @@ def test_our_reader_opens_an_index_that_pyserini_built(plain, tmp_path):
 """
     for threads in (1, 2):
         output = tmp_path / str(threads)
-        done = run_python(indexer, "--collection", "JsonVectorCollection", "--input", plain / "json", "--index", output,
-                          "--generator", "DefaultLuceneDocumentGenerator", "--threads", threads, "--impact",
-                          "--pretokenized")
+        done = run_python(
+            indexer,
+            "--collection",
+            "JsonVectorCollection",
+            "--input",
+            plain / "json",
+            "--index",
+            output,
+            "--generator",
+            "DefaultLuceneDocumentGenerator",
+            "--threads",
+            threads,
+            "--impact",
+            "--pretokenized",
+        )
         assert done.returncode == 0, done.stderr[-500:]
         assert is_lucene_folder(output)
         with Index(output, query_encoder=TermQueries(VOCABULARY), rule=Rule(1.0)) as index:
             for text in random_queries(7, 15):
                 for k in (3, 40, ROWS):
-                    assert pairs_of(index.search(text, k)) == exact_pairs(as_row(text), MATRIX, DOC_IDS, k)
+                    assert pairs_of(index.search(text, k)) == exact_pairs(
+                        as_row(text), MATRIX, DOC_IDS, k
+                    )
         for options in ({}, {"query_encoder": TermQueries(VOCABULARY)}, {"rule": Rule(1.0)}):
-            with pytest.raises(ConfigError, match="is a bare Lucene index: name the query model and the scale"):
+            with pytest.raises(
+                ConfigError, match="is a bare Lucene index: name the query model and the scale"
+            ):
                 Index(output, **options)
 
 
-# ------------------------------------------------------------------------------------------------ many threads
+# --- many threads ---
 
 
 def test_many_threads_on_three_indexes_answer_like_one(plain, folded, bm25):
-    """4,800 searches over three open indexes by 16 threads that change places as often as Python lets them."""
+    """4,800 searches over three open indexes by 16 threads that change places as often as Python
+    lets them.
+    """
     opened = [open_plain(plain), Index(folded / "index"), Index(bm25 / "index")]
     words = ["red fox", "wine", "dogs", "nothing", "the"]
     texts = [random_queries(8, 25), random_queries(9, 25, weighted=False), words]
-    expected = [[pairs_of(index.search(text, 8)) for text in part] for index, part in zip(opened, texts, strict=True)]
+    expected = [
+        [pairs_of(index.search(text, 8)) for text in part]
+        for index, part in zip(opened, texts, strict=True)
+    ]
     wrong: list[tuple[int, str]] = []
 
     def work(seed: int) -> None:
@@ -532,7 +653,9 @@ def test_many_threads_on_three_indexes_answer_like_one(plain, folded, bm25):
 
 
 def test_building_and_searching_at_once_do_not_mix(plain, tmp_path):
-    """Writers and readers share Java classes too: two builds and three searchers at the same time."""
+    """Writers and readers share Java classes too: two builds and three
+    searchers at the same time.
+    """
     made = Vectors(plain / "vectors")
     wrong: list[str] = []
     with open_plain(plain) as index:
@@ -547,7 +670,9 @@ def test_building_and_searching_at_once_do_not_mix(plain, tmp_path):
         def build(name: str) -> None:
             builder.build_impact_index(made, tmp_path / name, Rule(1.0), None, threads=2)
 
-        tasks = [lambda name=name: build(name) for name in "ab"] + [lambda seed=seed: search(seed) for seed in range(3)]
+        tasks = [lambda name=name: build(name) for name in "ab"] + [
+            lambda seed=seed: search(seed) for seed in range(3)
+        ]
         run_threads(tasks)
     assert wrong == []
     for name in "ab":
@@ -575,7 +700,9 @@ def test_what_is_no_question_is_refused_in_one_sentence(folded, tmp_path, kind):
 
 
 def test_a_closed_index_leaves_nothing_behind(folded):
-    """No cycle keeps it: a searcher that opens version after version would wait for the collector with each."""
+    """No cycle keeps it: a searcher that opens version after version would wait for the collector
+    with each.
+    """
     opened = Index(folded / "index")
     assert len(opened.search("t1 t2", 5).doc_ids)
     kept = [weakref.ref(opened), weakref.ref(opened.reader)]

@@ -1,4 +1,6 @@
-"""The forward index: exact scores of candidates against a matrix product, narrow types, damage, other vocabularies."""
+"""The forward index: exact scores of candidates against a matrix product, narrow types, damage,
+other vocabularies.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import threading
 import numpy as np
 import pytest
 from scipy import sparse
-from small_indexes import TermQueries, make_vectors, pairs_of, random_matrix, static_queries, vocabulary_of_size
+from small_indexes import (
+    TermQueries,
+    make_vectors,
+    pairs_of,
+    random_matrix,
+    static_queries,
+    vocabulary_of_size,
+)
 
 from sparse_ir.errors import DamagedError
 from sparse_ir.indexing import builder, verification
@@ -65,7 +74,11 @@ def test_no_candidates_and_no_terms_are_no_special_case(folder):
 
 def test_vectors_and_counts_are_those_of_the_matrix(folder):
     opened = ForwardIndex(folder)
-    assert opened.statistics() == {"documents": ROWS, "postings": MATRIX.nnz, "sum_impacts": MATRIX.sum()}
+    assert opened.statistics() == {
+        "documents": ROWS,
+        "postings": MATRIX.nnz,
+        "sum_impacts": MATRIX.sum(),
+    }
     for number in (0, 31, ROWS - 1):
         token_ids, impacts = opened.vector(number)
         assert token_ids.tolist() == MATRIX[number].indices.tolist()
@@ -78,17 +91,26 @@ def test_vectors_and_counts_are_those_of_the_matrix(folder):
 def test_files_are_as_narrow_as_the_numbers_allow(tmp_path, largest, offset, types):
     matrix = filled_matrix(6).astype(np.int64)
     matrix.data[-1] = largest
-    wide = sparse.csr_matrix((matrix.data, matrix.indices + offset, matrix.indptr), shape=(ROWS, TERMS + offset))
+    wide = sparse.csr_matrix(
+        (matrix.data, matrix.indices + offset, matrix.indptr), shape=(ROWS, TERMS + offset)
+    )
     write(tmp_path / "f", wide, vocabulary=vocabulary_of_size(TERMS + offset))
-    stored = [np.load(tmp_path / "f" / f"{name}.npy", mmap_mode="r") for name in ("token_ids", "impacts")]
+    stored = [
+        np.load(tmp_path / "f" / f"{name}.npy", mmap_mode="r") for name in ("token_ids", "impacts")
+    ]
     assert tuple(str(array.dtype) for array in stored) == types
     assert stored[1].max() == largest
     row = int(np.flatnonzero(wide.max(axis=1).toarray().ravel() == largest)[0])
     column = int(wide[row].indices[wide[row].data.argmax()])
-    assert ForwardIndex(tmp_path / "f").scores(np.array([row]), np.array([column]), np.array([3])).tolist() \
-        == [3 * largest]
+    assert ForwardIndex(tmp_path / "f").scores(
+        np.array([row]), np.array([column]), np.array([3])
+    ).tolist() == [3 * largest]
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
-        "impacts.npy", "offsets.npy", "token_ids.npy", "vocabulary.json"], "the parts are gone"
+        "impacts.npy",
+        "offsets.npy",
+        "token_ids.npy",
+        "vocabulary.json",
+    ], "the parts are gone"
 
 
 def test_threads_do_not_disturb_each_other(folder):
@@ -129,7 +151,7 @@ def test_a_file_that_is_cut_or_missing_is_reported(folder, tmp_path, name):
         ForwardIndex(tmp_path / "f")
 
 
-# ------------------------------------------------------------------------------------------------ inside of an index
+# --- inside of an index ---
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -137,13 +159,21 @@ def test_an_index_with_boosted_queries_keeps_one_by_default(tmp_path, threads):
     queries = TermQueries(VOCABULARY)
     made = make_vectors(tmp_path / "v", random_matrix(8, ROWS, TERMS, 0.02), queries, shard_size=7)
     manifest = builder.build_impact_index(made, tmp_path / "i", Rule(1.0), queries, threads=threads)
-    assert {"forward/offsets.npy", "forward/token_ids.npy", "forward/impacts.npy"} <= manifest["files"].keys()
-    assert manifest["counts"]["empty"] > 0, "rows of the forward index are Lucene's numbers, without the empty ones"
+    assert {"forward/offsets.npy", "forward/token_ids.npy", "forward/impacts.npy"} <= manifest[
+        "files"
+    ].keys()
+    assert manifest["counts"]["empty"] > 0, (
+        "rows of the forward index are Lucene's numbers, without the empty ones"
+    )
     with Index(tmp_path / "i", query_encoder=queries) as index:
         hits = index.search("t1:2 t2 t5:3", ROWS)
         numbers = [[*DocIds(tmp_path / "i")].index(doc_id) for doc_id in hits.doc_ids]
-        assert index.forward.scores(np.array(numbers), np.array([1, 2, 5]), np.array([2, 1, 3])).tolist() \
+        assert (
+            index.forward.scores(
+                np.array(numbers), np.array([1, 2, 5]), np.array([2, 1, 3])
+            ).tolist()
             == hits.scores.tolist()
+        )
 
 
 def test_a_folded_index_keeps_one_only_when_asked(tmp_path):
@@ -151,7 +181,9 @@ def test_a_folded_index_keeps_one_only_when_asked(tmp_path):
     made = make_vectors(tmp_path / "v", MATRIX, queries)
     rule = builder.choose_rule(made, queries)
     for asked, expected in ((None, False), (True, True), (False, False)):
-        manifest = builder.build_impact_index(made, tmp_path / "i", rule, queries, forward_index=asked)
+        manifest = builder.build_impact_index(
+            made, tmp_path / "i", rule, queries, forward_index=asked
+        )
         assert has_forward_index(manifest) is expected
         with Index(tmp_path / "i") as index:
             assert (index.forward is not None) is expected
@@ -159,9 +191,13 @@ def test_a_folded_index_keeps_one_only_when_asked(tmp_path):
 
 
 def test_verify_finds_a_forward_index_that_is_not_lucenes(tmp_path):
-    """Two impacts of a document change places, and all checksums are made to fit: only the scores tell."""
+    """Two impacts of a document change places, and all checksums are made to fit: only the scores
+    tell.
+    """
     queries = TermQueries(VOCABULARY)
-    builder.build_impact_index(make_vectors(tmp_path / "v", MATRIX, queries), tmp_path / "i", Rule(1.0), queries)
+    builder.build_impact_index(
+        make_vectors(tmp_path / "v", MATRIX, queries), tmp_path / "i", Rule(1.0), queries
+    )
     assert verification.verify_index(tmp_path / "i")["ok"]
     path = tmp_path / "i" / "forward" / "token_ids.npy"
     token_ids = np.load(path)
@@ -170,7 +206,9 @@ def test_verify_finds_a_forward_index_that_is_not_lucenes(tmp_path):
     manifest = files.read_json(tmp_path / "i" / "manifest.json")
     manifest["files"]["forward/token_ids.npy"]["sha256"] = files.sha256_of_file(path)
     del manifest["sha256"]
-    files.write_json(tmp_path / "i" / "manifest.json", {**manifest, "sha256": files.sha256_of_json(manifest)})
+    files.write_json(
+        tmp_path / "i" / "manifest.json", {**manifest, "sha256": files.sha256_of_json(manifest)}
+    )
     with pytest.raises(DamagedError, match="forward: document d0 has"):
         verification.verify_index(tmp_path / "i")
 
@@ -185,5 +223,7 @@ def test_rows_follow_the_order_that_the_index_was_given(tmp_path):
         opened = ForwardIndex(tmp_path / order / "forward")
         scores = opened.scores(np.arange(ROWS), np.array([1, 2]), np.array([3, 5]))
         expected = (MATRIX[:, [1]] * 3 + MATRIX[:, [2]] * 5).toarray().ravel()
-        assert dict(zip(ids[order], scores.tolist(), strict=True)) == {f"d{row}": expected[row] for row in range(ROWS)}
+        assert dict(zip(ids[order], scores.tolist(), strict=True)) == {
+            f"d{row}": expected[row] for row in range(ROWS)
+        }
     assert ids["corpus"] != ids["bisection"]

@@ -1,4 +1,6 @@
-"""An index survives: killed writers, two writers, a full disk, one flipped bit, and being replaced under a reader."""
+"""An index survives: killed writers, two writers, a full disk, one flipped bit, and being replaced
+under a reader.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_indexes import changed_environment, make_vectors, pairs_of, random_matrix, run_python, static_queries
+from small_indexes import (
+    changed_environment,
+    make_vectors,
+    pairs_of,
+    random_matrix,
+    run_python,
+    static_queries,
+)
 
 from sparse_ir.errors import ConfigError, DamagedError, LockedError
 from sparse_ir.indexing import builder, verification
@@ -31,10 +40,28 @@ TERMS = 30
 QUERIES = static_queries(np.linspace(0.5, 2.0, TERMS))
 RULE = Rule(scale=10.0, folded=True)
 # every file of an index, written by one thread
-FILES = ["manifest.json", "doc_ids.txt", "doc_ids.npy", "samples.jsonl", "unindexed.jsonl", "query/query.json",
-         "query/tokenizer.json", "query/weights.safetensors", "lucene/segments_1", "lucene/_0.fdm", "lucene/_0.fdt",
-         "lucene/_0.fdx", "lucene/_0.fnm", "lucene/_0.si", "lucene/_0_Lucene90_0.dvd", "lucene/_0_Lucene90_0.dvm",
-         "lucene/_0_Lucene99_0.doc", "lucene/_0_Lucene99_0.tim", "lucene/_0_Lucene99_0.tip", "lucene/_0_Lucene99_0.tmd"]
+FILES = [
+    "manifest.json",
+    "doc_ids.txt",
+    "doc_ids.npy",
+    "samples.jsonl",
+    "unindexed.jsonl",
+    "query/query.json",
+    "query/tokenizer.json",
+    "query/weights.safetensors",
+    "lucene/segments_1",
+    "lucene/_0.fdm",
+    "lucene/_0.fdt",
+    "lucene/_0.fdx",
+    "lucene/_0.fnm",
+    "lucene/_0.si",
+    "lucene/_0_Lucene90_0.dvd",
+    "lucene/_0_Lucene90_0.dvm",
+    "lucene/_0_Lucene99_0.doc",
+    "lucene/_0_Lucene99_0.tim",
+    "lucene/_0_Lucene99_0.tip",
+    "lucene/_0_Lucene99_0.tmd",
+]
 
 BUILD = """
     import os, signal, sys
@@ -48,7 +75,9 @@ BUILD = """
         return builder.build_impact_index(made, root / "index", Rule(10.0, folded=True), made.query_encoder(),
                                           threads=threads)
 """
-KILLED_AT = BUILD + """
+KILLED_AT = (
+    BUILD
+    + """
     event, part, left = sys.argv[2], sys.argv[3], [int(sys.argv[4])]
 
     def watch(name, arguments):
@@ -61,13 +90,19 @@ KILLED_AT = BUILD + """
     sys.addaudithook(watch)
     build(Path(sys.argv[1]), int(sys.argv[5]))
 """
-KILLED_ANY_TIME = BUILD + """
+)
+KILLED_ANY_TIME = (
+    BUILD
+    + """
     java.start()
     print("begun", flush=True)
     while True:
         build(Path(sys.argv[1]), 2)
 """
-WAITS_INSIDE = BUILD + """
+)
+WAITS_INSIDE = (
+    BUILD
+    + """
     import time
 
     root = Path(sys.argv[1])
@@ -82,11 +117,14 @@ WAITS_INSIDE = BUILD + """
     made.read_shard = read_shard if sys.argv[2] == "wait" else read
     indexes.build_impact_index(made, root / "index", Rule(10.0, folded=True), made.query_encoder())
 """
+)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good index built from ``old``, and vectors ``new`` of another collection. Copied by each test."""
+    """A good index built from ``old``, and vectors ``new`` of another collection. Copied by each
+    test.
+    """
     root = tmp_path_factory.mktemp("template")
     old = make_vectors(root / "old", random_matrix(1, 60, TERMS, 0.3), QUERIES, empty=[3, 40])
     make_vectors(root / "new", random_matrix(2, 80, TERMS, 0.3), QUERIES)
@@ -118,7 +156,7 @@ def assert_next_build_cleans_up(root: Path) -> None:
     assert {path.name for path in root.iterdir()} == {"old", "new", "index", ".index.lock"}
 
 
-# ------------------------------------------------------------------------------------------------ kill -9
+# --- kill -9 ---
 
 
 @pytest.mark.parametrize(("event", "part", "count", "threads", "documents"), [
@@ -163,13 +201,18 @@ def test_killed_first_build_leaves_nothing_that_opens(root):
     assert_next_build_cleans_up(root)
 
 
-# ------------------------------------------------------------------------------------------------ two writers
+# --- two writers ---
 
 
 def start(program: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=changed_environment(None))
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=changed_environment(None),
+    )
 
 
 def test_second_writer_is_refused_and_the_first_one_finishes(root):
@@ -179,7 +222,11 @@ def test_second_writer_is_refused_and_the_first_one_finishes(root):
         assert first.stdin is not None
         assert first.stdout.readline() == "writing\n"
         assert_whole(root, 60)  # readers are not locked out
-        with pytest.raises(LockedError, match=r"index: another process is writing here; wait .* or choose another"):
+        with pytest.raises(
+            LockedError,
+            match=r"index: another process is writing here; wait .* "
+            r"or choose another",
+        ):
             builder.build_impact_index(new, root / "index", RULE, new.query_encoder())
         second = run_python(WAITS_INSIDE, root, "go")
         assert second.returncode == 1
@@ -193,9 +240,11 @@ def test_second_writer_is_refused_and_the_first_one_finishes(root):
     assert_next_build_cleans_up(root)
 
 
-# ------------------------------------------------------------------------------------------------ full disk
+# --- full disk ---
 
-FULL_DISK = BUILD + """
+FULL_DISK = (
+    BUILD
+    + """
     import contextlib, json, resource
 
     @contextlib.contextmanager
@@ -242,21 +291,45 @@ FULL_DISK = BUILD + """
             assert (root / "index" / "manifest.json").read_bytes() == before
     build(root)
 """
-MAY_MOUNT = shutil.which("unshare") is not None and subprocess.run(
-    ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode == 0
+)
+MAY_MOUNT = (
+    shutil.which("unshare") is not None
+    and subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    ).returncode
+    == 0
+)
 
 
 @pytest.mark.parametrize("kind", ["files", "disk"] if MAY_MOUNT else ["files"])
 def test_full_disk_is_one_sentence_and_keeps_the_old_index(root, tmp_path, kind):
-    """Files that may not grow (anywhere), and a real file system without space (where one may be mounted)."""
+    """Files that may not grow (anywhere), and a real file system without space (where one may be
+    mounted).
+    """
     if kind == "files":
         done = run_python(FULL_DISK, root, kind)
     else:
         (tmp_path / "disk").mkdir()
         mount = 'mount -t tmpfs -o size=600k none "$3" && exec "$1" -c "$2" "$3" disk "$4"'
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, textwrap.dedent(FULL_DISK),
-                               tmp_path / "disk", root], text=True, capture_output=True, timeout=120, check=False,
-                              env=changed_environment(None))
+        done = subprocess.run(
+            [
+                "unshare",
+                "-rm",
+                "sh",
+                "-c",
+                mount,
+                "sh",
+                sys.executable,
+                textwrap.dedent(FULL_DISK),
+                tmp_path / "disk",
+                root,
+            ],
+            text=True,
+            capture_output=True,
+            timeout=120,
+            check=False,
+            env=changed_environment(None),
+        )
     assert done.stderr == ""
     assert done.returncode == 0
     results = [json.loads(line) for line in done.stdout.splitlines()]
@@ -267,17 +340,25 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_index(root, tmp_path, kind)
         assert failure["documents"] == 60
         assert failure["beside"] == [".index.lock", "index", "new", "old"]
         assert "\n" not in message
-        assert ("File too large" if kind == "files" else "No space left on device") in message, failure
+        assert ("File too large" if kind == "files" else "No space left on device") in message, (
+            failure
+        )
         assert name == "JavaError" or "index" in message, "an error of the system names the file"
-    assert {failure["error"][0] for failure in failures} == {"JavaError", "OSError"}, "both sides of the bridge failed"
+    assert {failure["error"][0] for failure in failures} == {"JavaError", "OSError"}, (
+        "both sides of the bridge failed"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ damage
+# --- damage ---
 
 
 def test_list_of_files_is_complete(template):
-    found = {path.relative_to(template / "index").as_posix() for path in (template / "index").rglob("*")
-             if path.is_file() and path.name != "write.lock"}  # Lucene's lock file is empty and means nothing
+    found = {
+        path.relative_to(template / "index").as_posix()
+        for path in (template / "index").rglob("*")
+        # Lucene's lock file is empty and means nothing
+        if path.is_file() and path.name != "write.lock"
+    }
     assert found == set(FILES)
 
 
@@ -288,7 +369,12 @@ def test_every_damage_is_found(root, name, damage):
     content = bytearray(path.read_bytes())
     if damage == "flip":
         draw = random.Random(name)
-        for position in {0, len(content) // 2, len(content) - 1, *draw.choices(range(len(content)), k=3)}:
+        for position in {
+            0,
+            len(content) // 2,
+            len(content) - 1,
+            *draw.choices(range(len(content)), k=3),
+        }:
             changed = content.copy()
             changed[position] ^= 1 << draw.randrange(8)
             path.write_bytes(changed)
@@ -321,7 +407,11 @@ def test_bits_all_over_the_manifest_count(root):
 
 def test_files_that_nobody_knows_are_found(root):
     (root / "index" / "lucene" / "_9.fdt").write_bytes(b"")
-    with pytest.raises(DamagedError, match=r"holds files that the manifest does not know: \['_9.fdt'\]"):
+    with pytest.raises(
+        DamagedError,
+        match=r"holds files that the manifest does not know: "
+        r"\['_9.fdt'\]",
+    ):
         verification.verify_index(root / "index")
 
 
@@ -344,26 +434,34 @@ def test_contents_are_checked_not_only_checksums(root, name, message):
         verification.verify_index(root / "index")
 
 
-@pytest.mark.parametrize(("count", "message"), [("indexed", "documents"), ("postings", "postings"),
-                                                ("sum_impacts", "sum_impacts")])
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [("indexed", "documents"), ("postings", "postings"), ("sum_impacts", "sum_impacts")],
+)
 def test_counts_are_checked_against_lucene(root, count, message):
     def change(manifest: dict[str, Any]) -> None:
         manifest["counts"][count] += 1
 
     reseal(root / "index", change)
-    with pytest.raises(DamagedError, match=rf"Lucene counts \d+ {message}, the manifest promises \d+"):
+    with pytest.raises(
+        DamagedError,
+        match=rf"Lucene counts \d+ {message}, the manifest promises "
+        rf"\d+",
+    ):
         verification.verify_index(root / "index")
 
 
 def reseal(index: Path, change: Any) -> None:
     manifest = read_manifest(index)
-    facts = {key: manifest[key] for key in ("encoder", "query", "vocabulary_sha256", "rule", "counts")}
+    facts = {
+        key: manifest[key] for key in ("encoder", "query", "vocabulary_sha256", "rule", "counts")
+    }
     change(facts)
     (index / "manifest.json").unlink()
     write_manifest(index, manifest["kind"], facts)
 
 
-# ------------------------------------------------------------------------------------------------ replaced while read
+# --- replaced while read ---
 
 
 def test_open_index_answers_while_it_is_replaced(root):
@@ -372,13 +470,17 @@ def test_open_index_answers_while_it_is_replaced(root):
     with Index(root / "index") as opened:
         for _ in range(2):
             builder.build_impact_index(new, root / "index", RULE, new.query_encoder())
-            assert [pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)] == old_answers
+            assert [
+                pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)
+            ] == old_answers
     assert answers(root / "index") != old_answers
 
 
 @pytest.mark.parametrize("again", ["new", "old"])
 def test_an_index_exchanged_between_two_reads_of_one_file_is_opened_again(root, monkeypatch, again):
-    """numpy reads the header of a map, and maps the file, by its name: between them there may be another file."""
+    """numpy reads the header of a map, and maps the file, by its name: between them there may be
+    another file.
+    """
     built, load = Vectors(root / again), np.load
     calls = []
 
@@ -405,7 +507,9 @@ def test_no_part_of_the_old_version_is_left_when_the_new_one_has_none(root, monk
     def exchange_before_the_second(folder):
         calls.append(folder)
         if len(calls) == 2:
-            builder.build_impact_index(new, root / "index", RULE, new.query_encoder(), forward_index=False)
+            builder.build_impact_index(
+                new, root / "index", RULE, new.query_encoder(), forward_index=False
+            )
         return version_of(folder)
 
     monkeypatch.setattr(manifest_module, "version_of", exchange_before_the_second)
@@ -416,13 +520,18 @@ def test_no_part_of_the_old_version_is_left_when_the_new_one_has_none(root, monk
             opened.search("t1 t2", 3, SearchOptions(mass=0.5, candidates=2))
 
 
-@pytest.mark.parametrize(("name", "change", "match"), [
-    ("doc_ids.txt", b"\xff" * 4, r"doc_ids\.txt is damaged"),
-    ("forward/offsets.npy", b"\x00" * 8, r"offsets\.npy: documents end before they begin"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("doc_ids.txt", b"\xff" * 4, r"doc_ids\.txt is damaged"),
+        ("forward/offsets.npy", b"\x00" * 8, r"offsets\.npy: documents end before they begin"),
+    ],
+)
 def test_bytes_that_make_no_sense_are_damage(root, name, change, match):
     built = Vectors(root / "old")
-    builder.build_impact_index(built, root / "index", RULE, built.query_encoder(), forward_index=True)
+    builder.build_impact_index(
+        built, root / "index", RULE, built.query_encoder(), forward_index=True
+    )
     path = root / "index" / name
     content = path.read_bytes()
     middle = len(content) // 2 // 8 * 8
@@ -434,7 +543,9 @@ def test_bytes_that_make_no_sense_are_damage(root, name, change, match):
 def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):
     """Another process replaces the index again and again; every opening here finds a whole one."""
     expected = {60: answers(root / "index")}
-    swapping = BUILD + """
+    swapping = (
+        BUILD
+        + """
     other = Vectors(Path(sys.argv[1]) / "old")
     java.start()
     print("begun", flush=True)
@@ -442,6 +553,7 @@ def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):
         build(Path(sys.argv[1]))
         indexes.build_impact_index(other, Path(sys.argv[1]) / "index", Rule(10.0, folded=True), other.query_encoder())
     """
+    )
     seen = set()
     with start(swapping, root) as process:
         assert process.stdout is not None
@@ -450,7 +562,9 @@ def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):
             if process.poll() is not None and attempt > 20:
                 break
             with Index(root / "index") as opened:
-                found = [pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)]
+                found = [
+                    pairs_of(opened.search(f"t{term} t{term + 1}", 20)) for term in range(1, 20)
+                ]
                 documents = opened.manifest["counts"]["documents"]
             seen.add(documents)
             assert found == expected.setdefault(documents, found)

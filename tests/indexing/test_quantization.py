@@ -8,14 +8,20 @@ from scipy import sparse
 
 from sparse_ir.engines.base import LARGEST_IMPACT
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.indexing.quantization import Rule, check_weights, quantize, quantize_query, rule_from_range
+from sparse_ir.indexing.quantization import (
+    Rule,
+    check_weights,
+    quantize,
+    quantize_query,
+    rule_from_range,
+)
 
 
 def matrix(rows: list[list[float]]) -> sparse.csr_matrix:
     return sparse.csr_matrix(np.array(rows, dtype=np.float32))
 
 
-# ------------------------------------------------------------------------------------------------ by hand
+# --- by hand ---
 
 
 def test_weights_times_scale_rounded():
@@ -34,24 +40,35 @@ def test_halves_go_to_the_even_neighbour():
 
 
 def test_folded_by_hand():
-    """Weights 1, 2 with query weights .5, 3, scale 10: 5 and 60; the query counts every term once."""
+    """Weights 1, 2 with query weights .5, 3, scale 10: 5 and 60; the query
+    counts every term once.
+    """
     rule = Rule(10, folded=True)
     found = quantize(matrix([[1, 2]]), rule, np.array([0.5, 3], dtype=np.float32))
     assert found.impacts.toarray().tolist() == [[5, 60]]
-    token_ids, impacts = quantize_query(np.array([0, 1], np.int32), np.array([0.5, 3], np.float32), rule)
+    token_ids, impacts = quantize_query(
+        np.array([0, 1], np.int32), np.array([0.5, 3], np.float32), rule
+    )
     assert (token_ids.tolist(), impacts.tolist()) == ([0, 1], [1, 1])
 
 
 def test_query_weights_of_a_plain_rule_are_rounded_like_documents():
-    token_ids, impacts = quantize_query(np.array([4, 7, 9, 11], np.int32), np.array([0.25, 1.0, 0.04, 90], np.float32),
-                                        Rule(10, 255))
-    assert token_ids.tolist() == [4, 7, 11], "a weight that rounds to nothing is no term of the query"
+    token_ids, impacts = quantize_query(
+        np.array([4, 7, 9, 11], np.int32),
+        np.array([0.25, 1.0, 0.04, 90], np.float32),
+        Rule(10, 255),
+    )
+    assert token_ids.tolist() == [4, 7, 11], (
+        "a weight that rounds to nothing is no term of the query"
+    )
     assert impacts.tolist() == [2, 10, 255]
     assert (token_ids.dtype, impacts.dtype) == (np.int32, np.int32)
 
 
 def test_a_term_without_query_weight_is_dropped_and_not_counted_as_lost():
-    found = quantize(matrix([[5, 5, 0.001]]), Rule(1, folded=True), np.array([0, 1, 1], dtype=np.float32))
+    found = quantize(
+        matrix([[5, 5, 0.001]]), Rule(1, folded=True), np.array([0, 1, 1], dtype=np.float32)
+    )
     assert found.impacts.toarray().tolist() == [[0, 5, 0]]
     assert (found.num_zeroed, found.num_clipped) == (1, 0)
 
@@ -62,14 +79,16 @@ def test_range_by_hand():
     assert rule_from_range(0.0, 8) == Rule(1.0, 255)
 
 
-# ------------------------------------------------------------------------------------------------ properties
+# --- properties ---
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_error_bound_and_account(seed):
     generator = np.random.default_rng(seed)
     rule = Rule(float(generator.uniform(0.1, 300)), int(generator.integers(1, LARGEST_IMPACT)))
-    values = (generator.exponential(2, (40, 30)) * (generator.random((40, 30)) < 0.4)).astype(np.float32)
+    values = (generator.exponential(2, (40, 30)) * (generator.random((40, 30)) < 0.4)).astype(
+        np.float32
+    )
     found = quantize(sparse.csr_matrix(values), rule)
     exact, impacts = values.astype(np.float64) * rule.scale, found.impacts.toarray()
     clipped = np.rint(exact) > rule.max_impact
@@ -94,20 +113,28 @@ def test_a_range_clips_nothing_and_uses_all_bits(bits):
 def test_folding_keeps_every_score_within_the_bound(seed):
     """With S terms in common the folded score is within S * .5 of scale * (query . document)."""
     generator = np.random.default_rng(seed)
-    documents = (generator.exponential(1, (30, 25)) * (generator.random((30, 25)) < 0.5)).astype(np.float32)
+    documents = (generator.exponential(1, (30, 25)) * (generator.random((30, 25)) < 0.5)).astype(
+        np.float32
+    )
     weights = generator.uniform(0, 6, 25).astype(np.float32)
     present = generator.random(25) < 0.4
     rule = Rule(40.0, folded=True)
     impacts = quantize(sparse.csr_matrix(documents), rule, weights).impacts.toarray()
-    token_ids, counts = quantize_query(np.flatnonzero(present).astype(np.int32), weights[present], rule)
+    token_ids, counts = quantize_query(
+        np.flatnonzero(present).astype(np.int32), weights[present], rule
+    )
     found = impacts[:, token_ids] @ counts
-    exact = rule.scale * documents[:, present].astype(np.float64) @ weights[present].astype(np.float64)
+    exact = (
+        rule.scale * documents[:, present].astype(np.float64) @ weights[present].astype(np.float64)
+    )
     shared = ((documents > 0) & present).sum(axis=1)
     assert (np.abs(found - exact) <= 0.5 * shared + 1e-9).all()
 
 
 def test_whole_numbers_stay_what_they_are():
-    values = sparse.csr_matrix(np.random.default_rng(0).integers(0, 300, (20, 20)).astype(np.float32))
+    values = sparse.csr_matrix(
+        np.random.default_rng(0).integers(0, 300, (20, 20)).astype(np.float32)
+    )
     found = quantize(values, Rule(1.0))
     assert (found.impacts != values).nnz == 0
     assert (found.num_zeroed, found.num_clipped) == (0, 0)
@@ -125,12 +152,17 @@ def test_the_input_is_left_alone():
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (3, 0)])
 def test_nothing_stays_nothing(shape):
     found = quantize(sparse.csr_matrix(shape, dtype=np.float32), Rule())
-    assert (found.impacts.shape, found.impacts.nnz, found.num_zeroed, found.num_clipped) == (shape, 0, 0, 0)
+    assert (found.impacts.shape, found.impacts.nnz, found.num_zeroed, found.num_clipped) == (
+        shape,
+        0,
+        0,
+        0,
+    )
     token_ids, impacts = quantize_query(np.empty(0, np.int32), np.empty(0, np.float32), Rule())
     assert (len(token_ids), len(impacts)) == (0, 0)
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# --- what is refused ---
 
 
 @pytest.mark.parametrize(("weight", "message"), [
@@ -154,7 +186,11 @@ def test_bad_scales_are_refused(scale):
 
 @pytest.mark.parametrize("largest", [0, -1, 65536])
 def test_bad_largest_impacts_are_refused(largest):
-    with pytest.raises(ConfigError, match=rf"largest impact {largest} is not allowed; it must lie in 1..65535"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"largest impact {largest} is not allowed; it must lie "
+        rf"in 1..65535",
+    ):
         Rule(1.0, largest)
 
 
@@ -171,7 +207,7 @@ def test_folding_needs_query_weights_and_only_folding_takes_them():
         quantize(matrix([[1]]), Rule(), np.array([1.0]))
 
 
-# ------------------------------------------------------------------------------------------------ as stored
+# --- as stored ---
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(31.875, 255, True)])
@@ -180,5 +216,7 @@ def test_a_rule_comes_back_from_a_manifest(rule):
 
 
 def test_an_unknown_rounding_is_refused():
-    with pytest.raises(ConfigError, match="rounding 'up' is unknown; this version knows 'half-even'"):
+    with pytest.raises(
+        ConfigError, match="rounding 'up' is unknown; this version knows 'half-even'"
+    ):
         Rule.from_json({**Rule().to_json(), "rounding": "up"})

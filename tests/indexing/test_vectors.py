@@ -1,4 +1,6 @@
-"""Vectors on disk: what is written comes back, and Anserini's JSON form goes out and in without loss."""
+"""Vectors on disk: what is written comes back, and Anserini's JSON form goes out and in without
+loss.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,18 @@ def rows_of(opened: Vectors) -> dict[str, dict[str, float]]:
     for number in range(opened.num_shards):
         doc_ids, weights = opened.read_shard(number)
         for doc_id, row in zip(doc_ids, weights, strict=True):
-            found[doc_id] = {opened.vocabulary[i]: float(w) for i, w in zip(row.indices, row.data, strict=True)}
+            found[doc_id] = {
+                opened.vocabulary[i]: float(w) for i, w in zip(row.indices, row.data, strict=True)
+            }
     return found
 
 
 def write_json_vectors(path: Path, lines: list[object]) -> Path:
     """A file of Anserini's form; a string stands as it is. Gives the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines).encode()
+    text = "".join(
+        (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
+    ).encode()
     path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path.parent
 
@@ -64,7 +70,8 @@ def vector(doc_id: str, **weights: float) -> dict[str, object]:
     return {"id": doc_id, "contents": "", "vector": weights}
 
 
-# ---- our own form -----------------------------------------------------------------------------------------------
+# ---- our own form
+# -----------------------------------------------------------------------------------------------
 
 
 def test_what_is_written_comes_back_bit_for_bit(made, matrix, documents):
@@ -72,7 +79,9 @@ def test_what_is_written_comes_back_bit_for_bit(made, matrix, documents):
     assert made.num_shards == 4
     assert made.vocabulary == VOCABULARY
     shards = [made.read_shard(number) for number in range(4)]
-    assert [doc_id for doc_ids, _ in shards for doc_id in doc_ids] == [document.doc_id for document in documents]
+    assert [doc_id for doc_ids, _ in shards for doc_id in doc_ids] == [
+        document.doc_id for document in documents
+    ]
     whole = sparse.vstack([weights for _, weights in shards]).tocsr()
     assert whole.dtype == np.float32
     assert (whole.data == matrix.data).all()
@@ -89,8 +98,12 @@ def test_the_manifest_counts(made, matrix):
 
 
 def test_empty_texts_never_reach_the_encoder(matrix, tmp_path):
-    documents = [Document("a", "", ""), Document("b", "", "2"), Document("c", " ", "\n"),
-                 Document("d", "", "")]
+    documents = [
+        Document("a", "", ""),
+        Document("b", "", "2"),
+        Document("c", " ", "\n"),
+        Document("d", "", ""),
+    ]
     encoder = MatrixEncoder(matrix, VOCABULARY, TermQueries(VOCABULARY))  # int("") would raise
     opened = vectors.write_vectors(tmp_path / "v", lambda: documents, encoder, shard_size=3)
     found = rows_of(opened)
@@ -100,7 +113,9 @@ def test_empty_texts_never_reach_the_encoder(matrix, tmp_path):
 
 
 def test_ids_of_any_script_come_back(tmp_path):
-    encoder = MatrixEncoder(sparse.csr_matrix(np.ones((1, 2), np.float32)), ["a", "é\u2028"], TermQueries(["a", "b"]))
+    encoder = MatrixEncoder(
+        sparse.csr_matrix(np.ones((1, 2), np.float32)), ["a", "é\u2028"], TermQueries(["a", "b"])
+    )
     doc_ids = ["日本", "ключ", "a/b\\c", '"', "🙂"]
     documents = [Document(doc_id, "", "0") for doc_id in doc_ids]
     opened = vectors.write_vectors(tmp_path / "v", lambda: documents, encoder)
@@ -121,7 +136,9 @@ def test_weights_that_are_no_weights_are_not_stored(weight, documents, tmp_path)
 @pytest.mark.parametrize("size", [0, -3])
 def test_a_shard_holds_a_document_at_least(size, matrix, documents, tmp_path):
     encoder = MatrixEncoder(matrix, VOCABULARY, TermQueries(VOCABULARY))
-    with pytest.raises(ConfigError, match=f"shard size {size} is not allowed; it must be at least 1"):
+    with pytest.raises(
+        ConfigError, match=f"shard size {size} is not allowed; it must be at least 1"
+    ):
         vectors.write_vectors(tmp_path / "v", lambda: documents, encoder, shard_size=size)
 
 
@@ -136,18 +153,27 @@ def test_another_query_encoder_takes_the_place_of_the_own_one(matrix, documents,
 def test_folders_without_vectors_are_damaged_or_searched_for_json(tmp_path):
     with pytest.raises(DamagedError, match=r"holds no vectors$"):
         Vectors(tmp_path)
-    with pytest.raises(DataError, match=r"holds no vectors: neither \*\.json, .* nor a folder that the encode command"):
+    with pytest.raises(
+        DataError,
+        match=r"holds no vectors: neither \*\.json, .* nor a folder "
+        r"that the encode command",
+    ):
         json_vectors.open_vectors(tmp_path, tmp_path / "scratch")
 
 
 def test_a_missing_shard_says_what_to_do(made):
     (made.folder / "shards" / "000002.safetensors").unlink()
     assert made.read_shard(1)[0] == ["d3", "d4", "d5"]
-    with pytest.raises(DamagedError, match=r"000002.safetensors is missing; run the same encode command again"):
+    with pytest.raises(
+        DamagedError,
+        match=r"000002.safetensors is missing; run the same encode "
+        r"command again",
+    ):
         made.read_shard(2)
 
 
-# ---- Anserini's JSON form ---------------------------------------------------------------------------------------
+# ---- Anserini's JSON form
+# ---------------------------------------------------------------------------------------
 
 
 def test_export_has_the_lines_that_anserini_reads(made, tmp_path):
@@ -180,8 +206,12 @@ def test_export_then_import_gives_the_impacts_of_quantize(folded, made, matrix, 
 
 
 def test_whole_numbers_are_noticed_and_fractions_too(tmp_path):
-    whole = write_json_vectors(tmp_path / "whole" / "a.jsonl", [vector("d1", a=3, b=2.0), vector("d2")])
-    mixed = write_json_vectors(tmp_path / "mixed" / "a.jsonl", [vector("d1", a=3, b=2.5), vector("d2", a=1)])
+    whole = write_json_vectors(
+        tmp_path / "whole" / "a.jsonl", [vector("d1", a=3, b=2.0), vector("d2")]
+    )
+    mixed = write_json_vectors(
+        tmp_path / "mixed" / "a.jsonl", [vector("d1", a=3, b=2.5), vector("d2", a=1)]
+    )
     opened = json_vectors.open_vectors(whole, tmp_path / "s1")
     assert opened.manifest["integer_weights"]
     assert rows_of(opened) == {"d1": {"a": 3.0, "b": 2.0}, "d2": {}}
@@ -191,7 +221,9 @@ def test_whole_numbers_are_noticed_and_fractions_too(tmp_path):
 
 
 def test_a_weight_of_zero_is_not_kept(tmp_path):
-    folder = write_json_vectors(tmp_path / "json" / "a.jsonl", [vector("d1", a=0, b=1), vector("d2", a=0.0)])
+    folder = write_json_vectors(
+        tmp_path / "json" / "a.jsonl", [vector("d1", a=0, b=1), vector("d2", a=0.0)]
+    )
     opened = json_vectors.open_vectors(folder, tmp_path / "scratch")
     assert rows_of(opened) == {"d1": {"b": 1.0}, "d2": {}}
     assert opened.manifest["without_weights"] == 1
@@ -214,29 +246,59 @@ def test_many_shards_share_one_growing_vocabulary(tmp_path):
     folder = write_json_vectors(tmp_path / "json" / "a.jsonl", lines)
     opened = json_vectors.import_json_vectors(folder, tmp_path / "scratch", shard_size=2)
     assert opened.num_shards == 4
-    assert [opened.read_shard(number)[1].shape for number in range(4)] == [(2, 8), (2, 8), (2, 8), (1, 8)]
-    assert rows_of(opened) == {f"d{number}": {f"t{number}": number + 1.0, "common": 1.0} for number in range(7)}
+    assert [opened.read_shard(number)[1].shape for number in range(4)] == [
+        (2, 8),
+        (2, 8),
+        (2, 8),
+        (1, 8),
+    ]
+    assert rows_of(opened) == {
+        f"d{number}": {f"t{number}": number + 1.0, "common": 1.0} for number in range(7)
+    }
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ('{"id": "d2", "vector": {"a": 1}', "not JSON"),
-    ('["d2"]', "not a JSON object"),
-    ('{"vector": {"a": 1}}', '"id" is None, allowed: a string'),
-    ('{"id": 2, "vector": {"a": 1}}', '"id" is 2, allowed: a string'),
-    ('{"id": "d 2", "vector": {"a": 1}}', "allowed: no white space"),
-    ('{"id": "d1", "vector": {"a": 1}}', "is 'd1' as in line 1, allowed: each id once"),
-    ('{"id": "d2"}', '"vector" is None, allowed: an object of token: weight'),
-    ('{"id": "d2", "vector": [1, 2]}', '"vector" is [1, 2], allowed: an object of token: weight'),
-    ('{"id": "d2", "vector": {"a": "1"}}', "weight of 'a' is '1', allowed: a finite number >= 0"),
-    ('{"id": "d2", "vector": {"a": -1}}', "weight of 'a' is -1, allowed: a finite number >= 0"),
-    ('{"id": "d2", "vector": {"a": NaN}}', "weight of 'a' is nan, allowed: a finite number >= 0"),
-    ('{"id": "d2", "vector": {"a": Infinity}}', "weight of 'a' is inf, allowed: a finite number >= 0"),
-    ('{"id": "d2", "vector": {"a": 1e39}}', "weight of 'a' is 1e+39, allowed: a finite number >= 0"),
-    ('{"id": "d2", "vector": {"a": true}}', "weight of 'a' is True, allowed: a finite number >= 0"),
-    ('{"id": "d2", "vector": {"a": 1, "a": 2}}', "key 'a' twice in one object"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "d2", "vector": {"a": 1}', "not JSON"),
+        ('["d2"]', "not a JSON object"),
+        ('{"vector": {"a": 1}}', '"id" is None, allowed: a string'),
+        ('{"id": 2, "vector": {"a": 1}}', '"id" is 2, allowed: a string'),
+        ('{"id": "d 2", "vector": {"a": 1}}', "allowed: no white space"),
+        ('{"id": "d1", "vector": {"a": 1}}', "is 'd1' as in line 1, allowed: each id once"),
+        ('{"id": "d2"}', '"vector" is None, allowed: an object of token: weight'),
+        (
+            '{"id": "d2", "vector": [1, 2]}',
+            '"vector" is [1, 2], allowed: an object of token: weight',
+        ),
+        (
+            '{"id": "d2", "vector": {"a": "1"}}',
+            "weight of 'a' is '1', allowed: a finite number >= 0",
+        ),
+        ('{"id": "d2", "vector": {"a": -1}}', "weight of 'a' is -1, allowed: a finite number >= 0"),
+        (
+            '{"id": "d2", "vector": {"a": NaN}}',
+            "weight of 'a' is nan, allowed: a finite number >= 0",
+        ),
+        (
+            '{"id": "d2", "vector": {"a": Infinity}}',
+            "weight of 'a' is inf, allowed: a finite number >= 0",
+        ),
+        (
+            '{"id": "d2", "vector": {"a": 1e39}}',
+            "weight of 'a' is 1e+39, allowed: a finite number >= 0",
+        ),
+        (
+            '{"id": "d2", "vector": {"a": true}}',
+            "weight of 'a' is True, allowed: a finite number >= 0",
+        ),
+        ('{"id": "d2", "vector": {"a": 1, "a": 2}}', "key 'a' twice in one object"),
+    ],
+)
 def test_a_broken_line_is_named(line, message, tmp_path):
-    folder = write_json_vectors(tmp_path / "json" / "a.jsonl", [vector("d1", a=1), line, vector("d3", a=1)])
+    folder = write_json_vectors(
+        tmp_path / "json" / "a.jsonl", [vector("d1", a=1), line, vector("d3", a=1)]
+    )
     with pytest.raises(DataError) as caught:
         json_vectors.open_vectors(folder, tmp_path / "scratch")
     assert str(caught.value).startswith(f"{folder / 'a.jsonl'}:2: ")

@@ -26,13 +26,21 @@ def write(folder, files):
 
 def symmetric(transformer, pooling, **changes):
     files = {
-        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": transformer},
-                         {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": pooling}],
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": transformer},
+            {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": pooling},
+        ],
         "config_sentence_transformers.json": {
-            "model_type": "SparseEncoder", "prompts": {"document": None, "query": "q: "}, "default_prompt_name": None},
+            "model_type": "SparseEncoder",
+            "prompts": {"document": None, "query": "q: "},
+            "default_prompt_name": None,
+        },
         "sentence_bert_config.json": {"max_seq_length": 256, "do_lower_case": True},
-        "1_SpladePooling/config.json": {"pooling_strategy": "sum", "activation_function": "log1p_relu",
-                                        "word_embedding_dimension": 30522},
+        "1_SpladePooling/config.json": {
+            "pooling_strategy": "sum",
+            "activation_function": "log1p_relu",
+            "word_embedding_dimension": 30522,
+        },
         "config.json": {"model_type": "bert"},
     }
     return {**files, **changes}
@@ -40,17 +48,28 @@ def symmetric(transformer, pooling, **changes):
 
 def router(**changes):
     files = {
-        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}],
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}
+        ],
         "config_sentence_transformers.json": {"model_type": "SparseEncoder", "prompts": {}},
         "router_config.json": {
-            "types": {"query_0_SparseStaticEmbedding": OLD + "SparseStaticEmbedding", "": OLD + "MLMTransformer",
-                      "document_1_SpladePooling": OLD + "SpladePooling"},
-            "structure": {"query": ["query_0_SparseStaticEmbedding"], "document": ["", "document_1_SpladePooling"]},
+            "types": {
+                "query_0_SparseStaticEmbedding": OLD + "SparseStaticEmbedding",
+                "": OLD + "MLMTransformer",
+                "document_1_SpladePooling": OLD + "SpladePooling",
+            },
+            "structure": {
+                "query": ["query_0_SparseStaticEmbedding"],
+                "document": ["", "document_1_SpladePooling"],
+            },
             "parameters": {"default_route": "document", "allow_empty_key": True},
         },
         "query_0_SparseStaticEmbedding/config.json": {"frozen": True},
         "query_0_SparseStaticEmbedding/model.safetensors": "",
-        "document_1_SpladePooling/config.json": {"pooling_strategy": "max", "activation_function": "log1p_relu"},
+        "document_1_SpladePooling/config.json": {
+            "pooling_strategy": "max",
+            "activation_function": "log1p_relu",
+        },
         "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": False},
         "config.json": {"model_type": "bert"},
         "idf.json": {"a": 1.0},
@@ -58,11 +77,14 @@ def router(**changes):
     return {**files, **changes}
 
 
-@pytest.mark.parametrize(("transformer", "pooling"), [
-    (OLD + "MLMTransformer", OLD + "SpladePooling"),
-    (OLD + "MLMTransformer.MLMTransformer", OLD + "SpladePooling.SpladePooling"),
-    (NEW + "mlm_transformer.MLMTransformer", NEW + "splade_pooling.SpladePooling"),
-])
+@pytest.mark.parametrize(
+    ("transformer", "pooling"),
+    [
+        (OLD + "MLMTransformer", OLD + "SpladePooling"),
+        (OLD + "MLMTransformer.MLMTransformer", OLD + "SpladePooling.SpladePooling"),
+        (NEW + "mlm_transformer.MLMTransformer", NEW + "splade_pooling.SpladePooling"),
+    ],
+)
 def test_symmetric_layout_under_old_and_new_class_names(tmp_path, transformer, pooling):
     found = checkpoint.read_layout(write(tmp_path, symmetric(transformer, pooling)))
     side = NeuralSide(tmp_path, "sum", "log1p_relu", 256, True)
@@ -74,8 +96,12 @@ def test_symmetric_layout_under_old_and_new_class_names(tmp_path, transformer, p
 def test_version_6_names_and_lengths_per_task(tmp_path):
     files = symmetric(TRANSFORMER, NEW + "splade_pooling.SpladePooling")
     files["sentence_bert_config.json"] = {
-        "transformer_task": "fill-mask", "query_length": 32, "document_length": 180, "module_output_name":
-        "token_embeddings", "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}
+        "transformer_task": "fill-mask",
+        "query_length": 32,
+        "document_length": 180,
+        "module_output_name": "token_embeddings",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    }
     files["config_sentence_transformers.json"]["max_active_dims"] = 128
     found = checkpoint.read_layout(write(tmp_path, files))
     assert found.document.max_length == 180 and found.query.max_length == 32
@@ -95,12 +121,22 @@ def test_old_names_asym_idf_and_the_old_place_of_the_router_config(tmp_path):
     files = router()
     files["modules.json"][0].update(type="sentence_transformers.models.Asym", path="0_Asym")
     config = files.pop("router_config.json")
-    config["types"] = {"query_0_IDF": OLD + "IDF", "document_0_MLMTransformer": OLD + "MLMTransformer",
-                       "document_1_SpladePooling": OLD + "SpladePooling"}
-    config["structure"] = {"query": ["query_0_IDF"],
-                           "document": ["document_0_MLMTransformer", "document_1_SpladePooling"]}
-    files.update({"0_Asym/config.json": config, "0_Asym/query_0_IDF/config.json": {"path": "idf.json"},
-                  "0_Asym/document_1_SpladePooling/config.json": {"pooling_strategy": "max"}})
+    config["types"] = {
+        "query_0_IDF": OLD + "IDF",
+        "document_0_MLMTransformer": OLD + "MLMTransformer",
+        "document_1_SpladePooling": OLD + "SpladePooling",
+    }
+    config["structure"] = {
+        "query": ["query_0_IDF"],
+        "document": ["document_0_MLMTransformer", "document_1_SpladePooling"],
+    }
+    files.update(
+        {
+            "0_Asym/config.json": config,
+            "0_Asym/query_0_IDF/config.json": {"path": "idf.json"},
+            "0_Asym/document_1_SpladePooling/config.json": {"pooling_strategy": "max"},
+        }
+    )
     found = checkpoint.read_layout(write(tmp_path, files))
     assert found.query == StaticSide(tmp_path / "0_Asym" / "query_0_IDF", tmp_path / "idf.json")
     assert found.document == NeuralSide(tmp_path / "0_Asym" / "document_0_MLMTransformer")
@@ -115,56 +151,120 @@ def test_plain_masked_lm_with_and_without_idf(tmp_path):
 
 
 def modules(*types):
-    return [{"idx": i, "name": str(i), "path": "" if i == 0 else f"{i}_x", "type": t} for i, t in enumerate(types)]
+    return [
+        {"idx": i, "name": str(i), "path": "" if i == 0 else f"{i}_x", "type": t}
+        for i, t in enumerate(types)
+    ]
 
 
 MLM, POOLING = OLD + "MLMTransformer", OLD + "SpladePooling"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"modules.json": modules(MLM, OLD + "Pooling")},
-     r"Pooling makes this a dense sentence embedding; expected: .* or a decoder with sparse_ir\.json or decoder="),
-    ({"modules.json": modules(MLM, OLD + "SparseAutoEncoder")}, "SparseAutoEncoder makes this a CSR autoencoder"),
-    ({"modules.json": modules("modeling_x.Mine", POOLING)}, "modeling_x.Mine is code of the model folder"),
-    ({"modules.json": modules(MLM, OLD + "Novelty")}, "module class Novelty is unknown; known: Transformer, "),
-    ({"modules.json": modules(MLM)}, "the document side is MLMTransformer; supported"),
-    ({"modules.json": []}, "the document side is nothing; supported"),
-    ({"modules.json": {"a": 1}}, "is no list of modules"),
-    ({"modules.json": [{"type": POOLING, "path": "../x"}]}, r"module path '\.\./x' leaves the model folder"),
-    ({"modules.json": modules(TRANSFORMER, POOLING)},
-     "transformer_task is 'feature-extraction', not 'fill-mask'"),
-    ({"1_SpladePooling/config.json": {"pooling_strategy": "mean"}}, "pooling_strategy is 'mean'; allowed: max, sum"),
-    ({"1_SpladePooling/config.json": {"activation_function": "elu"}}, "activation_function is 'elu'; allowed: relu"),
-    ({"sentence_bert_config.json": {"processing_kwargs": {"text": {"padding": "max_length"}}}},
-     "processing_kwargs is set"),
-    ({"sentence_bert_config.json": {"model_args": {"num_labels": 2}}}, "model_args sets num_labels"),
-    ({"sentence_bert_config.json": {"modality_config": {"text": {"method": "generate"}}}}, "modality_config is not"),
-    ({"modules.json": "{"}, "modules.json is not readable as JSON"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"modules.json": modules(MLM, OLD + "Pooling")},
+            (
+                r"Pooling makes this a dense sentence embedding; expected: .* or a decoder with "
+                r"sparse_ir\.json or decoder="
+            ),
+        ),
+        (
+            {"modules.json": modules(MLM, OLD + "SparseAutoEncoder")},
+            "SparseAutoEncoder makes this a CSR autoencoder",
+        ),
+        (
+            {"modules.json": modules("modeling_x.Mine", POOLING)},
+            "modeling_x.Mine is code of the model folder",
+        ),
+        (
+            {"modules.json": modules(MLM, OLD + "Novelty")},
+            "module class Novelty is unknown; known: Transformer, ",
+        ),
+        ({"modules.json": modules(MLM)}, "the document side is MLMTransformer; supported"),
+        ({"modules.json": []}, "the document side is nothing; supported"),
+        ({"modules.json": {"a": 1}}, "is no list of modules"),
+        (
+            {"modules.json": [{"type": POOLING, "path": "../x"}]},
+            (
+                r"module path '\.\./x' leaves the "
+                r"model folder"
+            ),
+        ),
+        (
+            {"modules.json": modules(TRANSFORMER, POOLING)},
+            "transformer_task is 'feature-extraction', not 'fill-mask'",
+        ),
+        (
+            {"1_SpladePooling/config.json": {"pooling_strategy": "mean"}},
+            "pooling_strategy is 'mean'; allowed: max, sum",
+        ),
+        (
+            {"1_SpladePooling/config.json": {"activation_function": "elu"}},
+            "activation_function is 'elu'; allowed: relu",
+        ),
+        (
+            {
+                "sentence_bert_config.json": {
+                    "processing_kwargs": {"text": {"padding": "max_length"}}
+                }
+            },
+            "processing_kwargs is set",
+        ),
+        (
+            {"sentence_bert_config.json": {"model_args": {"num_labels": 2}}},
+            "model_args sets num_labels",
+        ),
+        (
+            {"sentence_bert_config.json": {"modality_config": {"text": {"method": "generate"}}}},
+            "modality_config is not",
+        ),
+        ({"modules.json": "{"}, "modules.json is not readable as JSON"),
+    ],
+)
 def test_what_is_refused_and_why(tmp_path, changes, message):
     with pytest.raises(ModelError, match=message):
         checkpoint.read_layout(write(tmp_path, symmetric(MLM, POOLING, **changes)))
 
 
-@pytest.mark.parametrize(("modules", "message"), [
-    ([], "is no list of modules"), ({"a": 1}, "is no list of modules"), (["x"], "is no list of modules"),
-    ([{"path": "../x"}], r"module path '\.\./x' leaves the model folder"),
-])
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([], "is no list of modules"),
+        ({"a": 1}, "is no list of modules"),
+        (["x"], "is no list of modules"),
+        ([{"path": "../x"}], r"module path '\.\./x' leaves the model folder"),
+    ],
+)
 def test_a_broken_list_of_modules_is_refused_whoever_reads_it(tmp_path, modules, message):
     folder = write(tmp_path, symmetric(MLM, POOLING, **{"modules.json": modules}))
-    for read in (lambda: checkpoint.read_layout(folder, decoder=DecoderSettings()),
-                 lambda: checkpoint.find_folder(folder)):
+    for read in (
+        lambda: checkpoint.read_layout(folder, decoder=DecoderSettings()),
+        lambda: checkpoint.find_folder(folder),
+    ):
         with pytest.raises(ModelError, match=message):
             read()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"parameters": {"route_mappings": {"('query', 'text')": "query"}}}, "uses route_mappings"),
-    ({"structure": {"query": ["query_0_SparseStaticEmbedding"]}}, r"no route 'document' \(routes: query\)"),
-    ({"structure": {"query": [""], "document": ["query_0_SparseStaticEmbedding"]}},
-     "the document side is a table of token weights"),
-    ({"types": None}, "lacks structure or types"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": {"route_mappings": {"('query', 'text')": "query"}}}, "uses route_mappings"),
+        (
+            {"structure": {"query": ["query_0_SparseStaticEmbedding"]}},
+            (
+                r"no route 'document' \(routes: "
+                r"query\)"
+            ),
+        ),
+        (
+            {"structure": {"query": [""], "document": ["query_0_SparseStaticEmbedding"]}},
+            "the document side is a table of token weights",
+        ),
+        ({"types": None}, "lacks structure or types"),
+    ],
+)
 def test_refused_routers(tmp_path, change, message):
     files = router()
     files["router_config.json"].update(change)
@@ -174,7 +274,11 @@ def test_refused_routers(tmp_path, change, message):
 
 def test_static_side_without_weights(tmp_path):
     files = router(**{"query_0_SparseStaticEmbedding/config.json": {"path": "absent.json"}})
-    with pytest.raises(ModelError, match=r"the weights are in 'absent.json', which is not in the folder"):
+    with pytest.raises(
+        ModelError,
+        match=r"the weights are in 'absent.json', which is not in the "
+        r"folder",
+    ):
         checkpoint.read_layout(write(tmp_path / "a", files))
     files = router()
     del files["query_0_SparseStaticEmbedding/model.safetensors"]
@@ -200,10 +304,14 @@ def test_revision_is_for_the_hub(tiny_folder):
 
 def in_offline_process(code, cache):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
 
 
-def test_hub_model_from_the_cache_records_its_commit_and_an_absent_one_says_so(tiny_folder, tmp_path):
+def test_hub_model_from_the_cache_records_its_commit_and_an_absent_one_says_so(
+    tiny_folder, tmp_path
+):
     commit = "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(tiny_folder, tmp_path / "models--owner--tiny" / "snapshots" / commit)
     write(tmp_path / "models--owner--tiny", {"refs/main": commit})
@@ -211,25 +319,41 @@ def test_hub_model_from_the_cache_records_its_commit_and_an_absent_one_says_so(t
         "from sparse_ir.models import checkpoint\n"
         "found = checkpoint.open_checkpoint('owner/tiny')\n"
         "print(found.name, found.revision, found.layout)\n"
-        "checkpoint.open_checkpoint('owner/absent', revision='v1')\n", tmp_path)
+        "checkpoint.open_checkpoint('owner/absent', revision='v1')\n",
+        tmp_path,
+    )
     assert done.stdout.split() == ["owner/tiny", commit, "masked-lm"]
-    assert "ModelError: owner/absent at revision 'v1' is not in the local cache and the hub cannot be reached" \
-        in done.stderr
+    assert (
+        "ModelError: owner/absent at revision 'v1' is not in the local cache and the hub cannot "
+        "be reached" in done.stderr
+    )
 
 
 def test_weight_files_prefer_safetensors_and_refuse_pickles(tmp_path):
     with pytest.raises(ModelError, match="holds no weights; expected"):
         model_files.weight_files(tmp_path)
     write(tmp_path, {"pytorch_model.bin": ""})
-    with pytest.raises(ModelError, match=r"only as pytorch_model.bin, a pickle; with allow_pickle=True"):
+    with pytest.raises(
+        ModelError,
+        match=r"only as pytorch_model.bin, a pickle; with "
+        r"allow_pickle=True",
+    ):
         model_files.weight_files(tmp_path)
-    assert [path.name for path in model_files.weight_files(tmp_path, allow_pickle=True)] == ["pytorch_model.bin"]
+    assert [path.name for path in model_files.weight_files(tmp_path, allow_pickle=True)] == [
+        "pytorch_model.bin"
+    ]
     from safetensors.numpy import save_file
 
     save_file({}, tmp_path / "model.safetensors")
-    assert [path.name for path in model_files.weight_files(tmp_path, allow_pickle=True)] == ["model.safetensors"]
+    assert [path.name for path in model_files.weight_files(tmp_path, allow_pickle=True)] == [
+        "model.safetensors"
+    ]
     (tmp_path / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ModelError, match=r"model.safetensors is damaged \(.*\); fetch or copy it again"):
+    with pytest.raises(
+        ModelError,
+        match=r"model.safetensors is damaged \(.*\); fetch or copy it "
+        r"again",
+    ):
         model_files.weight_files(tmp_path)
 
 
@@ -251,7 +375,9 @@ def test_static_weights_from_safetensors_and_pickle(tmp_path):
     torch.save({"weight": torch.from_numpy(weights)}, tmp_path / "pytorch_model.bin")
     pickled = StaticSide(tmp_path, tmp_path / "pytorch_model.bin")
     assert np.array_equal(
-        checkpoint.read_static_weights(StaticSide(tmp_path, tmp_path / "model.safetensors")), weights)
+        checkpoint.read_static_weights(StaticSide(tmp_path, tmp_path / "model.safetensors")),
+        weights,
+    )
     with pytest.raises(ModelError, match="is a pickle; with allow_pickle=True"):
         checkpoint.read_static_weights(pickled)
     assert np.array_equal(checkpoint.read_static_weights(pickled, allow_pickle=True), weights)
@@ -264,7 +390,11 @@ def test_static_weights_from_safetensors_and_pickle(tmp_path):
 
 
 def test_writers_refuse_unknown_choices(tmp_path):
-    for name, allowed in (("pooling", "max, sum"), ("activation", "relu, log1p_relu"), ("class_names", "6, 5")):
+    for name, allowed in (
+        ("pooling", "max, sum"),
+        ("activation", "relu, log1p_relu"),
+        ("class_names", "6, 5"),
+    ):
         with pytest.raises(ConfigError, match=f"{name} 'x' is unknown; allowed: {allowed}"):
             checkpoint_writer.write_sparse_encoder(tmp_path / "m", None, None, **{name: "x"})
     assert not (tmp_path / "m").exists()
@@ -284,7 +414,10 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path):
 
 
 def test_import_is_light():
-    code = ("import sys, sparse_ir.models.checkpoint;"
-            "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])")
+    code = (
+        "import sys, sparse_ir.models.checkpoint;"
+        "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in "
+        "sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

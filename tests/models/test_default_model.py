@@ -1,4 +1,6 @@
-"""The model inside this package: small, inference-free, as sentence-transformers reads it, and better than words."""
+"""The model inside this package: small, inference-free, as sentence-transformers reads it, and
+better than words.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from sparse_ir.storage import files
 from sparse_ir.training import config_parser
 
 DOCUMENTS = {
-    "heart": "Myocardial infarction is treated by opening the blocked coronary artery within hours.",
+    "heart": "Myocardial infarction is treated by opening the blocked coronary artery within "
+    "hours.",
     "wing": "The lift of an airfoil at supersonic speed is proportional to its angle of attack.",
     "bread": "Knead the dough, let it rise overnight, and bake the loaf in a hot oven.",
     "court": "The judge dismissed the lawsuit because the contract had never been signed.",
@@ -47,7 +50,9 @@ def model() -> Encoder:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("default") / "corpus"
     folder.mkdir()
-    lines = [json.dumps({"_id": doc_id, "title": "", "text": text}) for doc_id, text in DOCUMENTS.items()]
+    lines = [
+        json.dumps({"_id": doc_id, "title": "", "text": text}) for doc_id, text in DOCUMENTS.items()
+    ]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -64,7 +69,10 @@ def test_its_queries_need_no_network(model):
     asked = model.query_encoder()
     assert isinstance(asked, StaticQueryEncoder)
     token_ids, weights = asked.encode("the myocardial infarction")
-    by_token = {asked.vocabulary[token_id]: weight for token_id, weight in zip(token_ids, weights, strict=True)}
+    by_token = {
+        asked.vocabulary[token_id]: weight
+        for token_id, weight in zip(token_ids, weights, strict=True)
+    }
     assert by_token["the"] < 1 < by_token["##rdial"]
 
 
@@ -85,37 +93,55 @@ def test_sentence_transformers_reads_the_same_vectors(model):
 
     other = SparseEncoder(str(catalog.shipped_model()), device="cpu")
     texts = list(DOCUMENTS.values())
-    theirs = other.encode_document(texts, convert_to_sparse_tensor=False, show_progress_bar=False).float().numpy()
+    theirs = (
+        other.encode_document(texts, convert_to_sparse_tensor=False, show_progress_bar=False)
+        .float()
+        .numpy()
+    )
     assert model.encode(texts).toarray() == pytest.approx(theirs, abs=2e-3)
-    asked = other.encode_query(["animals that live in water"], convert_to_sparse_tensor=False).float().numpy()[0]
+    asked = (
+        other.encode_query(["animals that live in water"], convert_to_sparse_tensor=False)
+        .float()
+        .numpy()[0]
+    )
     token_ids, weights = model.query_encoder().encode("animals that live in water")
     assert asked[token_ids] == pytest.approx(weights, rel=1e-5)
     assert np.count_nonzero(asked) == len(token_ids)
 
 
 def test_default_builds_and_answers_offline_and_knows_the_collection(corpus, tmp_path):
-    done = run_command("build", "--model", "default", "--input", corpus, "--output", tmp_path / "index", "--json")
+    done = run_command(
+        "build", "--model", "default", "--input", corpus, "--output", tmp_path / "index", "--json"
+    )
     assert done.returncode == 0, done.stderr
     with Index(tmp_path / "index") as index:
-        assert {doc_id: index.search(text, 1).doc_ids[0] for doc_id, text in QUESTIONS.items()} \
-            == {doc_id: doc_id for doc_id in DOCUMENTS}
+        assert {doc_id: index.search(text, 1).doc_ids[0] for doc_id, text in QUESTIONS.items()} == {
+            doc_id: doc_id for doc_id in DOCUMENTS
+        }
     manifests = {}
-    for name, options in (("path", ["--model", catalog.shipped_model()]),
-                          ("without", ["--model", "default", "--collection-idf", "0"])):
-        done = run_command("build", *options, "--input", corpus, "--output", tmp_path / name, "--json")
+    for name, options in (
+        ("path", ["--model", catalog.shipped_model()]),
+        ("without", ["--model", "default", "--collection-idf", "0"]),
+    ):
+        done = run_command(
+            "build", *options, "--input", corpus, "--output", tmp_path / name, "--json"
+        )
         assert done.returncode == 0, done.stderr
         manifests[name] = manifest.read_manifest(tmp_path / name)["query"]
-    assert manifests["path"] == manifest.read_manifest(tmp_path / "index")["query"]  # its place is as good as its name
+    # its place is as good as its name
+    assert manifests["path"] == manifest.read_manifest(tmp_path / "index")["query"]
     assert manifests["path"]["origin"]["collection_idf"] == 0.5
     assert "collection_idf" not in manifests["without"].get("origin", {})
 
 
 def test_searching_loads_no_torch(corpus, tmp_path):
     indexing.build("default", str(corpus), tmp_path / "index")
-    code = ("import sys, sparse_ir\n"
-            f"with sparse_ir.Index({str(tmp_path / 'index')!r}) as index:\n"
-            "    assert index.search('cooking recipe', 1).doc_ids == ['bread']\n"
-            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    code = (
+        "import sys, sparse_ir\n"
+        f"with sparse_ir.Index({str(tmp_path / 'index')!r}) as index:\n"
+        "    assert index.search('cooking recipe', 1).doc_ids == ['bread']\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -125,6 +151,17 @@ def test_the_card_has_every_setting_of_this_release() -> None:
     block = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[-1]
     config = config_parser.parse_config(tomllib.loads(block))
     assert config_parser.format_config(config) == block
-    made = config_parser.read_config(Path(__file__).parents[2] / "scripts" / "recipes" / "default.toml")
-    for section in ("batch", "loss", "ensemble", "documents", "optimizer", "warm_start", "blend", "run"):
+    made = config_parser.read_config(
+        Path(__file__).parents[2] / "scripts" / "recipes" / "default.toml"
+    )
+    for section in (
+        "batch",
+        "loss",
+        "ensemble",
+        "documents",
+        "optimizer",
+        "warm_start",
+        "blend",
+        "run",
+    ):
         assert getattr(config, section) == getattr(made, section)

@@ -38,7 +38,12 @@ def by_loop(folder, texts, times=1):
     rows = []
     with torch.inference_mode():
         for text in texts:
-            weights = model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0].amax(0).relu()
+            weights = (
+                model(**tokenizer(text, truncation=True, return_tensors="pt"))
+                .logits[0]
+                .amax(0)
+                .relu()
+            )
             for _ in range(times):
                 weights = weights.log1p()
             rows.append(weights.numpy())
@@ -46,26 +51,43 @@ def by_loop(folder, texts, times=1):
 
 
 def save_by_oracle(folder, plain, *, query_weights=None, class_names=None, **options):
-    """Let sentence-transformers save the plain model; ``class_names`` "5" puts the names of version 5 in its files."""
+    """Let sentence-transformers save the plain model; ``class_names`` "5" puts the names of version
+    5 in its files.
+    """
     from sentence_transformers import SparseEncoder
-    from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
+    from sentence_transformers.sparse_encoder.modules import (
+        Router,
+        SparseStaticEmbedding,
+        SpladePooling,
+        Transformer,
+    )
 
     prompts, top_k = options.pop("prompts", None), options.pop("top_k", None)
     neural = [Transformer(str(plain), transformer_task="fill-mask"), SpladePooling(**options)]
     modules = neural
     if query_weights is not None:
-        static = SparseStaticEmbedding(neural[0].tokenizer, torch.from_numpy(query_weights), frozen=True)
+        static = SparseStaticEmbedding(
+            neural[0].tokenizer, torch.from_numpy(query_weights), frozen=True
+        )
         modules = [Router.for_query_document(query_modules=[static], document_modules=neural)]
-    SparseEncoder(modules=modules, prompts=prompts, max_active_dims=top_k, device="cpu").save_pretrained(str(folder))
+    SparseEncoder(
+        modules=modules, prompts=prompts, max_active_dims=top_k, device="cpu"
+    ).save_pretrained(str(folder))
     if class_names == "5":
         for path in (folder / "modules.json", folder / "router_config.json"):
             if path.exists():
                 path.write_text(
                     path.read_text()
                     .replace("base.modules.router.Router", "models.Router")
-                    .replace("base.modules.transformer.Transformer", "sparse_encoder.models.MLMTransformer")
+                    .replace(
+                        "base.modules.transformer.Transformer",
+                        "sparse_encoder.models.MLMTransformer",
+                    )
                     .replace("sparse_encoder.modules.splade_pooling.", "sparse_encoder.models.")
-                    .replace("sparse_encoder.modules.sparse_static_embedding.", "sparse_encoder.models."))
+                    .replace(
+                        "sparse_encoder.modules.sparse_static_embedding.", "sparse_encoder.models."
+                    )
+                )
     return folder
 
 
@@ -96,7 +118,10 @@ def test_every_family_equals_the_loop_and_sentence_transformers(family, tiny_fol
     check_csr(found)
     assert 3 < found.nnz / len(tiny_texts) < 100
     assert np.abs(found.toarray() - by_loop(tiny_folders[family], tiny_texts)).max() <= 1e-5
-    assert np.abs(found.toarray() - by_oracle(tiny_folders[family], tiny_texts)).max() <= ORACLE_TOLERANCE
+    assert (
+        np.abs(found.toarray() - by_oracle(tiny_folders[family], tiny_texts)).max()
+        <= ORACLE_TOLERANCE
+    )
 
 
 CASES = {
@@ -115,46 +140,81 @@ def test_models_saved_by_sentence_transformers(case, tiny_folder, tiny_texts, tm
     folder = save_by_oracle(tmp_path / "model", tiny_folder, **CASES[case])
     encoder = Encoder.load(folder)
     assert encoder.checkpoint.layout == "sparse-encoder"
-    assert np.abs(encoder.encode(tiny_texts).toarray() - by_oracle(folder, tiny_texts)).max() <= ORACLE_TOLERANCE
+    assert (
+        np.abs(encoder.encode(tiny_texts).toarray() - by_oracle(folder, tiny_texts)).max()
+        <= ORACLE_TOLERANCE
+    )
     found = query_matrix(encoder.query_encoder(), tiny_texts)
     assert np.abs(found - by_oracle(folder, tiny_texts, "query")).max() <= ORACLE_TOLERANCE
 
 
 @pytest.mark.parametrize("class_names", ["6", "5"])
-def test_routers_saved_by_sentence_transformers(class_names, tiny_folder, tiny_texts, token_weights, tmp_path):
-    folder = save_by_oracle(tmp_path / "model", tiny_folder, query_weights=token_weights, class_names=class_names,
-                            activation_function="log1p_relu", prompts={"query": "bees "})
+def test_routers_saved_by_sentence_transformers(
+    class_names, tiny_folder, tiny_texts, token_weights, tmp_path
+):
+    folder = save_by_oracle(
+        tmp_path / "model",
+        tiny_folder,
+        query_weights=token_weights,
+        class_names=class_names,
+        activation_function="log1p_relu",
+        prompts={"query": "bees "},
+    )
     encoder = Encoder.load(folder)
     assert encoder.checkpoint.layout == "router"
-    assert np.abs(encoder.encode(tiny_texts).toarray() - by_oracle(folder, tiny_texts)).max() <= ORACLE_TOLERANCE
+    assert (
+        np.abs(encoder.encode(tiny_texts).toarray() - by_oracle(folder, tiny_texts)).max()
+        <= ORACLE_TOLERANCE
+    )
     side = encoder.query_encoder()
     assert side.fingerprint["kind"] == "static" and side.vocabulary == encoder.vocabulary
-    assert np.abs(query_matrix(side, tiny_texts) - by_oracle(folder, tiny_texts, "query")).max() <= ORACLE_TOLERANCE
+    assert (
+        np.abs(query_matrix(side, tiny_texts) - by_oracle(folder, tiny_texts, "query")).max()
+        <= ORACLE_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("class_names", ["6", "5"])
 @pytest.mark.parametrize("case", CASES)
-def test_models_saved_here_open_in_sentence_transformers(case, class_names, tiny_folder, tiny_texts, tmp_path):
+def test_models_saved_here_open_in_sentence_transformers(
+    case, class_names, tiny_folder, tiny_texts, tmp_path
+):
     options = {**CASES[case], "class_names": None}
     Encoder.load(save_by_oracle(tmp_path / "theirs", tiny_folder, **options)).save(
-        tmp_path / "ours", class_names=class_names)
+        tmp_path / "ours", class_names=class_names
+    )
     ours = Encoder.load(tmp_path / "ours")
-    for task, found in (("document", ours.encode(tiny_texts).toarray()),
-                        ("query", query_matrix(ours.query_encoder(), tiny_texts))):
-        assert np.abs(found - by_oracle(tmp_path / "ours", tiny_texts, task)).max() <= ORACLE_TOLERANCE
-        assert np.abs(found - by_oracle(tmp_path / "theirs", tiny_texts, task)).max() <= ORACLE_TOLERANCE
+    for task, found in (
+        ("document", ours.encode(tiny_texts).toarray()),
+        ("query", query_matrix(ours.query_encoder(), tiny_texts)),
+    ):
+        assert (
+            np.abs(found - by_oracle(tmp_path / "ours", tiny_texts, task)).max() <= ORACLE_TOLERANCE
+        )
+        assert (
+            np.abs(found - by_oracle(tmp_path / "theirs", tiny_texts, task)).max()
+            <= ORACLE_TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("class_names", ["6", "5"])
 def test_routers_saved_here_open_in_sentence_transformers(
     class_names, tiny_folder, tiny_texts, token_weights, tmp_path
 ):
-    Encoder.load(tiny_folder).save(tmp_path / "ours", query_weights=token_weights, class_names=class_names)
+    Encoder.load(tiny_folder).save(
+        tmp_path / "ours", query_weights=token_weights, class_names=class_names
+    )
     ours = Encoder.load(tmp_path / "ours")
-    assert np.abs(ours.encode(tiny_texts).toarray() - by_oracle(tmp_path / "ours", tiny_texts)).max() \
+    assert (
+        np.abs(ours.encode(tiny_texts).toarray() - by_oracle(tmp_path / "ours", tiny_texts)).max()
         <= ORACLE_TOLERANCE
+    )
     found = query_matrix(ours.query_encoder(), tiny_texts)
-    assert found.any() and np.abs(found - by_oracle(tmp_path / "ours", tiny_texts, "query")).max() <= ORACLE_TOLERANCE
+    assert (
+        found.any()
+        and np.abs(found - by_oracle(tmp_path / "ours", tiny_texts, "query")).max()
+        <= ORACLE_TOLERANCE
+    )
     again = tmp_path / "again"
     ours.save(again)  # a router stays a router
     assert np.abs(query_matrix(Encoder.load(again).query_encoder(), tiny_texts) - found).max() == 0
@@ -175,20 +235,30 @@ def test_save_refuses_what_it_cannot_write(tiny_folder, tmp_path):
     encoder = Encoder.load(tiny_folder)
     with pytest.raises(ConfigError, match="layout 'router' needs query_weights"):
         encoder.save(tmp_path / "m", layout="router")
-    with pytest.raises(ConfigError, match="layout 'onnx' is unknown; allowed: sparse-encoder, router, masked-lm"):
+    with pytest.raises(
+        ConfigError, match="layout 'onnx' is unknown; allowed: sparse-encoder, router, masked-lm"
+    ):
         encoder.save(tmp_path / "m", layout="onnx")
 
 
-@pytest.mark.parametrize(("pooling", "precision"), [("max", "float32"), ("max", "float32-int8"), ("sum", "float32")])
+@pytest.mark.parametrize(
+    ("pooling", "precision"), [("max", "float32"), ("max", "float32-int8"), ("sum", "float32")]
+)
 def test_batches_padding_and_blocks_do_not_change_vectors(
     pooling, precision, tiny_folder, tiny_texts, tmp_path, monkeypatch
 ):
     folder = save_by_oracle(tmp_path / "m", tiny_folder, pooling_strategy=pooling)
-    whole = Encoder.load(folder, precision=precision, tokens_per_batch=10**6).encode(tiny_texts).toarray()
+    whole = (
+        Encoder.load(folder, precision=precision, tokens_per_batch=10**6)
+        .encode(tiny_texts)
+        .toarray()
+    )
     single = Encoder.load(folder, precision=precision, tokens_per_batch=1)
     close = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(single.encode(tiny_texts).toarray(), whole, **close)
-    np.testing.assert_allclose(np.vstack([single.encode([text]).toarray() for text in tiny_texts]), whole, **close)
+    np.testing.assert_allclose(
+        np.vstack([single.encode([text]).toarray() for text in tiny_texts]), whole, **close
+    )
     monkeypatch.setitem(sys.modules["sparse_ir.models.pooling"]._VOCABULARY_BLOCK, "cpu", 37)
     monkeypatch.setitem(sys.modules["sparse_ir.models.pooling"].TOKEN_BLOCK, "cpu", 5)
     blocked = Encoder.load(folder, precision=precision).encode(tiny_texts).toarray()
@@ -207,17 +277,23 @@ def test_top_k_and_min_weight(tiny_folder, tiny_texts):
     best = Encoder.load(tiny_folder, top_k=4).encode(tiny_texts)
     heavy = Encoder.load(tiny_folder, min_weight=0.5).encode(tiny_texts)
     for row in range(len(tiny_texts)):
-        order = sorted(range(whole[row].nnz), key=lambda i: (-whole[row].data[i], whole[row].indices[i]))[:4]
+        order = sorted(
+            range(whole[row].nnz), key=lambda i: (-whole[row].data[i], whole[row].indices[i])
+        )[:4]
         assert best[row].indices.tolist() == sorted(whole[row].indices[order].tolist())
         kept = whole[row].data >= 0.5
         assert heavy[row].indices.tolist() == whole[row].indices[kept].tolist()
     check_csr(best)
-    screened = Encoder.load(tiny_folder, min_weight=0.5, precision="float32-int8").encode(tiny_texts)
+    screened = Encoder.load(tiny_folder, min_weight=0.5, precision="float32-int8").encode(
+        tiny_texts
+    )
     assert screened.indices.tolist() == heavy.indices.tolist()
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_screening_gives_the_vectors_of_the_whole_product(family, tiny_folders, tiny_texts, monkeypatch):
+def test_screening_gives_the_vectors_of_the_whole_product(
+    family, tiny_folders, tiny_texts, monkeypatch
+):
     monkeypatch.setattr("sparse_ir.models.pooling._MAX_SURVIVORS", 1.0)  # no way round the screen
     for precision, whole in (("float32-int8", "float32"), ("int8", None)):
         found = Encoder.load(tiny_folders[family], precision=precision).encode(tiny_texts)
@@ -247,10 +323,14 @@ def test_the_screen_never_misses_and_is_selective(seed):
 
 def test_zero_rows_and_zero_states_pass_the_screen_unharmed():
     screen = _Screen(torch.zeros(4, 8), torch.tensor([1.0, -1.0, 0.5, -0.5]), 0.0)
-    assert screen.survivors(torch.zeros(1, 2, 8), [slice(0, 4)], 2).tolist() == [[True, False, True, False]]
+    assert screen.survivors(torch.zeros(1, 2, 8), [slice(0, 4)], 2).tolist() == [
+        [True, False, True, False]
+    ]
 
 
-def test_a_head_that_is_active_everywhere_falls_back_to_the_whole_product(tiny_folder, tiny_texts, tmp_path):
+def test_a_head_that_is_active_everywhere_falls_back_to_the_whole_product(
+    tiny_folder, tiny_texts, tmp_path
+):
     folder = shutil.copytree(tiny_folder, tmp_path / "dense")
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
     model.get_output_embeddings().bias.data += 8.0
@@ -267,11 +347,17 @@ def test_bfloat16_is_close(family, tiny_folders, tiny_texts):
         found = Encoder.load(tiny_folders[family], precision=precision).encode(tiny_texts)
         check_csr(found)
         assert 0 < abs(found - exact).max() < 0.2
-        cosine = found.multiply(exact).sum(1) / np.sqrt(found.power(2).sum(1)) / np.sqrt(exact.power(2).sum(1))
+        cosine = (
+            found.multiply(exact).sum(1)
+            / np.sqrt(found.power(2).sum(1))
+            / np.sqrt(exact.power(2).sum(1))
+        )
         assert cosine.min() > 0.99
 
 
-def test_opensearch_convention_leaves_special_tokens_out(tiny_folder, tiny_texts, tiny_tokenizer, tmp_path):
+def test_opensearch_convention_leaves_special_tokens_out(
+    tiny_folder, tiny_texts, tiny_tokenizer, tmp_path
+):
     folder = shutil.copytree(tiny_folder, tmp_path / "m")
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
     model.get_output_embeddings().bias.data[2:4] += 9.0  # [CLS] and [SEP] become active
@@ -290,14 +376,18 @@ def test_idf_json_beside_a_plain_model_by_both_conventions(tiny_folder, tiny_tex
     for convention in CONVENTIONS:
         side = Encoder.load(folder, convention=convention).query_encoder()
         ids, weights = side.encode(text)
-        vectors[convention] = {side.vocabulary[i]: float(w) for i, w in zip(ids, weights, strict=True)}
+        vectors[convention] = {
+            side.vocabulary[i]: float(w) for i, w in zip(ids, weights, strict=True)
+        }
     assert vectors["sentence-transformers"] == {"the": 0.5, "[UNK]": 2.0, "of": 3.0}
     assert "[UNK]" not in vectors["opensearch"]
     assert {"the": 0.5, "of": 3.0}.items() < vectors["opensearch"].items()
     assert set(vectors["opensearch"].values()) == {0.5, 1.0, 3.0}
 
 
-def test_router_weights_and_idf_json_by_the_opensearch_convention(tiny_folder, token_weights, tmp_path):
+def test_router_weights_and_idf_json_by_the_opensearch_convention(
+    tiny_folder, token_weights, tmp_path
+):
     Encoder.load(tiny_folder).save(tmp_path / "m", query_weights=token_weights)
     side = Encoder.load(tmp_path / "m", convention="opensearch").query_encoder()
     assert side.weights[:5].tolist() == [0.0] * 5
@@ -311,14 +401,21 @@ def test_query_sides_by_kind(tiny_folder):
     encoder = Encoder.load(tiny_folder)
     assert encoder.query_encoder().fingerprint["kind"] == "neural"
     ids, weights = encoder.query_encoder("ones").encode("the of the")
-    assert sorted(encoder.vocabulary[i] for i in ids) == ["of", "the"] and weights.tolist() == [1.0, 1.0]
+    assert sorted(encoder.vocabulary[i] for i in ids) == ["of", "the"] and weights.tolist() == [
+        1.0,
+        1.0,
+    ]
     with pytest.raises(ModelError, match="has no token weights for queries"):
         encoder.query_encoder("static")
-    with pytest.raises(ConfigError, match="query side 'oracle' is unknown; allowed: neural, static, ones"):
+    with pytest.raises(
+        ConfigError, match="query side 'oracle' is unknown; allowed: neural, static, ones"
+    ):
         encoder.query_encoder("oracle")
 
 
-def test_neural_query_side_is_a_pointer_that_checks_its_model(tiny_folder, tiny_folders, tiny_texts, tmp_path):
+def test_neural_query_side_is_a_pointer_that_checks_its_model(
+    tiny_folder, tiny_folders, tiny_texts, tmp_path
+):
     model = shutil.copytree(tiny_folder, tmp_path / "model")
     side = Encoder.load(model, top_k=7, max_length=20).query_encoder()
     side.save(tmp_path / "query")
@@ -326,12 +423,22 @@ def test_neural_query_side_is_a_pointer_that_checks_its_model(tiny_folder, tiny_
     again = query_side.load_query_encoder(tmp_path / "query")
     assert again.fingerprint == side.fingerprint
     assert np.array_equal(query_matrix(again, tiny_texts), query_matrix(side, tiny_texts))
-    assert np.abs(again.encode_batch(tiny_texts).toarray() - query_matrix(side, tiny_texts)).max() <= 1e-5
+    assert (
+        np.abs(again.encode_batch(tiny_texts).toarray() - query_matrix(side, tiny_texts)).max()
+        <= 1e-5
+    )
     moved = model.rename(tmp_path / "moved")
     with pytest.raises(ModelError, match="is no folder"):
         query_side.load_query_encoder(tmp_path / "query")
-    assert query_side.load_query_encoder(tmp_path / "query", model=moved).fingerprint["side"] == "query"
-    with pytest.raises(IndexMismatch, match=r"is not the query model that was recorded: files_sha256 is"):
+    assert (
+        query_side.load_query_encoder(tmp_path / "query", model=moved).fingerprint["side"]
+        == "query"
+    )
+    with pytest.raises(
+        IndexMismatch,
+        match=r"is not the query model that was recorded: "
+        r"files_sha256 is",
+    ):
         query_side.load_query_encoder(tmp_path / "query", model=tiny_folders["distilbert"])
 
 
@@ -339,17 +446,31 @@ def test_bare_backbone_is_refused_by_name(tiny_folder, tmp_path):
     backbone = transformers.AutoModel.from_pretrained(tiny_folder)
     backbone.save_pretrained(tmp_path / "bare")
     transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "bare")
-    with pytest.raises(ModelError, match=r"lacks weights .*cls\.predictions.*backbone without its output layer"):
+    with pytest.raises(
+        ModelError,
+        match=r"lacks weights .*cls\.predictions.*backbone without its "
+        r"output layer",
+    ):
         Encoder.load(tmp_path / "bare")
 
 
 def test_a_family_that_uses_its_output_layer_otherwise_is_refused(tiny_folder, tmp_path):
     transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
     config = transformers.MobileBertConfig(
-        vocab_size=300, hidden_size=32, embedding_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, intra_bottleneck_size=16, max_position_embeddings=64)
+        vocab_size=300,
+        hidden_size=32,
+        embedding_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        intra_bottleneck_size=16,
+        max_position_embeddings=64,
+    )
     transformers.MobileBertForMaskedLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="MobileBertForMaskedLM uses its output layer in a way that is not supported"):
+    with pytest.raises(
+        ModelError,
+        match="MobileBertForMaskedLM uses its output layer in a way that is not supported",
+    ):
         Encoder.load(tmp_path)
 
 
@@ -368,7 +489,9 @@ def test_old_tokenizer_files_of_a_bert(tiny_folder, tiny_texts, tiny_tokenizer, 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     vocabulary = sorted(tiny_tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    (folder / "vocab.txt").write_text(
+        "".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8"
+    )
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 48}')
     found = Encoder.load(folder).encode(tiny_texts)
     assert np.abs(found.toarray() - by_oracle(folder, tiny_texts)).max() <= ORACLE_TOLERANCE
@@ -376,7 +499,9 @@ def test_old_tokenizer_files_of_a_bert(tiny_folder, tiny_texts, tiny_tokenizer, 
 
 def test_lower_case_of_the_layout(tiny_folders, tmp_path):
     folder = save_by_oracle(tmp_path / "m", tiny_folders["roberta"], class_names="5")
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 30, "do_lower_case": true}')
+    (folder / "sentence_bert_config.json").write_text(
+        '{"max_seq_length": 30, "do_lower_case": true}'
+    )
     texts = ["The RIVER floods", "the river floods"]
     found = Encoder.load(folder).encode(texts)
     assert abs(found[0] - found[1]).max() <= 1e-5
@@ -387,15 +512,22 @@ def test_length_limits(tiny_folders, tiny_texts, tmp_path):
     long_text = max(tiny_texts, key=len)
     assert Encoder.load(tiny_folders["bert"]).fingerprint["max_length"] == tiny_models.MAX_LENGTH
     folder = shutil.copytree(tiny_folders["roberta"], tmp_path / "m")
-    config = (folder / "tokenizer_config.json").read_text().replace('"model_max_length": 48', '"model_max_length": 999')
+    config = (
+        (folder / "tokenizer_config.json")
+        .read_text()
+        .replace('"model_max_length": 48', '"model_max_length": 999')
+    )
     (folder / "tokenizer_config.json").write_text(config)
     encoder = Encoder.load(folder)
-    assert encoder.fingerprint["max_length"] == 64  # 66 positions, of which two stand before the first token
+    # 66 positions, of which two stand before the first token
+    assert encoder.fingerprint["max_length"] == 64
     assert encoder.encode([long_text * 3]).nnz > 0
     with pytest.raises(ConfigError, match="max_length is 65; this model reads at most 64 tokens"):
         Encoder.load(folder, max_length=65)
     cut = Encoder.load(tiny_folders["bert"], max_length=5)
-    assert (cut.encode(["the river floods every spring"]) != cut.encode(["the river floods"])).nnz == 0
+    assert (
+        cut.encode(["the river floods every spring"]) != cut.encode(["the river floods"])
+    ).nnz == 0
 
 
 def test_head_wider_than_the_tokenizer(tmp_path, tiny_texts):
@@ -410,7 +542,11 @@ def test_head_wider_than_the_tokenizer(tmp_path, tiny_texts):
 def test_tokenizer_wider_than_the_head(tiny_folder, tiny_folders, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "m")
     shutil.copy(tiny_folders["roberta"] / "tokenizer.json", folder / "tokenizer.json")
-    with pytest.raises(ModelError, match=r"tokenizer has more tokens .* \(300\); they do not belong together"):
+    with pytest.raises(
+        ModelError,
+        match=r"tokenizer has more tokens .* \(300\); they do not "
+        r"belong together",
+    ):
         Encoder.load(folder)
 
 
@@ -422,19 +558,26 @@ def test_nothing_and_wrong_input(tiny_folder):
         encoder.encode(["a", None])
 
 
-@pytest.mark.parametrize(("capabilities", "chosen"), [
-    ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "int8"),
-    ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "float32-int8"),
-    ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "int8"),
-    ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, "float32-int8"),
-    (None, "float32-int8"),  # an older torch
-])
-def test_auto_is_the_fastest_precision_of_the_processor(tiny_folder, tiny_texts, monkeypatch, capabilities, chosen):
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "int8"),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "float32-int8"),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "int8"),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, "float32-int8"),
+        (None, "float32-int8"),  # an older torch
+    ],
+)
+def test_auto_is_the_fastest_precision_of_the_processor(
+    tiny_folder, tiny_texts, monkeypatch, capabilities, chosen
+):
     if capabilities is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    auto, named = (Encoder.load(tiny_folder, precision=name, device="cpu") for name in ("auto", chosen))
+    auto, named = (
+        Encoder.load(tiny_folder, precision=name, device="cpu") for name in ("auto", chosen)
+    )
     assert auto.fingerprint == named.fingerprint
     assert auto.fingerprint["precision"] == chosen
     assert (auto.encode(tiny_texts) != named.encode(tiny_texts)).nnz == 0
@@ -447,15 +590,24 @@ def test_progress_counts_every_text_once(tiny_folder, tiny_texts):
     assert sum(done) == len(tiny_texts) and len(done) > 2
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"precision": "fp16"}, "precision 'fp16' is unknown; allowed: auto, float32, float32-int8, bfloat16, int8"),
-    ({"convention": "lucene"}, "convention 'lucene' is unknown"),
-    ({"top_k": 0}, "top_k is 0; allowed: 1 or more"),
-    ({"max_length": -1}, "max_length is -1; allowed: 1 or more"),
-    ({"min_weight": -0.1}, r"min_weight is -0\.1; allowed: 0 or more"),
-    ({"min_weight": float("nan")}, "min_weight is nan"),
-    ({"precision": "int8", "device": "cuda"}, "precision 'int8' is for the CPU; on cuda use 'bfloat16'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"precision": "fp16"},
+            "precision 'fp16' is unknown; allowed: auto, float32, float32-int8, bfloat16, int8",
+        ),
+        ({"convention": "lucene"}, "convention 'lucene' is unknown"),
+        ({"top_k": 0}, "top_k is 0; allowed: 1 or more"),
+        ({"max_length": -1}, "max_length is -1; allowed: 1 or more"),
+        ({"min_weight": -0.1}, r"min_weight is -0\.1; allowed: 0 or more"),
+        ({"min_weight": float("nan")}, "min_weight is nan"),
+        (
+            {"precision": "int8", "device": "cuda"},
+            "precision 'int8' is for the CPU; on cuda use 'bfloat16'",
+        ),
+    ],
+)
 def test_options_are_checked(tiny_folder, options, message):
     with pytest.raises(ConfigError, match=message):
         Encoder.load(tiny_folder, **options)
@@ -464,7 +616,11 @@ def test_options_are_checked(tiny_folder, options, message):
 def test_unknown_model_type(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "novelty"}')
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"the tokenizer cannot be loaded|cannot be loaded as a masked"):
+    with pytest.raises(
+        ModelError,
+        match=r"the tokenizer cannot be loaded|cannot be loaded as a "
+        r"masked",
+    ):
         Encoder.load(tmp_path)
 
 
@@ -477,11 +633,21 @@ def test_fingerprint_says_what_made_the_vectors(tiny_folder, tmp_path):
 
 
 def test_no_global_state_is_changed_and_the_model_does_not_train(tiny_folder, tiny_texts):
-    before = (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().sum())
+    before = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_rng_state().sum(),
+    )
     encoder = Encoder.load(tiny_folder)
     encoder.encode(tiny_texts)
     assert not encoder._network.model.training
-    after = (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().sum())
+    after = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_rng_state().sum(),
+    )
     assert after == before
 
 
@@ -498,7 +664,9 @@ def test_sum_pooling_by_hand():
     head = Head(weight, bias, NeuralSide(folder=None, pooling="sum"), 0.0, screened=False)
     hidden = torch.tensor([[[1.0], [3.0], [100.0]]])  # the third position is padding
     # token 0: ln(1+1) + ln(1+3); token 1: -1+.5 and -3+.5 are below zero
-    assert head.pool(hidden, np.array([2]))[0].tolist() == pytest.approx([np.log(2) + np.log(4), 0.0], rel=1e-6)
+    assert head.pool(hidden, np.array([2]))[0].tolist() == pytest.approx(
+        [np.log(2) + np.log(4), 0.0], rel=1e-6
+    )
 
 
 MEMORY = """
@@ -524,7 +692,9 @@ print(mib("VmHWM") - before)
 @pytest.mark.parametrize("precision", ["float32", "float32-int8"])
 def test_peak_memory_does_not_grow_with_texts_tokens_and_vocabulary(precision, tmp_path):
     folder = tiny_models.build("bert", tmp_path / "wide", extra_outputs=60_000)
-    code = MEMORY.format(tests=str(tiny_models.__file__).rsplit("/", 1)[0], folder=str(folder), precision=precision)
+    code = MEMORY.format(
+        tests=str(tiny_models.__file__).rsplit("/", 1)[0], folder=str(folder), precision=precision
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # one batch of 4096 tokens would have 4096 x 60300 logits: 942 MiB in float32
     assert float(done.stdout) < 150

@@ -1,4 +1,6 @@
-"""The lexical encoder: BM25 by hand, BM25 by an independent program, and the same pieces on every run."""
+"""The lexical encoder: BM25 by hand, BM25 by an independent program, and the same pieces on every
+run.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_term_frequencies_saturate_as_worked_by_hand(three):
     # k1 = 0.9, b = 0.4: tf * 1.9 / (tf + 0.9 * (0.6 + 0.4 * length / 3))
     assert weights_of(three, THREE[0]) == pytest.approx({"river": 3 * 1.9 / (3 + 0.9)})
     assert weights_of(three, THREE[1]) == pytest.approx({"river": 1.9 / 1.78, "bank": 1.9 / 1.78})
-    assert weights_of(three, THREE[2]) == pytest.approx({"bank": 2 * 1.9 / 3.02, "loan": 2 * 1.9 / 3.02})
+    assert weights_of(three, THREE[2]) == pytest.approx(
+        {"bank": 2 * 1.9 / 3.02, "loan": 2 * 1.9 / 3.02}
+    )
     assert weights_of(three, "river " * 10_000)["river"] < 1.9
 
 
@@ -109,7 +113,10 @@ def test_the_ranking_is_that_of_bm25_computed_independently(fitted, texts, tmp_p
         scores = weights[:, token_ids] @ boosts
         assert expected.max() > 0
         np.testing.assert_allclose(scores, expected, rtol=2e-5)
-        assert (np.argsort(-scores, kind="stable")[:10] == np.argsort(-expected.round(5), kind="stable")[:10]).all()
+        assert (
+            np.argsort(-scores, kind="stable")[:10]
+            == np.argsort(-expected.round(5), kind="stable")[:10]
+        ).all()
 
 
 def test_vectors_have_the_promised_form(fitted, texts):
@@ -135,7 +142,8 @@ def test_a_text_has_the_same_vector_alone_and_in_company(fitted, texts):
 
 def test_unknown_pieces_are_in_no_vector_but_count_in_the_length(three):
     assert weights_of(three, "日 日") == {}
-    assert weights_of(three, "river 日") == pytest.approx({"river": 1.9 / 1.78})  # as long as "river bank"
+    # as long as "river bank"
+    assert weights_of(three, "river 日") == pytest.approx({"river": 1.9 / 1.78})
 
 
 def test_the_query_side_survives_a_folder(fitted, tmp_path):
@@ -143,7 +151,9 @@ def test_the_query_side_survives_a_folder(fitted, tmp_path):
     loaded = load_query_encoder(tmp_path)
     assert loaded.fingerprint == fitted.query_encoder().fingerprint
     for text in ("bees carry pollen", "", "[UNK] ##s"):
-        for one, other in zip(loaded.encode(text), fitted.query_encoder().encode(text), strict=True):
+        for one, other in zip(
+            loaded.encode(text), fitted.query_encoder().encode(text), strict=True
+        ):
             assert (one == other).all()
 
 
@@ -155,12 +165,18 @@ def test_tokens_written_in_a_text_are_text(fitted):
 
 def test_two_processes_learn_the_same_pieces():
     printed = {
-        subprocess.run([sys.executable, "-c", PRINT_FIT], env={**ENVIRONMENT, "PYTHONHASHSEED": seed}, check=True,
-                       capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", PRINT_FIT],
+            env={**ENVIRONMENT, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         for seed in ("0", "1", "2")
     }
     assert len(printed) == 1
-    assert int(printed.pop().split()[-1]) > 2 * 1500  # every letter at the start and inside of a word
+    # every letter at the start and inside of a word
+    assert int(printed.pop().split()[-1]) > 2 * 1500
 
 
 def test_a_corpus_without_text_is_refused(tmp_path: Path):

@@ -71,7 +71,9 @@ def test_under_autocast_the_products_run_in_its_type():
 
 
 def test_memory_does_not_grow_with_length_times_vocabulary():
-    """One step on 8 x 256 tokens over 60,000 terms: full logits would take 490 MB, and their gradient as much."""
+    """One step on 8 x 256 tokens over 60,000 terms: full logits would take 490 MB, and their
+    gradient as much.
+    """
     code = """
 import resource, numpy as np, torch
 from sparse_ir.models.pooling import pool_with_gradient

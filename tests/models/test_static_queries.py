@@ -14,7 +14,17 @@ from sparse_ir.models import query_side, static_queries, tokenization
 from sparse_ir.models.idf import compute_idf, write_idf_json
 from sparse_ir.models.static_queries import StaticQueryEncoder
 
-VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "ny": 4, "weather": 5, "now": 6, "?": 7, "in": 8}
+VOCABULARY = {
+    "[PAD]": 0,
+    "[UNK]": 1,
+    "[CLS]": 2,
+    "[SEP]": 3,
+    "ny": 4,
+    "weather": 5,
+    "now": 6,
+    "?": 7,
+    "in": 8,
+}
 IDF = {"ny": 5.5, "weather": 4.5, "?": -1.0, "[UNK]": 0.25, "[CLS]": 1.0}
 
 
@@ -26,7 +36,8 @@ def words() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     return tokenizer
 
 
@@ -46,8 +57,14 @@ def as_dict(encoder, text):
 
 def test_opensearch_convention_by_hand(words, idf_path):
     encoder = static_queries.from_idf_json(idf_path, words, "opensearch")
-    # "now" and "in" have no IDF: 1.0; "the" is unknown, a special token: 0; "?" is negative: ReLU; ny twice counts once
-    assert as_dict(encoder, "the weather in NY ny now ?") == {"ny": 5.5, "weather": 4.5, "now": 1.0, "in": 1.0}
+    # "now" and "in" have no IDF: 1.0; "the" is unknown, a special token: 0; "?" is negative: ReLU;
+    # ny twice counts once
+    assert as_dict(encoder, "the weather in NY ny now ?") == {
+        "ny": 5.5,
+        "weather": 4.5,
+        "now": 1.0,
+        "in": 1.0,
+    }
 
 
 def test_sentence_transformers_convention_by_hand(words, tmp_path):
@@ -55,17 +72,28 @@ def test_sentence_transformers_convention_by_hand(words, tmp_path):
     path.write_text(json.dumps({**IDF, "?": 0.5}))
     encoder = static_queries.from_idf_json(path, words, "sentence-transformers")
     # no IDF: 0.0, so the token is gone; the unknown token keeps its weight
-    assert as_dict(encoder, "the weather in ny now ?") == {"[UNK]": 0.25, "ny": 5.5, "weather": 4.5, "?": 0.5}
+    assert as_dict(encoder, "the weather in ny now ?") == {
+        "[UNK]": 0.25,
+        "ny": 5.5,
+        "weather": 4.5,
+        "?": 0.5,
+    }
 
 
 def test_weights_meet_the_collections_own_idf(words, idf_path):
     encoder = static_queries.from_idf_json(idf_path, words, "opensearch")
     idf = compute_idf(["ny weather", "ny now", "ny ?"], words, unseen=None)
     half = encoder.adapted(idf, 0.5)
-    expected = {"ny": (5.5 * np.log1p(0.5 / 3.5)) ** 0.5, "weather": (4.5 * np.log1p(2.5 / 1.5)) ** 0.5,
-                "in": np.log(8.0) ** 0.5}  # "in" stands nowhere; the unknown and "?" stay without weight
+    expected = {
+        "ny": (5.5 * np.log1p(0.5 / 3.5)) ** 0.5,
+        "weather": (4.5 * np.log1p(2.5 / 1.5)) ** 0.5,
+        # "in" stands nowhere; the unknown and "?" stay without weight
+        "in": np.log(8.0) ** 0.5,
+    }
     assert as_dict(half, "the weather in NY ?") == pytest.approx(expected)
-    assert as_dict(encoder.adapted(idf, 0.0), "ny weather") == pytest.approx(as_dict(encoder, "ny weather"))
+    assert as_dict(encoder.adapted(idf, 0.0), "ny weather") == pytest.approx(
+        as_dict(encoder, "ny weather")
+    )
     assert half.fingerprint["weights_sha256"] != encoder.fingerprint["weights_sha256"]
     assert half.fingerprint["origin"]["collection_idf"] == 0.5
     assert as_dict(encoder, "ny") == {"ny": 5.5}
@@ -78,16 +106,26 @@ def test_weights_meet_the_collections_own_idf(words, idf_path):
 def test_a_special_token_written_in_the_query_follows_the_convention(words, idf_path, tmp_path):
     path = tmp_path / "st.json"
     path.write_text(json.dumps({"[CLS]": 1.0, "ny": 2.0}))
-    assert as_dict(static_queries.from_idf_json(path, words, "sentence-transformers"), "[CLS] ny") == {"[CLS]": 1.0, "ny": 2.0}
-    assert as_dict(static_queries.from_idf_json(idf_path, words, "opensearch"), "[CLS] ny") == {"ny": 5.5}
+    assert as_dict(
+        static_queries.from_idf_json(path, words, "sentence-transformers"), "[CLS] ny"
+    ) == {"[CLS]": 1.0, "ny": 2.0}
+    assert as_dict(static_queries.from_idf_json(idf_path, words, "opensearch"), "[CLS] ny") == {
+        "ny": 5.5
+    }
 
 
 def test_negative_weight_is_refused_without_relu(words, idf_path):
-    with pytest.raises(ConfigError, match=r"1 weights are negative \(token id 7: -1.0\).*opensearch"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1 weights are negative \(token id 7: "
+        r"-1.0\).*opensearch",
+    ):
         static_queries.from_idf_json(idf_path, words, "sentence-transformers")
 
 
-@pytest.mark.parametrize(("convention", "expected"), [("sentence-transformers", 4), ("opensearch", 2)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("sentence-transformers", 4), ("opensearch", 2)]
+)
 def test_max_length_counts_the_frame_only_for_opensearch(words, convention, expected):
     encoder = static_queries.ones(words, convention, max_length=4)
     assert len(encoder.encode("ny weather now ? in")[0]) == expected
@@ -98,17 +136,27 @@ def test_ones_and_the_empty_query(words):
     assert as_dict(encoder, "ny ny the ?") == {"ny": 1.0, "?": 1.0}
     ids, weights = encoder.encode("")
     assert len(ids) == len(weights) == 0 and ids.dtype == np.int32 and weights.dtype == np.float32
-    assert as_dict(static_queries.ones(words, "sentence-transformers"), "the ny") == {"[UNK]": 1.0, "ny": 1.0}
+    assert as_dict(static_queries.ones(words, "sentence-transformers"), "the ny") == {
+        "[UNK]": 1.0,
+        "ny": 1.0,
+    }
 
 
 def test_prompt_is_put_before_the_query(words):
-    assert as_dict(static_queries.ones(words, prompt="weather "), "ny") == {"weather": 1.0, "ny": 1.0}
+    assert as_dict(static_queries.ones(words, prompt="weather "), "ny") == {
+        "weather": 1.0,
+        "ny": 1.0,
+    }
 
 
 def test_unknown_key_is_refused_or_counted_and_never_falls_on_the_unknown_token(words, tmp_path):
     path = tmp_path / "idf.json"
     path.write_text(json.dumps({"ny": 2.0, "zebra": 9.0, "yak": 8.0}))
-    with pytest.raises(DataError, match=r"2 of 3 keys are no tokens of this tokenizer \(first: \['zebra', 'yak'\]\)"):
+    with pytest.raises(
+        DataError,
+        match=r"2 of 3 keys are no tokens of this tokenizer \(first: "
+        r"\['zebra', 'yak'\]\)",
+    ):
         static_queries.from_idf_json(path, words, "sentence-transformers")
     encoder = static_queries.from_idf_json(path, words, "sentence-transformers", allow_unknown=True)
     assert as_dict(encoder, "ny zebra") == {"ny": 2.0}
@@ -116,14 +164,17 @@ def test_unknown_key_is_refused_or_counted_and_never_falls_on_the_unknown_token(
     assert encoder.fingerprint["origin"]["known_tokens"] == 1
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("[1]", "the top level is no filled object"),
-    ("{}", "the top level is no filled object"),
-    ("{", "is not JSON"),
-    ('{"ny": "high"}', r"the weight of 'ny' is 'high'; allowed: a finite number"),
-    ('{"ny": NaN}', "the weight of 'ny' is nan"),
-    ('{"ny": true}', "the weight of 'ny' is True"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "the top level is no filled object"),
+        ("{}", "the top level is no filled object"),
+        ("{", "is not JSON"),
+        ('{"ny": "high"}', r"the weight of 'ny' is 'high'; allowed: a finite number"),
+        ('{"ny": NaN}', "the weight of 'ny' is nan"),
+        ('{"ny": true}', "the weight of 'ny' is True"),
+    ],
+)
 def test_broken_weight_file(words, tmp_path, content, message):
     path = tmp_path / "idf.json"
     path.write_text(content)
@@ -136,12 +187,27 @@ def test_missing_weight_file(words, tmp_path):
         static_queries.from_idf_json(tmp_path / "none.json", words, "opensearch")
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda t: static_queries.ones(t, "lucene"), "convention 'lucene' is unknown; allowed: sentence-transformers, opensearch"),
-    (lambda t: static_queries.ones(t, max_length=0), "max_length is 0; allowed: 1 or more"),
-    (lambda t: StaticQueryEncoder(t, np.ones(3), "opensearch"), r"shape \(3,\); allowed: .* each of 9"),
-    (lambda t: StaticQueryEncoder(t, np.full(9, np.inf), "opensearch"), "weight of token id 0 is not finite"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda t: static_queries.ones(t, "lucene"),
+            "convention 'lucene' is unknown; allowed: sentence-transformers, opensearch",
+        ),
+        (lambda t: static_queries.ones(t, max_length=0), "max_length is 0; allowed: 1 or more"),
+        (
+            lambda t: StaticQueryEncoder(t, np.ones(3), "opensearch"),
+            (
+                r"shape \(3,\); allowed: .* each "
+                r"of 9"
+            ),
+        ),
+        (
+            lambda t: StaticQueryEncoder(t, np.full(9, np.inf), "opensearch"),
+            "weight of token id 0 is not finite",
+        ),
+    ],
+)
 def test_options_that_do_not_fit(words, call, message):
     with pytest.raises(ConfigError, match=message):
         call(words)
@@ -155,7 +221,8 @@ def test_truncation_and_padding_of_the_tokenizer_do_not_leak_in(words):
     text = "ny weather now ? in"
     assert as_dict(stateful, text) == as_dict(plain, text)
     assert stateful.fingerprint["tokenizer_sha256"] == plain.fingerprint["tokenizer_sha256"]
-    assert words.truncation is not None and words.padding is not None  # the caller's object stays as it was
+    # the caller's object stays as it was
+    assert words.truncation is not None and words.padding is not None
 
 
 def test_tokenizer_hash_sees_rules(words):
@@ -174,7 +241,9 @@ def test_a_wider_vocabulary_has_distinct_reserved_names(words):
 def test_special_token_ids(words, tiny_folders):
     assert tokenization.special_token_ids(words) == [0, 1, 2, 3]
     for family, folder in tiny_folders.items():
-        assert tokenization.special_token_ids(tokenization.read_tokenizer(folder / "tokenizer.json")) == [0, 1, 2, 3, 4], family
+        assert tokenization.special_token_ids(
+            tokenization.read_tokenizer(folder / "tokenizer.json")
+        ) == [0, 1, 2, 3, 4], family
 
 
 def test_unknown_token_of_a_unigram_model_counts_as_special():
@@ -198,7 +267,9 @@ def test_idf_equals_a_loop_on_real_text(tiny_tokenizer, tiny_texts):
     sets = [set(tiny_tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
     for token_id in range(len(idf)):
         df = sum(token_id in found for found in sets)
-        assert idf[token_id] == pytest.approx(math.log(1 + (len(texts) - df + 0.5) / (df + 0.5)), rel=1e-6)
+        assert idf[token_id] == pytest.approx(
+            math.log(1 + (len(texts) - df + 0.5) / (df + 0.5)), rel=1e-6
+        )
 
 
 def test_idf_of_nothing(words):
@@ -217,30 +288,44 @@ def test_idf_json_round_trip(words, tmp_path):
 
 
 def test_save_and_load_give_the_same_vectors(words, idf_path, tmp_path):
-    encoder = static_queries.from_idf_json(idf_path, words, "opensearch", max_length=6, name="n", prompt="now ")
+    encoder = static_queries.from_idf_json(
+        idf_path, words, "opensearch", max_length=6, name="n", prompt="now "
+    )
     encoder.save(tmp_path / "query")
     again = query_side.load_query_encoder(tmp_path / "query")
     text = "the weather in NY ny now ?"
     assert as_dict(again, text) == as_dict(encoder, text)
     assert again.fingerprint == encoder.fingerprint and again.vocabulary == encoder.vocabulary
     assert sorted(path.name for path in (tmp_path / "query").iterdir()) == [
-        "query.json", "tokenizer.json", "weights.safetensors"]
+        "query.json",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
 
 
 def test_changed_weights_are_noticed(words, idf_path, tmp_path):
     static_queries.from_idf_json(idf_path, words, "opensearch").save(tmp_path)
     StaticQueryEncoder(words, np.ones(9), "opensearch").save(tmp_path / "other")
-    (tmp_path / "weights.safetensors").write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    (tmp_path / "weights.safetensors").write_bytes(
+        (tmp_path / "other" / "weights.safetensors").read_bytes()
+    )
     with pytest.raises(DamagedError, match=r"weights_sha256 is .* but query.json promises"):
         query_side.load_query_encoder(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("query.json", "{}", "format is not 1"),
-    ("query.json", '{"format": 1, "kind": "oracle"}', "kind 'oracle' is unknown; known: neural, static"),
-    ("tokenizer.json", "{}", "cannot be read"),
-    ("weights.safetensors", "", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("query.json", "{}", "format is not 1"),
+        (
+            "query.json",
+            '{"format": 1, "kind": "oracle"}',
+            "kind 'oracle' is unknown; known: neural, static",
+        ),
+        ("tokenizer.json", "{}", "cannot be read"),
+        ("weights.safetensors", "", "cannot be read"),
+    ],
+)
 def test_broken_folder(words, tmp_path, name, content, message):
     static_queries.ones(words).save(tmp_path)
     (tmp_path / name).write_text(content)
@@ -283,13 +368,46 @@ def test_a_question_takes_less_than_a_tenth_of_a_millisecond(tiny_tokenizer):
 
 
 def odd_texts(seed: int, count: int) -> list[str]:
-    """Words, punctuation, special tokens and signs that a tokenizer's rules turn on, put together by chance."""
-    parts = ["What", "is", "a", "the", "unaffable", "NY", "1984", "e.g.", "don't", "(so)", "--", " ", "  ", "\t", "\n",
-             "?", "[MASK]", "[mask]", "[CLS]", "##ing", "É", "e\u0301", "Σ", "東京", "\u200b", "x" * 120, "a" * 9, "@",
-             "_", "^"]
+    """Words, punctuation, special tokens and signs that a tokenizer's rules turn on, put together
+    by chance.
+    """
+    parts = [
+        "What",
+        "is",
+        "a",
+        "the",
+        "unaffable",
+        "NY",
+        "1984",
+        "e.g.",
+        "don't",
+        "(so)",
+        "--",
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "?",
+        "[MASK]",
+        "[mask]",
+        "[CLS]",
+        "##ing",
+        "É",
+        "e\u0301",
+        "Σ",
+        "東京",
+        "\u200b",
+        "x" * 120,
+        "a" * 9,
+        "@",
+        "_",
+        "^",
+    ]
     generator = random.Random(seed)
-    return [generator.choice(["", " "]).join(generator.choices(parts[: 14 if turn % 2 else None], k=9))
-            for turn in range(count)]
+    return [
+        generator.choice(["", " "]).join(generator.choices(parts[: 14 if turn % 2 else None], k=9))
+        for turn in range(count)
+    ]
 
 
 @pytest.mark.parametrize("change", ["none", "cased", "added word", "short words", "limit"])
@@ -305,13 +423,47 @@ def test_words_that_are_looked_up_are_those_of_the_tokenizer(change, change_toke
 @pytest.fixture
 def change_tokenizer():
     """Makes a tokenizer as BERT's, and with one rule changed."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "a", "the", "una", "##ffa", "##ble", "ny",
-             "1984", ".", "?", "don", "'", "t", "(", ")", "-", "so", "e", "Σ", "##a", "aaaaaaaaa", "@", "What"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "what",
+        "is",
+        "a",
+        "the",
+        "una",
+        "##ffa",
+        "##ble",
+        "ny",
+        "1984",
+        ".",
+        "?",
+        "don",
+        "'",
+        "t",
+        "(",
+        ")",
+        "-",
+        "so",
+        "e",
+        "Σ",
+        "##a",
+        "aaaaaaaaa",
+        "@",
+        "What",
+    ]
 
     def make(change: str) -> Tokenizer:
         longest = 5 if change == "short words" else 100
-        tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]",
-                                               max_input_chars_per_word=longest))
+        tokenizer = Tokenizer(
+            models.WordPiece(
+                {word: place for place, word in enumerate(words)},
+                unk_token="[UNK]",
+                max_input_chars_per_word=longest,
+            )
+        )
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=change != "cased")
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.add_special_tokens(words[:5])
@@ -333,10 +485,18 @@ def test_parity_with_sentence_transformers(family, tiny_folders, tiny_texts, tmp
     write_idf_json(tmp_path / "idf.json", idf, owner.backend_tokenizer)
     oracle = SparseStaticEmbedding.from_json(str(tmp_path / "idf.json"), tokenizer=owner)
     encoder = static_queries.from_idf_json(
-        tmp_path / "idf.json", owner.backend_tokenizer, "sentence-transformers", max_length=owner.model_max_length)
+        tmp_path / "idf.json",
+        owner.backend_tokenizer,
+        "sentence-transformers",
+        max_length=owner.model_max_length,
+    )
     for text in tiny_texts:
         with torch.inference_mode():
-            expected = oracle(oracle.preprocess([text or " "]))["sentence_embedding"][0].numpy() if text else 0.0
+            expected = (
+                oracle(oracle.preprocess([text or " "]))["sentence_embedding"][0].numpy()
+                if text
+                else 0.0
+            )
         found = np.zeros(len(encoder.vocabulary), dtype=np.float32)
         ids, weights = encoder.encode(text)
         found[ids] = weights

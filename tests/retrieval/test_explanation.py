@@ -1,4 +1,6 @@
-"""The verb ``explain``: parts that add up to the engine's score, expansions, what was lost, and its page."""
+"""The verb ``explain``: parts that add up to the engine's score, expansions, what was lost, and its
+page.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,17 @@ QUERY = "t1 t3 t8 t20 t39 t21"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Vectors, and indexes of them: folded, plain, and pruned with a small largest impact. Read only."""
+    """Vectors, and indexes of them: folded, plain, and pruned with a small largest impact. Read
+    only.
+    """
     root = tmp_path_factory.mktemp("explain")
     asked = static_queries(WEIGHTS)
     made = make_vectors(root / "vectors", MATRIX, asked, doc_ids=DOC_IDS, shard_size=50)
     builder.build_impact_index(made, root / "folded", builder.choose_rule(made, asked), asked)
     builder.build_impact_index(made, root / "plain", Rule(10.0), asked)
-    builder.build_impact_index(made, root / "pruned", Rule(8.0, max_impact=8), asked, pruning=Pruning(min_impact=4))
+    builder.build_impact_index(
+        made, root / "pruned", Rule(8.0, max_impact=8), asked, pruning=Pruning(min_impact=4)
+    )
     return root
 
 
@@ -60,7 +66,7 @@ def parts_of(document: dict[str, Any]) -> dict[str, float]:
     return {term: facts["contribution"] for term, facts in document["terms"].items()}
 
 
-# ------------------------------------------------------------------------------------------------ sums
+# --- sums ---
 
 
 @pytest.mark.parametrize("name", ["folded", "plain", "pruned"])
@@ -74,13 +80,16 @@ def test_contributions_add_up_to_the_engines_score_for_every_document(root, name
     scores = dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
     assert {of["doc_id"]: of["score"] for of in report["documents"] if of["score"]} == scores
     assert [of["doc_id"] for of in report["documents"]][: len(scores)] == hits.doc_ids
-    impacts = quantize(MATRIX, rule, WEIGHTS * (np.arange(TERMS) > 0) if rule.folded else None).impacts.toarray()
+    impacts = quantize(
+        MATRIX, rule, WEIGHTS * (np.arange(TERMS) > 0) if rule.folded else None
+    ).impacts.toarray()
     for of in report["documents"]:
         assert sum(parts_of(of).values()) == of["sum_of_contributions"] == of["score"]
         row = impacts[DOC_IDS.index(of["doc_id"])]
         row = np.where(row < 4, 0, row) if name == "pruned" else row
-        assert parts_of(of) == {term: boost * row[int(term[1:])] for term, boost in boosts.items()
-                                if row[int(term[1:])]}
+        assert parts_of(of) == {
+            term: boost * row[int(term[1:])] for term, boost in boosts.items() if row[int(term[1:])]
+        }
         assert sorted([*parts_of(of), *of["without"]]) == sorted(boosts)
 
 
@@ -88,31 +97,54 @@ def test_contributions_add_up_to_the_engines_score_for_every_document(root, name
 def test_parts_of_bm25_add_up_too(tmp_path, title):
     draw = random.Random(9)
     words = [f"word{number}" for number in range(25)]
-    texts = [Document(f"d{number}", " ".join(draw.choices(words, k=3)), " ".join(draw.choices(words, k=30)))
-             for number in range(80)]
+    texts = [
+        Document(
+            f"d{number}", " ".join(draw.choices(words, k=3)), " ".join(draw.choices(words, k=30))
+        )
+        for number in range(80)
+    ]
     builder.build_bm25_index(lambda: texts, tmp_path / "index", Bm25(title=title))
     report = explain(tmp_path / "index", "word1 word2 words word2 nothing", hits=60)
     assert report["kind"] == "bm25"
     assert {term: facts["weight"] for term, facts in report["query_terms"].items()} == {
-        "word2": 2, "word1": 1, "word": 1, "noth": 1}
+        "word2": 2,
+        "word1": 1,
+        "word": 1,
+        "noth": 1,
+    }
     for of in report["documents"]:
-        assert np.float32(math.fsum(parts_of(of).values())) == of["score"] == of["sum_of_contributions"]
-        assert all(facts["contribution"] == facts["document"] * facts["query"] for facts in of["terms"].values())
+        assert (
+            np.float32(math.fsum(parts_of(of).values()))
+            == of["score"]
+            == of["sum_of_contributions"]
+        )
+        assert all(
+            facts["contribution"] == facts["document"] * facts["query"]
+            for facts in of["terms"].values()
+        )
         assert {"word", "noth"} <= set(of["without"])
     assert any("title:word1" in of["terms"] for of in report["documents"]) == bool(title)
     assert [of["rank"] for of in report["documents"]] == list(range(1, 61))
 
 
 def test_terms_of_bm25_are_cut_as_lucene_cuts_them(tmp_path):
-    """Signs inside of a number or a word do not end it, so no term of the query is taken for an expansion."""
+    """Signs inside of a number or a word do not end it, so no term of the query is taken for an
+    expansion.
+    """
     text = "A 4,997 mm node.js beam, don't (lock/mutex)"
     builder.build_bm25_index(lambda: [Document("d", "", text)], tmp_path / "index")
     report = explain(tmp_path / "index", text)
-    assert {term: facts["in_query"] for term, facts in report["query_terms"].items()} == dict.fromkeys(
-        next(parts.analyze([text])), True)
+    assert {
+        term: facts["in_query"] for term, facts in report["query_terms"].items()
+    } == dict.fromkeys(next(parts.analyze([text])), True)
     assert "4,997" in report["query_terms"]
     places = {term: text[start:end] for term, start, end in explanation._find_analysed(text)}
-    assert (places["4,997"], places["beam"], places["lock"], places["mutex"]) == ("4,997", "beam", "lock", "mutex")
+    assert (places["4,997"], places["beam"], places["lock"], places["mutex"]) == (
+        "4,997",
+        "beam",
+        "lock",
+        "mutex",
+    )
 
 
 def test_shares_and_weights(root):
@@ -126,7 +158,7 @@ def test_shares_and_weights(root):
     assert next(iter(terms)) == "t39"
 
 
-# ------------------------------------------------------------------------------------------------ why A is above B
+# --- why A is above B ---
 
 
 def test_differences_add_up(root):
@@ -143,14 +175,25 @@ def test_differences_add_up(root):
 
 
 def test_a_tie_is_decided_by_the_id(tmp_path):
-    documents = [Document(doc_id, "", text) for doc_id, text in (("a", "one two"), ("b", "one two"), ("c", "no"))]
+    documents = [
+        Document(doc_id, "", text)
+        for doc_id, text in (("a", "one two"), ("b", "one two"), ("c", "no"))
+    ]
     builder.build_bm25_index(lambda: documents, tmp_path / "index")
     (of,) = explain(tmp_path / "index", "one", doc=("a", "b"))["comparisons"]
-    assert (of["above"], of["below"], of["difference"], of["decided_by"]) == ("b", "a", 0.0, "doc_id")
-    assert explanation_view.verdict(of) == "b is above a with the same score, by the tie rule: the higher doc_id first"
+    assert (of["above"], of["below"], of["difference"], of["decided_by"]) == (
+        "b",
+        "a",
+        0.0,
+        "doc_id",
+    )
+    assert (
+        explanation_view.verdict(of)
+        == "b is above a with the same score, by the tie rule: the higher doc_id first"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ expansions
+# --- expansions ---
 
 
 def test_expansions_of_a_neural_model_are_told_from_terms_of_the_texts(tiny_folder, tmp_path):
@@ -160,7 +203,9 @@ def test_expansions_of_a_neural_model_are_told_from_terms_of_the_texts(tiny_fold
     report = explain(tmp_path / "index", text, input=str(collection), hits=2)
     tokenizer = tokenization.read_tokenizer(tiny_folder / "tokenizer.json")
     asked = set(tokenizer.encode(text, add_special_tokens=False).tokens)
-    contents = {document.doc_id: document.contents for document in readers.read_documents(collection)}
+    contents = {
+        document.doc_id: document.contents for document in readers.read_documents(collection)
+    }
     signs = set()
     for of in report["documents"]:
         read = set(tokenizer.encode(contents[of["doc_id"]], add_special_tokens=False).tokens)
@@ -168,8 +213,11 @@ def test_expansions_of_a_neural_model_are_told_from_terms_of_the_texts(tiny_fold
             assert (facts["in_query"], facts["in_document"]) == (term in asked, term in read)
             signs.add(explanation_view.mark(facts))
     assert "+q +d" in signs
-    assert {facts["in_document"] for of in explain(tmp_path / "index", text, hits=2)["documents"]
-            for facts in of["terms"].values()} == {None}
+    assert {
+        facts["in_document"]
+        for of in explain(tmp_path / "index", text, hits=2)["documents"]
+        for facts in of["terms"].values()
+    } == {None}
 
 
 def test_an_index_without_a_query_side_asks_for_its_model(tiny_folder, tmp_path):
@@ -181,9 +229,17 @@ def test_an_index_without_a_query_side_asks_for_its_model(tiny_folder, tmp_path)
     kept = [row for row in range(len(doc_ids)) if impacts[row].nnz]
     batch = [doc_ids[row] for row in kept], impacts[kept]
     writer.write_impacts(tmp_path / "bare", [lambda: batch], opened.vocabulary)
-    with pytest.raises(ConfigError, match="bare is a bare Lucene index: name the query model and the scale"):
+    with pytest.raises(
+        ConfigError, match="bare is a bare Lucene index: name the query model and the scale"
+    ):
         explain(tmp_path / "bare", "the red fox")
-    report = explain(tmp_path / "bare", "the red fox", query_model=str(tiny_folder), scale=20.0, vectors=opened.folder)
+    report = explain(
+        tmp_path / "bare",
+        "the red fox",
+        query_model=str(tiny_folder),
+        scale=20.0,
+        vectors=opened.folder,
+    )
     assert len(report["documents"]) == 3
     for of in report["documents"]:
         assert sum(parts_of(of).values()) == of["score"] > 0
@@ -194,16 +250,21 @@ def test_terms_in_a_text_have_their_places(tiny_tokenizer, tmp_path):
     encoder = ones(tiny_tokenizer)
     text = "The fox, the foxes"
     found = encoder.find_terms(text)
-    assert [term.removeprefix("##") for term, _, _ in found] == [text[start:end].lower() for _, start, end in found]
+    assert [term.removeprefix("##") for term, _, _ in found] == [
+        text[start:end].lower() for _, start, end in found
+    ]
     assert "".join(text[start:end] for _, start, end in found) == text.replace(" ", "")
     documents = [Document("d", "Foxes", "jumped over_the lazy dogs")]
     builder.build_bm25_index(lambda: documents, tmp_path / "index")
     with Index(tmp_path / "index") as index:
         assert explanation.find_terms(index, "Foxes jumped the-dogs") == [
-            ("fox", 0, 5), ("jump", 6, 12), ("dog", 17, 21)]
+            ("fox", 0, 5),
+            ("jump", 6, 12),
+            ("dog", 17, 21),
+        ]
 
 
-# ------------------------------------------------------------------------------------------------ what was lost
+# --- what was lost ---
 
 
 def test_what_rounding_and_pruning_took(root):
@@ -213,7 +274,11 @@ def test_what_rounding_and_pruning_took(root):
     reasons = set()
     for of in report["documents"]:
         row = MATRIX[DOC_IDS.index(of["doc_id"])].toarray()[0]
-        shared = {term: (weight, float(row[int(term[1:])])) for term, weight in asked.items() if row[int(term[1:])]}
+        shared = {
+            term: (weight, float(row[int(term[1:])]))
+            for term, weight in asked.items()
+            if row[int(term[1:])]
+        }
         exact = {term: weight * value * 64 for term, (weight, value) in shared.items()}
         assert of["score_before_rounding"] == pytest.approx(sum(exact.values()))
         for term, (weight, value) in shared.items():
@@ -232,44 +297,69 @@ def test_what_rounding_and_pruning_took(root):
 
 def test_weights_that_round_to_nothing_on_either_side(tmp_path):
     asked = static_queries(np.array([1.0, 0.04, 2.0, 2.0]))
-    made = make_vectors(tmp_path / "vectors", sparse.csr_matrix([[0, 1.0, 0.04, 1.0]], dtype=np.float32), asked)
+    made = make_vectors(
+        tmp_path / "vectors", sparse.csr_matrix([[0, 1.0, 0.04, 1.0]], dtype=np.float32), asked
+    )
     builder.build_impact_index(made, tmp_path / "index", Rule(10.0), asked)
     report = explain(tmp_path / "index", "t1 t2 t3", vectors=tmp_path / "vectors")
     assert report["lost_in_query"] == {"t1": pytest.approx(0.04)}
     (of,) = report["documents"]
     assert parts_of(of) == {"t3": 200.0}
-    assert of["lost"] == {"t1": {"would_add": pytest.approx(4.0), "reason": QUERY_ROUNDED},
-                          "t2": {"would_add": pytest.approx(8.0), "reason": ROUNDED}}
+    assert of["lost"] == {
+        "t1": {"would_add": pytest.approx(4.0), "reason": QUERY_ROUNDED},
+        "t2": {"would_add": pytest.approx(8.0), "reason": ROUNDED},
+    }
     assert of["score_before_rounding"] == pytest.approx(212.0)
 
 
 def test_vectors_of_another_index_are_refused(root, tmp_path):
-    other = make_vectors(tmp_path / "other", sparse.csr_matrix(MATRIX * 2), static_queries(WEIGHTS), doc_ids=DOC_IDS)
-    with pytest.raises(IndexMismatch, match=r"plain was not built from .*other: their encoders differ"):
+    other = make_vectors(
+        tmp_path / "other", sparse.csr_matrix(MATRIX * 2), static_queries(WEIGHTS), doc_ids=DOC_IDS
+    )
+    with pytest.raises(
+        IndexMismatch,
+        match=r"plain was not built from .*other: their encoders "
+        r"differ",
+    ):
         explain(root / "plain", QUERY, vectors=other.folder)
-    rolled = make_vectors(tmp_path / "rolled", MATRIX, static_queries(WEIGHTS), doc_ids=[*DOC_IDS[1:], DOC_IDS[0]])
+    rolled = make_vectors(
+        tmp_path / "rolled", MATRIX, static_queries(WEIGHTS), doc_ids=[*DOC_IDS[1:], DOC_IDS[0]]
+    )
     with pytest.raises(IndexMismatch, match="has other impacts than these vectors give"):
         explain(root / "plain", QUERY, vectors=rolled.folder)
     short = make_vectors(tmp_path / "short", MATRIX, static_queries(WEIGHTS))
-    with Index(root / "plain") as index, pytest.raises(IndexMismatch, match=r"short has no document 'none'"):
+    with (
+        Index(root / "plain") as index,
+        pytest.raises(IndexMismatch, match=r"short has no document 'none'"),
+    ):
         explanation.trace_losses(index, short.folder, QUERY, [explanation._Hit("none", 1.0, 1)])
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# --- what is refused ---
 
 
 def test_what_cannot_be_explained(root, tmp_path):
-    with pytest.raises(DataError, match=r"document 'none' is not in .*plain, allowed: an id of the index"):
+    with pytest.raises(
+        DataError,
+        match=r"document 'none' is not in .*plain, allowed: an id of "
+        r"the index",
+    ):
         explain(root / "plain", QUERY, doc=("none",))
     with pytest.raises(ConfigError, match="0 hits are not allowed"):
         explain(root / "plain", QUERY, hits=0)
     write_lines(tmp_path / "corpus.jsonl", [{"_id": "x", "text": "x"}])
-    with pytest.raises(DataError, match=r"corpus.jsonl: document 'd\d+' is not in it, allowed: the corpus of"):
+    with pytest.raises(
+        DataError,
+        match=r"corpus.jsonl: document 'd\d+' is not in it, allowed: "
+        r"the corpus of",
+    ):
         explain(root / "plain", QUERY, hits=1, input=str(tmp_path / "corpus.jsonl"))
     builder.build_bm25_index(lambda: [Document("d", "", "text")], tmp_path / "bm25")
     with pytest.raises(ConfigError, match="bm25 is a BM25 index and was not built from vectors"):
         explain(tmp_path / "bm25", "text", vectors=root / "vectors")
-    assert error_of("explain", "--index", tmp_path / "none", "--query", "x").endswith("build an index first")
+    assert error_of("explain", "--index", tmp_path / "none", "--query", "x").endswith(
+        "build an index first"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "   ", "unknown words"])
@@ -280,22 +370,40 @@ def test_a_query_without_hits(root, text):
     assert "No document matches" in explanation_view.format_page(report, [], {}, {})
 
 
-# ------------------------------------------------------------------------------------------------ how it is shown
+# --- how it is shown ---
 
 
 def test_the_command_in_the_terminal_and_as_json(root):
-    arguments = ("explain", "--index", root / "plain", "--query", QUERY, "--doc", DOC_IDS[3], "--doc", DOC_IDS[4],
-                 "--vectors", root / "vectors")
+    arguments = (
+        "explain",
+        "--index",
+        root / "plain",
+        "--query",
+        QUERY,
+        "--doc",
+        DOC_IDS[3],
+        "--doc",
+        DOC_IDS[4],
+        "--vectors",
+        root / "vectors",
+    )
     report = report_of(*arguments)
-    assert report == json.loads(json.dumps(explain(root / "plain", QUERY, doc=(DOC_IDS[3], DOC_IDS[4]),
-                                                   vectors=root / "vectors")))
+    assert report == json.loads(
+        json.dumps(
+            explain(root / "plain", QUERY, doc=(DOC_IDS[3], DOC_IDS[4]), vectors=root / "vectors")
+        )
+    )
     printed = run_command(*arguments).stdout
     assert max(map(len, printed.splitlines())) <= 110
     for of in report["documents"]:
         assert explanation_view.headline(of) in printed
         for term, facts in of["terms"].items():
-            assert re.search(rf"^{term} +{facts['query']:.0f} +{facts['document']:.0f} +{facts['contribution']:.0f} ",
-                             printed, re.MULTILINE)
+            assert re.search(
+                rf"^{term} +{facts['query']:.0f} +{facts['document']:.0f} "
+                rf"+{facts['contribution']:.0f} ",
+                printed,
+                re.MULTILINE,
+            )
         assert f"before rounding and pruning: {of['score_before_rounding']:.2f}" in printed
     assert explanation_view.verdict(report["comparisons"][0]) in printed
     assert "\x1b" not in printed
@@ -305,12 +413,19 @@ def test_the_command_in_the_terminal_and_as_json(root):
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], str]]:
     """The page of a collection whose ids and texts are hostile."""
     folder = tmp_path_factory.mktemp("hostile")
-    documents = [{"_id": f"<i>{number}</i>", "title": "", "text": f"answer {text}"}
-                 for number, text in enumerate(HOSTILE)]
+    documents = [
+        {"_id": f"<i>{number}</i>", "title": "", "text": f"answer {text}"}
+        for number, text in enumerate(HOSTILE)
+    ]
     write_lines(folder / "corpus.jsonl", documents)
     indexing.bm25(str(folder / "corpus.jsonl"), folder / "index")
-    report = explain(folder / "index", f"answer script {HOSTILE[0]}", hits=4, input=str(folder / "corpus.jsonl"),
-                     page=folder / "page.html")
+    report = explain(
+        folder / "index",
+        f"answer script {HOSTILE[0]}",
+        hits=4,
+        input=str(folder / "corpus.jsonl"),
+        page=folder / "page.html",
+    )
     yield report, (folder / "page.html").read_text(encoding="utf-8")
 
 

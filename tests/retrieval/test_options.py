@@ -1,4 +1,6 @@
-"""Search options: which terms are left, equality with exact search where nothing is, two phases, options kept."""
+"""Search options: which terms are left, equality with exact search where nothing is, two phases,
+options kept.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ FREQUENCIES = np.array([10, 40, 5, 30, 80])
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("approximation")
-    made = make_vectors(root / "vectors", MATRIX, TermQueries(VOCABULARY), doc_ids=DOC_IDS, shard_size=64)
+    made = make_vectors(
+        root / "vectors", MATRIX, TermQueries(VOCABULARY), doc_ids=DOC_IDS, shard_size=64
+    )
     builder.build_impact_index(made, root / "index", Rule(1.0), TermQueries(VOCABULARY))
     return root / "index"
 
@@ -56,8 +60,16 @@ def random_weights(seed: int, count: int) -> list[dict[int, int]]:
     """Queries of up to 40 terms, as expansions are."""
     generator = np.random.default_rng(seed)
     sizes = generator.integers(1, 41, count).tolist()
-    return [dict(zip(generator.choice(np.arange(1, TERMS), size, replace=False).tolist(),
-                     generator.integers(1, 30, size).tolist(), strict=True)) for size in sizes]
+    return [
+        dict(
+            zip(
+                generator.choice(np.arange(1, TERMS), size, replace=False).tolist(),
+                generator.integers(1, 30, size).tolist(),
+                strict=True,
+            )
+        )
+        for size in sizes
+    ]
 
 
 def as_text(weights: dict[int, int]) -> str:
@@ -74,7 +86,7 @@ def as_row(weights: dict[int, int]) -> sparse.csr_matrix:
 QUERIES = random_weights(1, 12)
 
 
-# ------------------------------------------------------------------------------------------------ the choice of terms
+# --- the choice of terms ---
 
 
 @pytest.mark.parametrize(("options", "expected"), [
@@ -98,8 +110,13 @@ def test_terms_that_are_left(options, expected):
 
 
 def test_a_query_with_terms_keeps_at_least_one_and_an_empty_one_none():
-    settings = {"stop_share": [1.0, 0.2, 1e-9], "min_ratio": [0, 1.0], "mass": [1.0, 1e-9], "top_terms": [None, 1],
-                "postings": [None, 1e-9]}
+    settings = {
+        "stop_share": [1.0, 0.2, 1e-9],
+        "min_ratio": [0, 1.0],
+        "mass": [1.0, 1e-9],
+        "top_terms": [None, 1],
+        "postings": [None, 1e-9],
+    }
     for values in itertools.product(*settings.values()):
         options = SearchOptions(**dict(zip(settings, values, strict=True)))
         assert 1 <= len(choose_terms(options, WEIGHTS, FREQUENCIES, 100)) <= 5
@@ -108,9 +125,17 @@ def test_a_query_with_terms_keeps_at_least_one_and_an_empty_one_none():
 
 def test_terms_that_no_document_holds_are_none_of_the_query():
     weights, frequencies = np.array([9, 1, 8, 2], dtype=np.float32), np.array([0, 5, 0, 90])
-    for options, expected in (({"top_terms": 1}, [3]), ({"mass": 0.66}, [3]), ({"mass": 0.67}, [1, 3]),
-                              ({"min_ratio": 0.5}, [1, 3]), ({"stop_share": 0.01}, [1]), ({"stop_share": 0.5}, [1])):
-        assert choose_terms(SearchOptions(**options), weights, frequencies, 100).tolist() == expected, options
+    for options, expected in (
+        ({"top_terms": 1}, [3]),
+        ({"mass": 0.66}, [3]),
+        ({"mass": 0.67}, [1, 3]),
+        ({"min_ratio": 0.5}, [1, 3]),
+        ({"stop_share": 0.01}, [1]),
+        ({"stop_share": 0.5}, [1]),
+    ):
+        assert (
+            choose_terms(SearchOptions(**options), weights, frequencies, 100).tolist() == expected
+        ), options
     assert not len(choose_terms(SearchOptions(stop_share=0.5), weights, np.zeros(4, int), 100))
 
 
@@ -137,7 +162,7 @@ def test_settings_survive_json_and_read_well():
         SearchOptions.from_json({"speed": 11, "depth": 1, "mass": 0.5})
 
 
-# ------------------------------------------------------------------------------------------------ exact search
+# --- exact search ---
 
 
 @pytest.mark.parametrize("options", [
@@ -148,21 +173,25 @@ def test_settings_survive_json_and_read_well():
 def test_with_all_terms_or_all_candidates_a_search_is_exact(folder, options, k):
     with open_index(folder) as index:
         for weights in QUERIES:
-            assert pairs_of(index.search(as_text(weights), k, options)) \
-                == exact_pairs(as_row(weights), MATRIX, DOC_IDS, k)
+            assert pairs_of(index.search(as_text(weights), k, options)) == exact_pairs(
+                as_row(weights), MATRIX, DOC_IDS, k
+            )
 
 
 @pytest.mark.parametrize("k", [1, 7, 60])
 def test_rescored_candidates_are_ranked_as_exact_search_ranks_them(folder, k):
-    """As many candidates as there are documents, but for one: the rescoring is at work, and nothing may change."""
+    """As many candidates as there are documents, but for one: the rescoring is at work, and nothing
+    may change.
+    """
     options = SearchOptions(top_terms=25, candidates=(ROWS - 1) / k)
     with open_index(folder) as index:
         for weights in (query for query in QUERIES if len(query) > 26):
-            assert pairs_of(index.search(as_text(weights), k, options)) \
-                == exact_pairs(as_row(weights), MATRIX, DOC_IDS, k)
+            assert pairs_of(index.search(as_text(weights), k, options)) == exact_pairs(
+                as_row(weights), MATRIX, DOC_IDS, k
+            )
 
 
-# ------------------------------------------------------------------------------------------------ what is left out
+# --- what is left out ---
 
 
 def test_without_candidates_the_terms_that_are_left_are_the_whole_query(folder):
@@ -171,12 +200,16 @@ def test_without_candidates_the_terms_that_are_left_are_the_whole_query(folder):
     with open_index(folder) as index:
         for weights in QUERIES:
             left = sorted(weights, key=lambda term: (-weights[term], frequencies[term]))[:3]
-            expected = exact_pairs(as_row({term: weights[term] for term in left}), MATRIX, DOC_IDS, 20)
+            expected = exact_pairs(
+                as_row({term: weights[term] for term in left}), MATRIX, DOC_IDS, 20
+            )
             assert pairs_of(index.search(as_text(weights), 20, options)) == expected
 
 
 def test_two_phases_rank_the_candidates_by_all_terms(folder):
-    """The first phase as brute force has it, ties by document number; then the exact scores of those documents."""
+    """The first phase as brute force has it, ties by document number; then the exact scores of
+    those documents.
+    """
     options, k = SearchOptions(top_terms=3, candidates=4), 6
     frequencies = np.diff(MATRIX.tocsc().indptr)
     with open_index(folder) as index:
@@ -184,10 +217,15 @@ def test_two_phases_rank_the_candidates_by_all_terms(folder):
             left = sorted(weights, key=lambda term: (-weights[term], frequencies[term]))[:3]
             first = (as_row({term: weights[term] for term in left}) @ MATRIX.T).toarray()[0]
             exact = (as_row(weights) @ MATRIX.T).toarray()[0]
-            candidates = [number for number in np.lexsort((np.arange(ROWS), -first)) if first[number] > 0][:24]
-            expected = sorted(((exact[number], DOC_IDS[number]) for number in candidates), reverse=True)[:k]
-            assert pairs_of(index.search(as_text(weights), k, options)) \
-                == [(doc_id, score) for score, doc_id in expected]
+            candidates = [
+                number for number in np.lexsort((np.arange(ROWS), -first)) if first[number] > 0
+            ][:24]
+            expected = sorted(
+                ((exact[number], DOC_IDS[number]) for number in candidates), reverse=True
+            )[:k]
+            assert pairs_of(index.search(as_text(weights), k, options)) == [
+                (doc_id, score) for score, doc_id in expected
+            ]
 
 
 def test_a_folded_index_knows_the_weights_that_were_folded_in(tmp_path):
@@ -203,7 +241,9 @@ def test_batches_take_options_and_threads_change_nothing(folder):
     queries = [Query(f"q{number}", as_text(weights)) for number, weights in enumerate(QUERIES)]
     options = SearchOptions(mass=0.4, candidates=2)
     with open_index(folder) as index:
-        expected = {query.query_id: pairs_of(index.search(query.text, 5, options)) for query in queries}
+        expected = {
+            query.query_id: pairs_of(index.search(query.text, 5, options)) for query in queries
+        }
         exact = index.search_batch(queries, 5)[0]
         for threads in (1, 4):
             assert index.search_batch(queries, 5, options=options, threads=threads)[0] == expected
@@ -217,29 +257,40 @@ def test_empty_queries_have_no_hits_with_options(folder, text):
 
 
 def test_all_terms_that_documents_hold_are_all_terms(folder):
-    """An unknown term beside them changes nothing: candidates that tie with the last one are not cut off."""
+    """An unknown term beside them changes nothing: candidates that tie with the last one are not
+    cut off.
+    """
     weights = {1: 1, 2: 1}
     with open_index(folder) as index:
-        found = index.search("[UNK]:9 " + as_text(weights), 10, SearchOptions(top_terms=2, candidates=1))
+        found = index.search(
+            "[UNK]:9 " + as_text(weights), 10, SearchOptions(top_terms=2, candidates=1)
+        )
         assert pairs_of(found) == exact_pairs(as_row(weights), MATRIX, DOC_IDS, 10)
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# --- errors ---
 
 
 def test_candidates_need_a_forward_index(tmp_path):
     made = make_vectors(tmp_path / "v", MATRIX, TermQueries(VOCABULARY))
-    builder.build_impact_index(made, tmp_path / "i", Rule(1.0), TermQueries(VOCABULARY), forward_index=False)
+    builder.build_impact_index(
+        made, tmp_path / "i", Rule(1.0), TermQueries(VOCABULARY), forward_index=False
+    )
     with open_index(tmp_path / "i") as index:
         assert index.search("t1 t2 t3", 5, SearchOptions(top_terms=2)).doc_ids
-        with pytest.raises(ConfigError, match="no forward index to rescore candidates from; build it with --forward"):
+        with pytest.raises(
+            ConfigError,
+            match="no forward index to rescore candidates from; build it with --forward",
+        ):
             index.search("t1 t2 t3", 5, SearchOptions(top_terms=2, candidates=3))
 
 
 def test_an_index_of_pyserini_takes_options_but_no_candidates(tmp_path):
     write_matrix(tmp_path / "bare", MATRIX, DOC_IDS, VOCABULARY)
     with open_index(tmp_path / "bare", rule=Rule(1.0)) as index:
-        assert pairs_of(index.search("t1:3 t2:2", 5, SearchOptions(top_terms=1))) == pairs_of(index.search("t1:3", 5))
+        assert pairs_of(index.search("t1:3 t2:2", 5, SearchOptions(top_terms=1))) == pairs_of(
+            index.search("t1:3", 5)
+        )
         with pytest.raises(ConfigError, match="no forward index"):
             index.search("t1", 5, SearchOptions(candidates=3))
     with pytest.raises(ConfigError, match="bare Lucene index and keeps no tuned options"):
@@ -248,11 +299,14 @@ def test_an_index_of_pyserini_takes_options_but_no_candidates(tmp_path):
 
 def test_a_bm25_index_takes_none(tmp_path):
     builder.build_bm25_index(lambda: [Document("d1", "", "red wine")], tmp_path / "i")
-    with Index(tmp_path / "i") as index, pytest.raises(ConfigError, match="BM25 index and takes no search"):
+    with (
+        Index(tmp_path / "i") as index,
+        pytest.raises(ConfigError, match="BM25 index and takes no search"),
+    ):
         index.search("red", 5, SearchOptions(top_terms=1))
 
 
-# ------------------------------------------------------------------------------------------------ options that are kept
+# --- options that are kept ---
 
 
 @pytest.fixture
@@ -262,7 +316,12 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 def test_tuned_options_are_used_only_where_they_are_asked_for(copied):
     options, text = SearchOptions(top_terms=2), as_text(QUERIES[2])
-    write_tuned(copied / "tuned.json", manifest.read_manifest(copied)["sha256"], options, {"budget": "p95 <= 1 ms"})
+    write_tuned(
+        copied / "tuned.json",
+        manifest.read_manifest(copied)["sha256"],
+        options,
+        {"budget": "p95 <= 1 ms"},
+    )
     assert verification.verify_index(copied)["ok"], "it is no part of the index's own checksums"
     with open_index(copied) as plain, open_index(copied, tuned=True) as tuned:
         assert (plain.options, tuned.options) == (EXACT, options)
@@ -273,7 +332,9 @@ def test_tuned_options_are_used_only_where_they_are_asked_for(copied):
 
 def test_tuned_options_of_another_version_are_refused(copied):
     write_tuned(copied / "tuned.json", "0" * 64, SearchOptions(top_terms=2), {})
-    with pytest.raises(IndexMismatch, match="measured on another version of this index; run sparse-ir tune again"):
+    with pytest.raises(
+        IndexMismatch, match="measured on another version of this index; run sparse-ir tune again"
+    ):
         open_index(copied, tuned=True)
     with pytest.raises(IndexMismatch, match="another version"):
         verification.verify_index(copied)
@@ -294,7 +355,12 @@ def test_tuned_options_that_are_missing_or_damaged_are_refused(copied):
 
 
 def test_a_new_index_in_the_same_place_forgets_what_was_tuned(copied):
-    write_tuned(copied / "tuned.json", manifest.read_manifest(copied)["sha256"], SearchOptions(top_terms=2), {})
+    write_tuned(
+        copied / "tuned.json",
+        manifest.read_manifest(copied)["sha256"],
+        SearchOptions(top_terms=2),
+        {},
+    )
     made = make_vectors(copied.parent / "v", MATRIX, TermQueries(VOCABULARY), shard_size=50)
     builder.build_impact_index(made, copied, Rule(1.0), TermQueries(VOCABULARY))
     with pytest.raises(ConfigError, match="has no tuned options"):

@@ -1,4 +1,6 @@
-"""Timing: what is counted, in which order the systems take turns, and Pyserini's searchers as systems."""
+"""Timing: what is counted, in which order the systems take turns, and Pyserini's searchers as
+systems.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def test_each_system_answers_each_text_in_each_round_in_rotating_blocks():
     for name in "abc":
         assert [text for who, text in asked if who == name] == TEXTS * 3
     firsts = [name for name, text in asked if text == "q0"][::3]
-    assert sorted(firsts) == ["a", "b", "c"]  # in each of the three rounds another system comes first
+    # in each of the three rounds another system comes first
+    assert sorted(firsts) == ["a", "b", "c"]
 
 
 def test_percentiles_and_ratios_are_those_of_the_sleep():
@@ -83,8 +86,10 @@ def test_a_failing_system_is_not_counted_as_fast():
         timing.measure_throughput({"broken": broken}, TEXTS, threads=2)
 
 
-@pytest.mark.parametrize(("systems", "texts", "rounds"), [({}, TEXTS, 1), ({"s": sleeper(0)}, [], 1),
-                                                          ({"s": sleeper(0)}, TEXTS, 0)])
+@pytest.mark.parametrize(
+    ("systems", "texts", "rounds"),
+    [({}, TEXTS, 1), ({"s": sleeper(0)}, [], 1), ({"s": sleeper(0)}, TEXTS, 0)],
+)
 def test_nothing_to_time_is_an_error(systems, texts, rounds):
     with pytest.raises(ConfigError, match="nothing to time"):
         timing.time_queries(systems, texts, rounds=rounds)
@@ -98,8 +103,11 @@ def test_no_threads_is_an_error():
 
 
 def test_timing_starts_no_java():
-    code = ("import sys; from sparse_ir.retrieval import timing; "
-            "timing.measure_throughput({'s': lambda text: []}, ['q'], threads=2); print('jnius' in sys.modules)")
+    code = (
+        "import sys; from sparse_ir.retrieval import timing; "
+        "timing.measure_throughput({'s': lambda text: []}, ['q'], threads=2); print('jnius' "
+        "in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -109,14 +117,21 @@ def test_pyserinis_searchers_find_what_ours_find(tmp_path: Path):
     matrix = random_matrix(3, 60, 30, density=0.3, largest=200)
     made = make_vectors(tmp_path / "v", matrix, TermQueries(vocabulary))
     builder.build_impact_index(made, tmp_path / "i", Rule(1.0), TermQueries(vocabulary))
-    builder.build_bm25_index(lambda: [Document(f"d{n}", "", f"red fox number {n} " + "fox " * n)
-                                      for n in range(9)], tmp_path / "b")
+    builder.build_bm25_index(
+        lambda: [Document(f"d{n}", "", f"red fox number {n} " + "fox " * n) for n in range(9)],
+        tmp_path / "b",
+    )
     with Index(tmp_path / "i", query_encoder=TermQueries(vocabulary)) as ours:
-        encode = lambda text: {term_of_token(token): weight for token, weight in  # noqa: E731
-                               ours.encode_query(text).items()}
+
+        def encode(text):
+            found = ours.encode_query(text)
+            return {term_of_token(token): weight for token, weight in found.items()}
+
         theirs = timing.pyserini_impact(tmp_path / "i" / "lucene", 5, encode)
         for text in ("t1:3 t2:1", "t5:7 t6:2 t7:1"):
-            assert [score for _, score in theirs(text)] == pytest.approx(ours.search(text, 5).scores.tolist(), abs=1e-4)
+            assert [score for _, score in theirs(text)] == pytest.approx(
+                ours.search(text, 5).scores.tolist(), abs=1e-4
+            )
     with Index(tmp_path / "b") as ours:
         found = timing.pyserini_bm25(tmp_path / "b" / "lucene", 4)("fox 3")
         assert dict(found) == pytest.approx(dict(pairs_of(ours.search("fox 3", 4))), abs=1e-4)

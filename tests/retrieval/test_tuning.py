@@ -31,18 +31,27 @@ VOCABULARY = vocabulary_of_size(TERMS)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index whose queries have ten terms, a BM25 index beside it, queries, and qrels that exact search meets."""
+    """An index whose queries have ten terms, a BM25 index beside it, queries, and qrels that exact
+    search meets.
+    """
     root, queries = tmp_path_factory.mktemp("tuning"), TermQueries(VOCABULARY)
-    vectors = make_vectors(root / "vectors", random_matrix(5, ROWS, TERMS, 0.3), queries, shard_size=64)
+    vectors = make_vectors(
+        root / "vectors", random_matrix(5, ROWS, TERMS, 0.3), queries, shard_size=64
+    )
     builder.build_impact_index(vectors, root / "index", Rule(1.0), queries)
     documents = [Document(f"d{row}", "", f"t{row % 7}") for row in range(ROWS)]
     builder.build_bm25_index(lambda: documents, root / "bm25")
-    texts = {f"q{first}": " ".join(f"t{first + step}:{12 - step}" for step in range(10)) for first in range(1, 9)}
+    texts = {
+        f"q{first}": " ".join(f"t{first + step}:{12 - step}" for step in range(10))
+        for first in range(1, 9)
+    }
     asked = [{"_id": query_id, "text": text} for query_id, text in texts.items()]
     write_lines(root / "queries.jsonl", [*asked, {"_id": "empty", "text": ""}])
     with Index(root / "index", query_encoder=queries) as opened:
         best = {query_id: opened.search(text, 3).doc_ids for query_id, text in texts.items()}
-    lines = [f"{query_id}\t{doc_id}\t1\n" for query_id, doc_ids in best.items() for doc_id in doc_ids]
+    lines = [
+        f"{query_id}\t{doc_id}\t1\n" for query_id, doc_ids in best.items() for doc_id in doc_ids
+    ]
     (root / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
     return root
 
@@ -50,14 +59,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of all that, whose index is opened with its query encoder."""
-    monkeypatch.setattr(searching, "open_index",
-                        lambda path, *_: Index(path, query_encoder=TermQueries(VOCABULARY)))
+    monkeypatch.setattr(
+        searching, "open_index", lambda path, *_: Index(path, query_encoder=TermQueries(VOCABULARY))
+    )
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
-    """A search takes a millisecond for each term that Lucene gets, and what ``clock[n]`` adds by name in run ``n``."""
+    """A search takes a millisecond for each term that Lucene gets, and what ``clock[n]`` adds by
+    name in run ``n``.
+    """
     terms, added = [0], []
 
     def counting(original):
@@ -84,10 +96,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
 
 def tune(folder: Path, budget: str, **options):
-    return searching.tune(folder / "index", str(folder / "queries.jsonl"), budget, rounds=1, **options)
+    return searching.tune(
+        folder / "index", str(folder / "queries.jsonl"), budget, rounds=1, **options
+    )
 
 
-# ------------------------------------------------------------------------------------------------ budgets
+# --- budgets ---
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -106,7 +120,11 @@ def test_budgets_that_are_understood(text, expected):
     "p95 <= 1 x lucene", "p95 <= 1 ms or p50 <= 1 ms", "p95 <= 1 ms and", "p95 <= nan ms", "p95 <= 1e3 ms",
 ])  # fmt: skip
 def test_budgets_that_are_not(text):
-    with pytest.raises(ConfigError, match=r"is not understood; allowed: p50, p95 or p99, <=, and a number above 0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is not understood; allowed: p50, p95 or p99, <=, and "
+        r"a number above 0",
+    ):
         parse_budget(text)
 
 
@@ -117,7 +135,7 @@ def test_a_limit_is_a_share_of_what_it_allows():
     assert Limit("p99", 18.0, "ms").share_used(found, {}) == 0.5
 
 
-# ------------------------------------------------------------------------------------------------ grid and queries
+# --- grid and queries ---
 
 
 @pytest.mark.parametrize("two_phases", [True, False])
@@ -133,7 +151,9 @@ def test_queries_are_evenly_spaced_with_a_text_and_judged():
     asked = [Query(f"q{number}", "" if number == 3 else "text") for number in range(10)]
     assert [query.query_id for query in tuning.choose_queries(asked, None, 3)] == ["q0", "q5", "q9"]
     assert len(tuning.choose_queries(asked, None, 100)) == 9
-    assert [query.query_id for query in tuning.choose_queries(asked, {"q3": {}, "q7": {}}, 3)] == ["q7"]
+    assert [query.query_id for query in tuning.choose_queries(asked, {"q3": {}, "q7": {}}, 3)] == [
+        "q7"
+    ]
     with pytest.raises(ConfigError, match="none of the 10 queries has a text and a judgement"):
         tuning.choose_queries(asked, {"other": {}}, 3)
 
@@ -152,16 +172,24 @@ def test_a_remembering_encoder_reads_each_text_once():
     assert encoder.vocabulary == VOCABULARY
 
 
-# ------------------------------------------------------------------------------------------------ the choice
+# --- the choice ---
 
 
 def test_exact_search_is_kept_where_it_holds_the_budget(folder):
     report = tune(folder, "p99 <= 60000 ms", qrels=str(folder / "qrels.tsv"))
-    assert (report["setting"], report["measured"]["overlap"], report["measured"]["difference"]) == ("exact", 1, 0)
+    assert (report["setting"], report["measured"]["overlap"], report["measured"]["difference"]) == (
+        "exact",
+        1,
+        0,
+    )
     assert report["measured"]["nDCG@10"] > 0.9
     assert report["queries"] == 8, "the query without a text is left out"
     kept = files.read_json(folder / "index" / "tuned.json")
-    assert (kept["options"], kept["budget"], kept["measured"]) == ({}, "p99 <= 60000 ms", report["measured"])
+    assert (kept["options"], kept["budget"], kept["measured"]) == (
+        {},
+        "p99 <= 60000 ms",
+        report["measured"],
+    )
     assert "trials" not in kept
 
 
@@ -172,7 +200,9 @@ def test_the_smallest_loss_that_holds_is_stored_and_then_used(folder, clock, bud
     report = tune(folder, budget, qrels=str(folder / "qrels.tsv"), hits=2)
     trials, measured = report["trials"], report["measured"]
     assert not trials["exact"]["holds"]
-    assert {row["holds"] for row in trials.values() if row["overlap"] > measured["overlap"]} <= {False}
+    assert {row["holds"] for row in trials.values() if row["overlap"] > measured["overlap"]} <= {
+        False
+    }
     assert measured["p50_ms"] <= num_terms
     assert measured["overlap"] == trials[report["setting"]]["overlap"]
     assert (measured["overlap"] < 1) == (num_terms < 7)
@@ -196,9 +226,17 @@ def test_what_does_not_hold_a_second_time_is_passed_over(folder, clock):
 
 
 def test_a_budget_that_nothing_holds_is_reported_with_the_nearest_and_stores_nothing(folder):
-    with pytest.raises(ConfigError, match=r"is no BM25 index of the same corpus: it is of kind impact"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is no BM25 index of the same corpus: it is of kind "
+        r"impact",
+    ):
         tune(folder, "p50 <= 2 x bm25", bm25=folder / "index")
-    with pytest.raises(BudgetMissed, match=r"no setting holds 'p50 .* x bm25'; the nearest, .*nothing was") as caught:
+    with pytest.raises(
+        BudgetMissed,
+        match=r"no setting holds 'p50 .* x bm25'; the nearest, "
+        r".*nothing was",
+    ) as caught:
         tune(folder, "p50 <= 0.0001 x bm25", bm25=folder / "bm25")
     assert caught.value.report["setting"] is None
     assert len(caught.value.report["trials"]) == len(list(tuning.settings(two_phases=True)))
@@ -215,14 +253,23 @@ def test_what_was_tuned_stays_when_another_budget_is_missed(folder):
 
 
 def test_without_a_forward_index_one_phase_is_all_there_is(folder):
-    builder.build_impact_index(Vectors(folder / "vectors"), folder / "index", Rule(1.0),
-                               TermQueries(VOCABULARY), forward_index=False)
+    builder.build_impact_index(
+        Vectors(folder / "vectors"),
+        folder / "index",
+        Rule(1.0),
+        TermQueries(VOCABULARY),
+        forward_index=False,
+    )
     report = tune(folder, "p99 <= 60000 ms")
     assert not any("candidates" in name for name in report["trials"])
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(folder):
-    with pytest.raises(ConfigError, match=r"in terms of BM25: name a BM25 index of the same corpus \(--bm25\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"in terms of BM25: name a BM25 index of the same "
+        r"corpus \(--bm25\)",
+    ):
         tune(folder, "p95 <= 1.0 x bm25")
     with pytest.raises(ConfigError, match="0 hits, 200 queries, 1 rounds are not allowed"):
         tune(folder, "p95 <= 1 ms", hits=0)
@@ -233,22 +280,58 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(folder):
 def test_a_bm25_index_cannot_be_tuned(tmp_path):
     builder.build_bm25_index(lambda: [Document("d1", "", "red wine")], tmp_path / "i")
     write_lines(tmp_path / "queries.jsonl", [{"_id": "q1", "text": "red"}])
-    with pytest.raises(ConfigError, match="has no options to tune; only impact indexes of this package do"):
+    with pytest.raises(
+        ConfigError, match="has no options to tune; only impact indexes of this package do"
+    ):
         searching.tune(tmp_path / "i", str(tmp_path / "queries.jsonl"), "p95 <= 1 ms")
 
 
 def test_the_command_tunes_and_the_search_uses_it(tmp_path):
-    write_lines(tmp_path / "c" / "corpus.jsonl", [{"_id": f"d{number}", "title": "", "text": f"word{number % 5} lock"}
-                                                  for number in range(30)])
-    write_lines(tmp_path / "c" / "queries.jsonl", [{"_id": "q1", "text": "word1 lock"}, {"_id": "q2", "text": "word2"}])
-    report_of("build", "--model", "lexical", "--input", tmp_path / "c", "--output", tmp_path / "i", "--forward")
-    arguments = ("tune", "--index", tmp_path / "i", "--queries", tmp_path / "c", "--rounds", "1", "--budget")
+    write_lines(
+        tmp_path / "c" / "corpus.jsonl",
+        [
+            {"_id": f"d{number}", "title": "", "text": f"word{number % 5} lock"}
+            for number in range(30)
+        ],
+    )
+    write_lines(
+        tmp_path / "c" / "queries.jsonl",
+        [{"_id": "q1", "text": "word1 lock"}, {"_id": "q2", "text": "word2"}],
+    )
+    report_of(
+        "build",
+        "--model",
+        "lexical",
+        "--input",
+        tmp_path / "c",
+        "--output",
+        tmp_path / "i",
+        "--forward",
+    )
+    arguments = (
+        "tune",
+        "--index",
+        tmp_path / "i",
+        "--queries",
+        tmp_path / "c",
+        "--rounds",
+        "1",
+        "--budget",
+    )
     done = run_command(*arguments, "p95 <= 0.00001 ms")
     assert (done.returncode, done.stdout) == (2, "")
     assert "no setting holds 'p95 <= 0.00001 ms'; the nearest, " in done.stderr
     assert report_of(*arguments, "p95 <= 60000 ms")["setting"] == "exact"
-    found = report_of("search", "--index", tmp_path / "i", "--queries", tmp_path / "c", "--output", tmp_path / "run",
-                      "--tuned")
+    found = report_of(
+        "search",
+        "--index",
+        tmp_path / "i",
+        "--queries",
+        tmp_path / "c",
+        "--output",
+        tmp_path / "run",
+        "--tuned",
+    )
     assert found["options"] == "exact"
     kept = json.loads((tmp_path / "i" / "tuned.json").read_text())
     assert kept["index_sha256"] == manifest.read_manifest(tmp_path / "i")["sha256"]

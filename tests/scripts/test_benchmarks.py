@@ -1,4 +1,6 @@
-"""The benchmarks run from beginning to end in a small form; what they measure is for people, not for tests."""
+"""The benchmarks run from beginning to end in a small form; what they measure is for people, not
+for tests.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,77 @@ from shell import write_collection
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = {
-    "bench_approximations.py": ["--documents", "150", "--max-queries", "5", "--rounds", "1", "--threads", "1"],
-    "bench_encode.py": ["--texts", "8", "--max-length", "32", "--rounds", "1", "--threads", "1",
-                        "--systems", "float32", "int8"],
-    "bench_train.py": ["--batch", "4", "--max-length", "32", "--steps", "4", "--rounds", "1", "--threads", "1"],
-    "bench_decoder.py": ["--size", "tiny", "--tokens", "32", "--texts", "4", "--batch", "2", "--rounds", "1",
-                         "--threads", "1", "--device", "cpu", "--precision", "float32"],
-    "bench_search.py": ["--documents", "400", "--per-set", "6", "--rounds", "1", "--hits", "5", "50", "--threads", "1",
-                        "--growth", "300", "--options", "mass=0.8 candidates=4", "--no-processes"],
+    "bench_approximations.py": [
+        "--documents",
+        "150",
+        "--max-queries",
+        "5",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+    ],
+    "bench_encode.py": [
+        "--texts",
+        "8",
+        "--max-length",
+        "32",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--systems",
+        "float32",
+        "int8",
+    ],
+    "bench_train.py": [
+        "--batch",
+        "4",
+        "--max-length",
+        "32",
+        "--steps",
+        "4",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+    ],
+    "bench_decoder.py": [
+        "--size",
+        "tiny",
+        "--tokens",
+        "32",
+        "--texts",
+        "4",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+    ],
+    "bench_search.py": [
+        "--documents",
+        "400",
+        "--per-set",
+        "6",
+        "--rounds",
+        "1",
+        "--hits",
+        "5",
+        "50",
+        "--threads",
+        "1",
+        "--growth",
+        "300",
+        "--options",
+        "mass=0.8 candidates=4",
+        "--no-processes",
+    ],
     "bench_index.py": ["--documents", "300", "--terms", "20", "--rounds", "1", "--threads", "1"],
 }
 
@@ -41,9 +106,16 @@ def test_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path) -> Non
 
 
 def test_too_few_steps_are_refused() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPTS / "bench_train.py"), "--steps", "2"], capture_output=True,
-                          text=True, timeout=600)
-    assert done.returncode == 2 and "--steps is 2; the first 2 are not counted, so allowed: 3 or more" in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "bench_train.py"), "--steps", "2"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (
+        done.returncode == 2
+        and "--steps is 2; the first 2 are not counted, so allowed: 3 or more" in done.stderr
+    )
 
 
 def test_the_estimate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +128,15 @@ def test_the_estimate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         found = bench.estimate(size, 1, lora)
         assert found["weights_gb"] == pytest.approx(weights * network / 1e9)
         assert found["hours_an_epoch"] == pytest.approx(
-            passes * network * 15_717 * (32 * 16 * 192 + 32 * 32) / (312e12 * 0.4) / 3600)
-        assert bench.estimate(size, 8, lora)["hours_an_epoch"] == pytest.approx(found["hours_an_epoch"] / 8)
+            passes * network * 15_717 * (32 * 16 * 192 + 32 * 32) / (312e12 * 0.4) / 3600
+        )
+        assert bench.estimate(size, 8, lora)["hours_an_epoch"] == pytest.approx(
+            found["hours_an_epoch"] / 8
+        )
         assert bench.estimate(size, 8, lora)["memory_gb"] == found["memory_gb"]
-    assert bench.estimate(size, 1, False)["adapters_gb"] == 0 and found["trained_m"] == network / 1e6
+    assert (
+        bench.estimate(size, 1, False)["adapters_gb"] == 0 and found["trained_m"] == network / 1e6
+    )
 
 
 @pytest.mark.parametrize("planted", [0, 2])
@@ -67,16 +144,29 @@ def test_printed_figures_are_checked_to_the_last_digit(planted: int, tmp_path: P
     write_collection(tmp_path / "data" / "made", 30)
     checks = tmp_path / "checks"
     (checks / "made-runs").mkdir(parents=True)
-    run = {"q0": {"d0": 2.0, "d1": 1.0}, "q1": {"d1": 1.0}, "q2": {"d0": 1.0}}  # two of eight queries at the first rank
+    # two of eight queries at the first rank
+    run = {"q0": {"d0": 2.0, "d1": 1.0}, "q1": {"d1": 1.0}, "q2": {"d0": 1.0}}
     (checks / "made-runs" / "x_results.json").write_text(json.dumps(run))
     recall = 0.25001 if planted else 0.25
-    printed = json.dumps([{"NDCG@10": 0.25}, {"Recall@100": recall}, {"MAP@10": 0.25}, {"P@1": 0.25}], indent=4)
+    printed = json.dumps(
+        [{"NDCG@10": 0.25}, {"Recall@100": recall}, {"MAP@10": 0.25}, {"P@1": 0.25}], indent=4
+    )
     (checks / "made-runs" / "eval_result_x.txt").write_text(f"Evaluation Scores:\n{printed}\n")
-    lines = ["dataset\tmodel\tmetric\tvalue", f"made\tflat\tR@1000\t{'0.9999' if planted else '1.0000'}",
-             "made\tsplade\tR@1000\t0.5000", "absent\tflat\tR@100\t0.5000"]
+    lines = [
+        "dataset\tmodel\tmetric\tvalue",
+        f"made\tflat\tR@1000\t{'0.9999' if planted else '1.0000'}",
+        "made\tsplade\tR@1000\t0.5000",
+        "absent\tflat\tR@100\t0.5000",
+    ]
     (checks / "anserini-beir-expected.tsv").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, str(SCRIPTS / "check_figures.py"), "--checks", str(checks), "--data",
-               str(tmp_path / "data")]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "check_figures.py"),
+        "--checks",
+        str(checks),
+        "--data",
+        str(tmp_path / "data"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == int(planted > 0), done.stderr
     assert done.stdout.count("| same |") == 5 - planted
@@ -91,9 +181,24 @@ def compare_decoders(tmp_path, monkeypatch):
     write_collection(tmp_path / "made", 40, queries=12)
     monkeypatch.syspath_prepend(SCRIPTS)
     module = importlib.import_module("compare_decoders")
-    small = {"train": tmp_path / "pairs", "collections": tmp_path / "made", "output": tmp_path / "runs",
-             "json": tmp_path / "figures.json", "layers": 1, "width": 64, "vocabulary": 400, "length": 24, "batch": 4,
-             "steps": 4, "adaptation-steps": 2, "terms": 20, "query-terms": 8, "words": 12, "documents": 30, "lora": 2}
+    small = {
+        "train": tmp_path / "pairs",
+        "collections": tmp_path / "made",
+        "output": tmp_path / "runs",
+        "json": tmp_path / "figures.json",
+        "layers": 1,
+        "width": 64,
+        "vocabulary": 400,
+        "length": 24,
+        "batch": 4,
+        "steps": 4,
+        "adaptation-steps": 2,
+        "terms": 20,
+        "query-terms": 8,
+        "words": 12,
+        "documents": 30,
+        "lora": 2,
+    }
 
     def run(*options: str) -> dict[str, Any]:
         fixed = [word for name, value in small.items() for word in (f"--{name}", str(value))]
@@ -104,14 +209,18 @@ def compare_decoders(tmp_path, monkeypatch):
     return run
 
 
-def test_decoders_are_compared_at_the_same_sparsity_and_what_is_done_stays(compare_decoders, tmp_path, capsys):
+def test_decoders_are_compared_at_the_same_sparsity_and_what_is_done_stays(
+    compare_decoders, tmp_path, capsys
+):
     found = compare_decoders("--only", "causal", "bidirectional, mntp", "echo, untrained")
     assert list(found) == ["BM25", "causal", "bidirectional, mntp", "echo, untrained"]
     for name, row in found.items():
         made = row["collections"]["made"]
         assert len(made["per_query"]) == 12 and 0 < made["terms"] <= 20
         assert name == "BM25" or made["terms_found"] >= made["terms"]
-    configuration = (tmp_path / "runs" / "variants" / "bidirectional-mntp-1" / "config.toml").read_text()
+    configuration = (
+        tmp_path / "runs" / "variants" / "bidirectional-mntp-1" / "config.toml"
+    ).read_text()
     assert 'objective = "mntp"' in configuration and "centered = true" in configuration
     corpus = (tmp_path / "runs" / "collections" / "made" / "corpus.jsonl").read_text().splitlines()
     assert len(corpus) == 30 and max(len(json.loads(line)["text"].split()) for line in corpus) == 12
@@ -119,7 +228,9 @@ def test_decoders_are_compared_at_the_same_sparsity_and_what_is_done_stays(compa
     times = [path.stat().st_mtime_ns for path in done]
     again = compare_decoders("--only", "causal", "--seeds", "1", "2")
     assert [path.stat().st_mtime_ns for path in done] == times
-    assert again["causal"]["seeds"] == [1, 2] and again["echo, untrained"] == found["echo, untrained"]
+    assert (
+        again["causal"]["seeds"] == [1, 2] and again["echo, untrained"] == found["echo, untrained"]
+    )
     first, second = again["causal"]["collections"]["made"]["by_seed"]
     assert again["causal"]["collections"]["made"]["nDCG@10"] == pytest.approx((first + second) / 2)
     assert first == found["causal"]["collections"]["made"]["nDCG@10"]

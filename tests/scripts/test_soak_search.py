@@ -1,4 +1,6 @@
-"""The soak test of a searcher in a small form: seconds instead of minutes, and a fault that it must find."""
+"""The soak test of a searcher in a small form: seconds instead of minutes, and a fault that it must
+find.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_sixteen_callers_while_versions_are_exchanged(soak_search, place):
     assert found["wrong"] == 0
     assert found["versions"] >= 1
     assert found["fewest_searches_of_a_caller"] > 0
-    assert found["growth_mb"] < 300  # the same process compiles code; minutes of the script show the rest
+    # the same process compiles code; minutes of the script show the rest
+    assert found["growth_mb"] < 300
     with Index(place) as index:
         assert len(index.search(TEXTS[0], 20).doc_ids) == 20
 

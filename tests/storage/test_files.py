@@ -19,7 +19,7 @@ from small_indexes import run_python
 from sparse_ir.errors import DamagedError, LockedError
 from sparse_ir.storage import files
 
-# ------------------------------------------------------------------------------------------------ one file
+# --- one file ---
 
 
 def test_text_is_utf8_with_unix_line_ends(tmp_path):
@@ -60,7 +60,10 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large") as caught, files.atomic_writer(path) as stream:
+        with (
+            pytest.raises(OSError, match="File too large") as caught,
+            files.atomic_writer(path) as stream,
+        ):
             stream.write("new" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -75,7 +78,10 @@ def test_what_safetensors_says_of_the_disk_is_an_error_of_the_system(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large") as caught, files.building(tmp_path / "a") as folder:
+        with (
+            pytest.raises(OSError, match="File too large") as caught,
+            files.building(tmp_path / "a") as folder,
+        ):
             save_file({"zeros": np.zeros(1000)}, folder / "x.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -88,14 +94,17 @@ def test_what_safetensors_says_of_the_disk_is_an_error_of_the_system(tmp_path):
 def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_found(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    killed = run_python("""
+    killed = run_python(
+        """
         import os, signal, sys
         from pathlib import Path
         from sparse_ir.storage import files
         with files.atomic_writer(Path(sys.argv[1])) as stream:
             stream.write("new" * 100_000)
             os.kill(os.getpid(), signal.SIGKILL)
-""", path)
+""",
+        path,
+    )
     assert killed.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
@@ -124,7 +133,7 @@ def test_leftovers_of_others_stay(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {other.name, "a", ".a.txt"}
 
 
-# ------------------------------------------------------------------------------------------------ JSON and checksums
+# --- JSON and checksums ---
 
 
 def test_json_round_trip(tmp_path):
@@ -157,8 +166,10 @@ def test_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
 def test_checksums_are_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert files.sha256_of_file(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
-    assert files.sha256_of_json({"b": 1, "a": [1.5, "\u00e9"]}) == \
-        hashlib.sha256(b'{"a":[1.5,"\\u00e9"],"b":1}').hexdigest()
+    assert (
+        files.sha256_of_json({"b": 1, "a": [1.5, "\u00e9"]})
+        == hashlib.sha256(b'{"a":[1.5,"\\u00e9"],"b":1}').hexdigest()
+    )
     assert files.sha256_of_json({"b": 1, "a": 2}) == files.sha256_of_json({"a": 2, "b": 1})
     assert files.sha256_of_json({"a": 1}) != files.sha256_of_json({"a": "1"})
 
@@ -170,7 +181,7 @@ def test_folder_size_counts_all_files(tmp_path):
     assert files.folder_size(tmp_path) == 8
 
 
-# ------------------------------------------------------------------------------------------------ folders
+# --- folders ---
 
 
 def make_folder(path: Path, text: str) -> Path:
@@ -195,7 +206,9 @@ def test_swap_replaces_and_deletes_the_old_folder(tmp_path):
 
 
 def test_target_exists_at_every_moment_of_a_swap(tmp_path):
-    """A thread reads all the time while the folder is replaced 200 times: it is never missing, never empty."""
+    """A thread reads all the time while the folder is replaced 200 times: it is never missing,
+    never empty.
+    """
     make_folder(tmp_path / "target", "0")
     wrong, stop = [], threading.Event()
 
@@ -213,7 +226,7 @@ def test_target_exists_at_every_moment_of_a_swap(tmp_path):
     assert wrong == []
 
 
-# ------------------------------------------------------------------------------------------------ locks
+# --- locks ---
 
 HOLD = """
     import sys
@@ -226,12 +239,22 @@ HOLD = """
 
 
 def test_the_lock_keeps_others_out_and_dies_with_its_owner(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path / "a")], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path / "a")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=r"a: another process is writing here; wait for it to end, or choose "), \
-                files.write_lock(tmp_path / "a"):
+        with (
+            pytest.raises(
+                LockedError,
+                match=r"a: another process is writing here; wait for it "
+                r"to end, or choose ",
+            ),
+            files.write_lock(tmp_path / "a"),
+        ):
             pytest.fail("entered a held lock")
         with files.write_lock(tmp_path / "b"):
             pass
@@ -244,5 +267,9 @@ def test_the_lock_keeps_others_out_and_dies_with_its_owner(tmp_path):
 def test_the_lock_is_free_again_after_an_exception(tmp_path):
     with pytest.raises(ValueError, match="inside"), files.write_lock(tmp_path / "new" / "a"):
         raise ValueError("inside")
-    with files.write_lock(tmp_path / "new" / "a"), pytest.raises(LockedError), files.write_lock(tmp_path / "new" / "a"):
+    with (
+        files.write_lock(tmp_path / "new" / "a"),
+        pytest.raises(LockedError),
+        files.write_lock(tmp_path / "new" / "a"),
+    ):
         pytest.fail("entered a held lock")

@@ -13,22 +13,34 @@ from sparse_ir.errors import ConfigError
 from sparse_ir.training.batches import Batches
 from sparse_ir.training.pairs import read_source
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---  ---
 # Batches: exact values
 
 
 def test_a_batch_by_hand():
-    """q0 has the positives a, b and the negative d; q1 has c and the negatives a, e; "a" is there twice."""
-    source = make_source([[0, 1], [2]], [[3], [5, 4]], documents=["a", "b", "c", "d", "e", "a"], queries=["q0", "q1"])
+    """q0 has the positives a, b and the negative d; q1 has c and the negatives a, e; "a" is there
+    twice.
+    """
+    source = make_source(
+        [[0, 1], [2]], [[3], [5, 4]], documents=["a", "b", "c", "d", "e", "a"], queries=["q0", "q1"]
+    )
     batch = Batches([source], queries=3, negatives=1).at(0)
-    rows = dict(zip(zip(batch.queries, (batch.documents[i] for i in batch.positive_Q), strict=True),
-                    batch.allowed_QD, strict=True))
+    rows = dict(
+        zip(
+            zip(batch.queries, (batch.documents[i] for i in batch.positive_Q), strict=True),
+            batch.allowed_QD,
+            strict=True,
+        )
+    )
     assert set(rows) == {("q0", "a"), ("q0", "b"), ("q1", "c")}
-    # one of the two cards of q0 takes d, its only negative; for the other none is left; q1 takes e, for a is there
+    # one of the two cards of q0 takes d, its only negative; for the other none is left; q1 takes e,
+    # for a is there
     assert set(batch.documents[:3]) == {"a", "b", "c"}
     assert set(batch.documents[3:]) == {"d", "e"}
     for (query, positive), allowed in rows.items():
-        refused = {document for document, ok in zip(batch.documents, allowed, strict=True) if not ok}
+        refused = {
+            document for document, ok in zip(batch.documents, allowed, strict=True) if not ok
+        }
         assert refused == ({"a", "b"} - {positive} if query == "q0" else set())
     assert (batch.source, batch.scores_QD) == ("made", None)
     assert batch.positive_Q.dtype == np.int64
@@ -56,17 +68,29 @@ def test_a_known_positive_is_never_sampled_as_a_negative():
 
 def test_scores_of_the_file_stand_in_their_cells():
     scores = [np.array([9, 1], dtype=np.float32), np.array([8, 2], dtype=np.float32)]
-    batch = Batches([make_source([[0], [1]], [[2], [0]], scores=scores)], queries=2, negatives=1).at(0)
-    cells = {(query, document): float(batch.scores_QD[row, column]) for row, query in enumerate(batch.queries)
-             for column, document in enumerate(batch.documents) if not np.isnan(batch.scores_QD[row, column])}
-    assert cells == {("query 0", "document 0"): 9, ("query 0", "document 2"): 1,
-                     ("query 1", "document 1"): 8, ("query 1", "document 0"): 2}
+    batch = Batches(
+        [make_source([[0], [1]], [[2], [0]], scores=scores)], queries=2, negatives=1
+    ).at(0)
+    cells = {
+        (query, document): float(batch.scores_QD[row, column])
+        for row, query in enumerate(batch.queries)
+        for column, document in enumerate(batch.documents)
+        if not np.isnan(batch.scores_QD[row, column])
+    }
+    assert cells == {
+        ("query 0", "document 0"): 9,
+        ("query 0", "document 2"): 1,
+        ("query 1", "document 1"): 8,
+        ("query 1", "document 0"): 2,
+    }
     assert batch.scores_QD.shape == (2, 3)
     assert batch.scores_QD.dtype == np.float32
 
 
 def test_several_queries_share_one_document_in_rotation():
-    """Three queries on document 0 and one on document 1: two by two, 0 takes all three pairs in three epochs."""
+    """Three queries on document 0 and one on document 1: two by two, 0 takes all three pairs in
+    three epochs.
+    """
     batches = Batches([make_source([[0], [0], [0], [1]])], queries=2, queries_per_positive=2)
     seen = []
     for epoch in range(3):
@@ -90,10 +114,12 @@ def test_negatives_are_as_many_as_asked_for_and_come_from_the_lists():
 
 def test_negatives_vary_from_epoch_to_epoch():
     batches = Batches([make_source([[0]], [[1, 2, 3, 4]])], queries=1, negatives=1)
-    assert {batches.at(step).documents[1] for step in range(60)} == {f"document {i}" for i in range(1, 5)}
+    assert {batches.at(step).documents[1] for step in range(60)} == {
+        f"document {i}" for i in range(1, 5)
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---  ---
 # Batches: order
 
 
@@ -108,9 +134,15 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_batch_depends_on_the_step_alone(settings):
-    """Small decks (17 cards for batches of up to 16), whose epochs hang together, and larger ones."""
+    """Small decks (17 cards for batches of up to 16), whose epochs hang
+    together, and larger ones.
+    """
+
     def make():
-        return Batches([make_line(17, near=5, name="small"), make_line(60, near=5, name="large", weight=2)], **settings)
+        return Batches(
+            [make_line(17, near=5, name="small"), make_line(60, near=5, name="large", weight=2)],
+            **settings,
+        )
 
     walking = make()
     walked = [show(walking.at(step)) for step in range(150)]
@@ -129,7 +161,7 @@ def test_every_card_comes_once_an_epoch(settings, count):
     for batch in dealt:  # also in batches that hold the end of an epoch and the start of the next
         assert len(set(positives_of(batch))) == settings["queries"]
     stream = [document for batch in dealt for document in positives_of(batch)]
-    epochs = [stream[start:start + count] for start in range(0, 5 * count, count)]
+    epochs = [stream[start : start + count] for start in range(0, 5 * count, count)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(f"document {i}" for i in range(count))
     assert len({tuple(epoch) for epoch in epochs}) == 5
@@ -154,7 +186,9 @@ def test_another_seed_or_name_is_another_order_and_other_sources_do_not_matter()
 
 
 def test_sources_are_drawn_in_proportion_to_their_weights():
-    sources = [make_line(4, name=name, weight=weight) for name, weight in (("a", 1), ("b", 2), ("c", 5))]
+    sources = [
+        make_line(4, name=name, weight=weight) for name, weight in (("a", 1), ("b", 2), ("c", 5))
+    ]
     batches = Batches(sources, queries=4)
     counts = Counter(batches.at(step).source for step in range(9000))  # beyond two blocks of draws
     for name, weight in (("a", 1), ("b", 2), ("c", 5)):
@@ -163,7 +197,10 @@ def test_sources_are_drawn_in_proportion_to_their_weights():
 
 
 def test_neighbours_stand_together():
-    """On a ring of 64 documents with the three next ones as negatives: few chance meetings without, blocks with."""
+    """On a ring of 64 documents with the three next ones as negatives: few chance meetings without,
+    blocks with.
+    """
+
     def count_pairs(neighbourhood):
         batches = Batches([make_line(64, near=3)], queries=8, neighbourhood=neighbourhood)
         met = 0
@@ -177,9 +214,13 @@ def test_neighbours_stand_together():
 
 
 def test_neighbours_come_nearest_first_and_within_a_batch():
-    """Each query has its mirror document as nearest negative: pairs are never cut by the end of a batch."""
+    """Each query has its mirror document as nearest negative: pairs are never cut by the end of a
+    batch.
+    """
     count = 24
-    source = make_source([[i] for i in range(count)], [[i ^ 1, (i + 2) % count] for i in range(count)])
+    source = make_source(
+        [[i] for i in range(count)], [[i ^ 1, (i + 2) % count] for i in range(count)]
+    )
     batches = Batches([source], queries=4, neighbourhood=2)
     for step in range(18):
         numbers = [int(document.split()[1]) for document in batches.at(step).documents]
@@ -191,7 +232,9 @@ def test_a_late_step_is_cheap_and_orders_are_built_in_time():
     """Bounds far above what is measured (0.1 s and 1 ms), for busy machines."""
     count, near = 20_000, np.arange(1, 21)
     source = make_line(count)
-    source = dataclasses.replace(source, negatives=[((i + near) % count).astype(np.int32) for i in range(count)])
+    source = dataclasses.replace(
+        source, negatives=[((i + near) % count).astype(np.int32) for i in range(count)]
+    )
     batches = Batches([source], queries=32, negatives=2, neighbourhood=4)
     start = time.perf_counter()
     batches.at(1_000_000)
@@ -202,39 +245,91 @@ def test_a_late_step_is_cheap_and_orders_are_built_in_time():
     assert time.perf_counter() - start < 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---  ---
 # Batches: descriptions and refusals
 
 
 def test_batches_describe_themselves():
-    sources = [make_source([[0, 1], [1]], [[2], []], name="a", weight=1), make_line(6, name="b", weight=3)]
+    sources = [
+        make_source([[0, 1], [1]], [[2], []], name="a", weight=1),
+        make_line(6, name="b", weight=3),
+    ]
     assert Batches(sources, queries=2).describe() == [
-        {"name": "a", "queries": 2, "documents": 3, "positives": 3, "negatives": 1, "positive_documents": 2,
-         "share": 0.25, "steps_per_epoch": 1.0, "epoch_steps": 4.0},
-        {"name": "b", "queries": 6, "documents": 6, "positives": 6, "negatives": 0, "positive_documents": 6,
-         "share": 0.75, "steps_per_epoch": 3.0, "epoch_steps": 4.0},
+        {
+            "name": "a",
+            "queries": 2,
+            "documents": 3,
+            "positives": 3,
+            "negatives": 1,
+            "positive_documents": 2,
+            "share": 0.25,
+            "steps_per_epoch": 1.0,
+            "epoch_steps": 4.0,
+        },
+        {
+            "name": "b",
+            "queries": 6,
+            "documents": 6,
+            "positives": 6,
+            "negatives": 0,
+            "positive_documents": 6,
+            "share": 0.75,
+            "steps_per_epoch": 3.0,
+            "epoch_steps": 4.0,
+        },
     ]
 
 
 def test_the_fingerprint_holds_settings_and_sources(tmp_path):
     source = read_source(write_folder(tmp_path / "tiny"), weight=3)
     found = Batches([source], queries=2, seed=5).fingerprint
-    assert found == {"order_version": 1, "queries": 2, "negatives": 0, "queries_per_positive": 1, "neighbourhood": 1,
-                     "seed": 5, "sources": [{**source.fingerprint, "weight": 3.0}]}
+    assert found == {
+        "order_version": 1,
+        "queries": 2,
+        "negatives": 0,
+        "queries_per_positive": 1,
+        "neighbourhood": 1,
+        "seed": 5,
+        "sources": [{**source.fingerprint, "weight": 3.0}],
+    }
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"queries": 0}, "queries is 0, allowed: a whole number, at least 1"),
-    ({"negatives": -1}, "negatives is -1, allowed: a whole number, at least 0"),
-    ({"queries_per_positive": 0}, "queries_per_positive is 0, allowed: a whole number, at least 1"),
-    ({"neighbourhood": 0}, "neighbourhood is 0, allowed: a whole number, at least 1"),
-    ({"seed": -1}, "seed is -1, allowed: a whole number, at least 0"),
-    ({"queries": 2.0}, r"queries is 2\.0, allowed: a whole number"),
-    ({"queries": 5}, r"source 'made' has 4 different positive documents, fewer than the 5 of a batch, allowed: small"),
-    ({"queries": 2, "negatives": 1}, r"negatives is 1, but no source has mined negatives \(made\), allowed: 0, or a"),
-    ({"queries": 2, "neighbourhood": 2}, r"neighbourhood is 2, but no source has mined negatives \(made\), allowed: 1"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"queries": 0}, "queries is 0, allowed: a whole number, at least 1"),
+        ({"negatives": -1}, "negatives is -1, allowed: a whole number, at least 0"),
+        (
+            {"queries_per_positive": 0},
+            "queries_per_positive is 0, allowed: a whole number, at least 1",
+        ),
+        ({"neighbourhood": 0}, "neighbourhood is 0, allowed: a whole number, at least 1"),
+        ({"seed": -1}, "seed is -1, allowed: a whole number, at least 0"),
+        ({"queries": 2.0}, r"queries is 2\.0, allowed: a whole number"),
+        (
+            {"queries": 5},
+            (
+                r"source 'made' has 4 different positive documents, fewer than the 5 of a "
+                r"batch, allowed: small"
+            ),
+        ),
+        (
+            {"queries": 2, "negatives": 1},
+            (
+                r"negatives is 1, but no source has mined negatives "
+                r"\(made\), allowed: 0, or a"
+            ),
+        ),
+        (
+            {"queries": 2, "neighbourhood": 2},
+            (
+                r"neighbourhood is 2, but no source has mined negatives "
+                r"\(made\), allowed: 1"
+            ),
+        ),
+    ],
+)
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Batches([make_line(4)], **settings)

@@ -1,4 +1,6 @@
-"""Losses: numbers worked by hand, numeric gradients, other people's losses on the same numbers, every refusal."""
+"""Losses: numbers worked by hand, numeric gradients, other people's losses on the same numbers,
+every refusal.
+"""
 
 import inspect
 import math
@@ -27,15 +29,18 @@ def tensor(rows: list) -> Tensor:
 
 def close(found: Tensor | float, wanted: Tensor | float, **tolerance: float) -> None:
     torch.testing.assert_close(
-        torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(wanted, dtype=torch.float64), **tolerance
+        torch.as_tensor(found, dtype=torch.float64),
+        torch.as_tensor(wanted, dtype=torch.float64),
+        **tolerance,
     )
 
 
-# ------------------------------------------------------------------------------------------------ worked by hand
+# --- worked by hand ---
 
 
 def test_info_nce_by_hand():
-    # softmax of (0, ln 3) is (1/4, 3/4), of (ln 2, 0) is (2/3, 1/3): (ln 4/3 + ln 3/2) / 2 = ln 2 / 2
+    # softmax of (0, ln 3) is (1/4, 3/4), of (ln 2, 0) is (2/3, 1/3): (ln 4/3 + ln 3/2) / 2 = ln 2 /
+    # 2
     scores = tensor([[0.0, LN3], [LN2, 0.0]])
     close(losses.info_nce(scores, torch.tensor([1, 0])), LN2 / 2)
     close(losses.info_nce(2 * scores, torch.tensor([1, 0]), temperature=2.0), LN2 / 2)
@@ -50,7 +55,8 @@ def test_info_nce_keeps_a_document_that_is_not_allowed_out_of_value_and_gradient
 
 
 def test_kl_divergence_by_hand():
-    # p = (1/4, 3/4), q = (1/2, 1/2): 1/4 ln 1/2 + 3/4 ln 3/2; the second query agrees with its teacher and adds 0
+    # p = (1/4, 3/4), q = (1/2, 1/2): 1/4 ln 1/2 + 3/4 ln 3/2; the second query agrees with its
+    # teacher and adds 0
     student, teacher = tensor([[5.0, 5.0], [1.0, 2.0]]), tensor([[0.0, LN3], [11.0, 12.0]])
     wanted = (math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4) / 2
     close(losses.kl_divergence(student, teacher), wanted)
@@ -63,13 +69,18 @@ def test_kl_divergence_drops_an_unscored_pair_from_both_softmaxes():
     close(loss, math.log(1 / 2) / 4 + 3 * math.log(3 / 2) / 4)
     loss.backward()
     close(student.grad, [[0.25, 0.0, -0.25]])
-    same = losses.kl_divergence(student, tensor([[0.0, 7.0, LN3]]), torch.tensor([[True, False, True]]))
+    same = losses.kl_divergence(
+        student, tensor([[0.0, 7.0, LN3]]), torch.tensor([[True, False, True]])
+    )
     close(same, loss)
 
 
 def test_kl_divergence_does_not_read_the_teacher_of_a_pair_that_is_not_allowed():
     student, allowed = tensor([[5.0, 9.0, 5.0]]), torch.tensor([[True, False, True]])
-    found = [losses.kl_divergence(student, tensor([[0.0, x, LN3]]), allowed).item() for x in (3.0, NAN, INF)]
+    found = [
+        losses.kl_divergence(student, tensor([[0.0, x, LN3]]), allowed).item()
+        for x in (3.0, NAN, INF)
+    ]
     assert found[0] == found[1] == found[2]
 
 
@@ -88,7 +99,7 @@ def test_margin_mse_by_hand():
 
 def test_margin_mse_weighs_pairs_not_queries():
     student = tensor([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
-    teacher = tensor([[10.0, 9.0, 7.0], [10.0, NAN, 5.0]])     # squared errors 1, 0 and then 4
+    teacher = tensor([[10.0, 9.0, 7.0], [10.0, NAN, 5.0]])  # squared errors 1, 0 and then 4
     close(losses.margin_mse(student, teacher, torch.tensor([0, 0])), 5 / 3)
     allowed = torch.tensor([[True, False, True], [True, True, True]])
     close(losses.margin_mse(student, teacher, torch.tensor([0, 0]), allowed), 4 / 2)
@@ -100,11 +111,16 @@ def test_margin_mse_of_a_query_without_a_scored_negative_adds_no_pair():
 
 
 def test_min_max_by_hand():
-    close(losses.min_max(tensor([[2.0, 4.0, 3.0], [7.0, 7.0, 7.0]])), [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]])
+    close(
+        losses.min_max(tensor([[2.0, 4.0, 3.0], [7.0, 7.0, 7.0]])),
+        [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]],
+    )
 
 
 def test_min_max_looks_only_at_pairs_that_are_allowed_and_scored():
-    found = losses.min_max(tensor([[2.0, 4.0, 99.0, NAN, 3.0]]), torch.tensor([[True, True, False, True, True]]))
+    found = losses.min_max(
+        tensor([[2.0, 4.0, 99.0, NAN, 3.0]]), torch.tensor([[True, True, False, True, True]])
+    )
     close(found, [[0.0, 1.0, NAN, NAN, 0.5]], equal_nan=True, rtol=0, atol=0)
 
 
@@ -134,9 +150,10 @@ def test_ensemble_marks_what_a_teacher_has_not_scored(normalization):
 
 
 def test_flops_by_hand():
-    close(penalties.flops(WEIGHTS), 5.0)            # means 2, 1, 0
+    close(penalties.flops(WEIGHTS), 5.0)  # means 2, 1, 0
     close(penalties.flops(WEIGHTS, 0), 5.0)
-    close(penalties.flops(WEIGHTS, 1), 1.25)        # the second text is exempt, N stays 2: means 1/2, 1, 0
+    # the second text is exempt, N stays 2: means 1/2, 1, 0
+    close(penalties.flops(WEIGHTS, 1), 1.25)
     close(penalties.flops(WEIGHTS, 2), 0.0)
 
 
@@ -155,7 +172,8 @@ def test_idf_flops_by_hand():
 
 
 def test_df_flops_by_hand():
-    # log_(1/2) 2 = -1: with beta 1 the factor is x itself, with beta 2 and x = 1/4 it is 1 / (1 + 3²)
+    # log_(1/2) 2 = -1: with beta 1 the factor is x itself, with beta 2 and x = 1/4 it is 1 / (1 +
+    # 3²)
     shares = torch.tensor([0.25, 0.5, 1.0])
     close(penalties.df_flops(WEIGHTS, shares, alpha=0.5, beta=1.0), 0.25 * 4 + 0.5 * 1)
     close(penalties.df_flops(WEIGHTS, shares, alpha=0.5, beta=2.0), 0.1 * 4 + 0.5 * 1)
@@ -172,15 +190,26 @@ def test_df_flops_of_terms_everywhere_is_flops_and_of_terms_nowhere_is_zero(beta
 def test_l1_and_anti_zero_by_hand():
     close(penalties.l1(WEIGHTS), 3.0)
     close(penalties.l1(-WEIGHTS), 3.0)
-    close(penalties.anti_zero(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0, 3.0, 0.0]])), 0.25 + 0.0625)
+    close(
+        penalties.anti_zero(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0, 3.0, 0.0]])),
+        0.25 + 0.0625,
+    )
 
 
 def test_ramp_by_hand():
-    assert [penalties.ramp(step, 4) for step in range(7)] == [0.0, 0.0625, 0.25, 0.5625, 1.0, 1.0, 1.0]
+    assert [penalties.ramp(step, 4) for step in range(7)] == [
+        0.0,
+        0.0625,
+        0.25,
+        0.5625,
+        1.0,
+        1.0,
+        1.0,
+    ]
     assert penalties.ramp(0, 0) == 1.0
 
 
-# ----------------------------------------------------------------------------------------------- numeric gradients
+# --- numeric gradients ---
 
 POSITIVE = torch.tensor([1, 0, 3])
 ALLOWED = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
@@ -192,7 +221,10 @@ DIFFERENTIABLE = {
     "kl_divergence": (lambda x: losses.kl_divergence(x, TEACHER, ALLOWED, 0.7), (3, 5)),
     "margin_mse": (lambda x: losses.margin_mse(x, TEACHER, POSITIVE, ALLOWED), (3, 5)),
     "min_max": (lambda x: losses.min_max(x, ALLOWED).nan_to_num(), (3, 5)),
-    "ensemble": (lambda x: losses.ensemble([x, x**2], [1, 3], 10, "minmax", ALLOWED).nan_to_num(), (3, 5)),
+    "ensemble": (
+        lambda x: losses.ensemble([x, x**2], [1, 3], 10, "minmax", ALLOWED).nan_to_num(),
+        (3, 5),
+    ),
     "flops": (penalties.flops, (4, 6)),
     "flops, masked": (lambda x: penalties.flops(x * (x > 0.3), 3), (4, 6)),
     "idf_flops": (lambda x: penalties.idf_flops(x, IDF), (4, 6)),
@@ -212,7 +244,9 @@ def test_gradient_is_the_numeric_one(name):
 
 
 def test_the_gradcheck_table_holds_every_loss():
-    tensors = {n for n, f in inspect.getmembers(losses, inspect.isfunction) if not n.startswith("_")}
+    tensors = {
+        n for n, f in inspect.getmembers(losses, inspect.isfunction) if not n.startswith("_")
+    }
     assert tensors - {"ramp", "translate_lambda"} == {name.split(",")[0] for name in DIFFERENTIABLE}
 
 
@@ -223,7 +257,7 @@ def test_half_precision_is_computed_in_float32(name, half):
     values = numbers(*shape, seed=3).to(half).requires_grad_()
     found = function(values)
     assert found.dtype == torch.float32
-    if name != "ensemble":                       # its x**2 is rounded before the loss sees it
+    if name != "ensemble":  # its x**2 is rounded before the loss sees it
         assert torch.equal(found, function(values.detach().float()))
     found.sum().backward()
     assert values.grad.dtype == half and values.grad.isfinite().all()
@@ -240,13 +274,20 @@ def test_huge_scores_stay_finite_in_float32():
 
 def test_no_gradient_flows_into_the_teacher():
     scores, teacher = numbers(3, 5, requires_grad=True), numbers(3, 5, seed=1, requires_grad=True)
-    (losses.kl_divergence(scores, teacher) + losses.margin_mse(scores, teacher, POSITIVE)).backward()
+    (
+        losses.kl_divergence(scores, teacher) + losses.margin_mse(scores, teacher, POSITIVE)
+    ).backward()
     assert scores.grad.abs().sum() > 0
     assert teacher.grad is None
 
 
 def test_arguments_are_not_changed():
-    scores, teacher, allowed, weights = numbers(3, 5), TEACHER.clone(), ALLOWED.clone(), numbers(4, 6)
+    scores, teacher, allowed, weights = (
+        numbers(3, 5),
+        TEACHER.clone(),
+        ALLOWED.clone(),
+        numbers(4, 6),
+    )
     before = [x.clone() for x in (scores, teacher, allowed, weights)]
     losses.margin_mse(scores, teacher, POSITIVE, allowed)
     losses.kl_divergence(scores, losses.ensemble([teacher, scores], allowed_QD=allowed), allowed)
@@ -255,7 +296,7 @@ def test_arguments_are_not_changed():
         assert torch.equal(old.nan_to_num(-1.0), new.nan_to_num(-1.0))
 
 
-# ------------------------------------------------------------------------------ form A = form B, and the third form
+# --- form A = form B, and the third form ---
 
 
 def queries_and_documents() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -268,10 +309,14 @@ def queries_and_documents() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_idf_in_the_score_with_flops_equals_flops_divided_by_idf(exempt_up_to):
     queries, documents, idf, teacher = queries_and_documents()
     d = documents.clone().requires_grad_()
-    form_a = losses.kl_divergence((queries * idf) @ d.T, teacher) + 0.3 * penalties.flops(d, exempt_up_to)
+    form_a = losses.kl_divergence((queries * idf) @ d.T, teacher) + 0.3 * penalties.flops(
+        d, exempt_up_to
+    )
     form_a.backward()
     u = (idf * documents).requires_grad_()
-    form_b = losses.kl_divergence(queries @ u.T, teacher) + 0.3 * penalties.idf_flops(u, idf, exempt_up_to=exempt_up_to)
+    form_b = losses.kl_divergence(queries @ u.T, teacher) + 0.3 * penalties.idf_flops(
+        u, idf, exempt_up_to=exempt_up_to
+    )
     form_b.backward()
     close(form_a, form_b, rtol=1e-13, atol=0)
     close(d.grad, idf * u.grad, rtol=1e-11, atol=1e-15)
@@ -282,14 +327,15 @@ def test_power_2_is_another_objective():
     _, documents, idf, _ = queries_and_documents()
     d = documents.clone().requires_grad_()
     plain, third = penalties.flops(d), penalties.idf_flops(idf * d, idf, power=2)
-    close(third, penalties.idf_flops(documents, idf))      # an IDF in the score and another one in the penalty
+    # an IDF in the score and another one in the penalty
+    close(third, penalties.idf_flops(documents, idf))
     of_plain, of_third = (torch.autograd.grad(loss, d)[0][0] for loss in (plain, third))
     cosine = torch.nn.functional.cosine_similarity(of_plain, of_third, dim=0)
-    assert cosine < 0.9                                 # no lambda makes the one into the other
-    close(of_third / of_plain, 1 / idf**2)              # its push on a rare term is weaker by idf²
+    assert cosine < 0.9  # no lambda makes the one into the other
+    close(of_third / of_plain, 1 / idf**2)  # its push on a rare term is weaker by idf²
 
 
-# --------------------------------------------------------------------------- sentence-transformers, same numbers
+# --- sentence-transformers, same numbers ---
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +346,10 @@ def peer():
 
 
 def columns(queries: int = 4, negatives: int = 2) -> list[Tensor]:
-    return [2 * numbers(queries, 9, seed=20 + column, requires_grad=False) for column in range(2 + negatives)]
+    return [
+        2 * numbers(queries, 9, seed=20 + column, requires_grad=False)
+        for column in range(2 + negatives)
+    ]
 
 
 def pairwise(embeddings: list[Tensor]) -> Tensor:
@@ -309,7 +358,9 @@ def pairwise(embeddings: list[Tensor]) -> Tensor:
 
 def same_value_and_gradient(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
     close(ours, theirs, rtol=1e-12, atol=0)
-    for mine, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+    for mine, other in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True
+    ):
         close(mine, other, rtol=1e-10, atol=1e-13)
 
 
@@ -317,9 +368,13 @@ def same_value_and_gradient(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) 
 @pytest.mark.parametrize("negatives", [0, 2])
 def test_info_nce_is_their_multiple_negatives_ranking_loss(peer, scale, negatives):
     embeddings = [e.requires_grad_() for e in columns(negatives=negatives)]
-    theirs = peer.SparseMultipleNegativesRankingLoss(None, scale=scale).compute_loss_from_embeddings(embeddings, None)
+    theirs = peer.SparseMultipleNegativesRankingLoss(
+        None, scale=scale
+    ).compute_loss_from_embeddings(embeddings, None)
     scores = embeddings[0] @ torch.cat(embeddings[1:]).T
-    same_value_and_gradient(losses.info_nce(scores, torch.arange(4), temperature=1 / scale), theirs, embeddings)
+    same_value_and_gradient(
+        losses.info_nce(scores, torch.arange(4), temperature=1 / scale), theirs, embeddings
+    )
 
 
 @pytest.mark.parametrize("negatives", [1, 3])
@@ -337,7 +392,10 @@ def test_kl_divergence_is_theirs_without_the_squared_temperature(peer, temperatu
     teacher = 10 * numbers(4, 3, seed=31)
     loss = peer.SparseDistillKLDivLoss(None, temperature=temperature)
     theirs = loss.compute_loss_from_embeddings(embeddings, teacher)
-    ours = losses.kl_divergence(pairwise(embeddings), teacher, temperature=temperature) * temperature**2
+    ours = (
+        losses.kl_divergence(pairwise(embeddings), teacher, temperature=temperature)
+        * temperature**2
+    )
     same_value_and_gradient(ours, theirs, embeddings)
 
 
@@ -350,8 +408,9 @@ def test_flops_is_theirs_with_and_without_the_mask(peer, threshold):
     same_value_and_gradient(penalties.flops(weights, threshold), theirs, [weights])
 
 
-# --------------------------------------------------------------------------------- lambda of other code bases
-# The conventions, written out: [groups, B, V] are the documents of B queries, slot by slot or process by process.
+# --- lambda of other code bases ---
+# The conventions, written out: [groups, B, V] are the documents of B queries, slot by slot or
+# process by process.
 
 
 def summed_squares_of_means(batch_BV: Tensor) -> Tensor:
@@ -372,7 +431,9 @@ def averaged_term(processes: Tensor) -> Tensor:
 
 
 def tevatron_term(processes: Tensor) -> Tensor:
-    return sum(len(processes) * summed_squares_of_means(process) for process in processes) / len(processes)
+    return sum(len(processes) * summed_squares_of_means(process) for process in processes) / len(
+        processes
+    )
 
 
 CONVENTIONS = {
@@ -395,13 +456,16 @@ def test_translated_lambda_is_exact_for_groups_with_the_same_mean(origin):
     # Same documents in another order: same mean vector, and each slot or process has them all.
     documents = torch.stack([batch.roll(shift, 0) for shift in range(groups)]).requires_grad_()
     theirs = 0.006 * term(documents)
-    ours = penalties.translate_lambda(0.006, origin, **sizes) * penalties.flops(documents.flatten(0, 1))
+    ours = penalties.translate_lambda(0.006, origin, **sizes) * penalties.flops(
+        documents.flatten(0, 1)
+    )
     same_value_and_gradient(ours, theirs, [documents])
 
 
 @pytest.mark.parametrize("origin", CONVENTIONS)
 def test_translated_lambda_holds_in_expectation_up_to_the_variance_of_smaller_means(origin):
-    # Uniform weights (mean 1/2, variance 1/12), V = 8: F over n texts is 8 (1/4 + 1 / 12n) in expectation.
+    # Uniform weights (mean 1/2, variance 1/12), V = 8: F over n texts is 8 (1/4 + 1 / 12n) in
+    # expectation.
     term, sizes, groups = CONVENTIONS[origin]
     trials, batch = 400, 16
     documents = numbers(trials, groups, batch, 8, seed=41)
@@ -417,7 +481,9 @@ def test_translated_lambda_holds_in_expectation_up_to_the_variance_of_smaller_me
 def test_unlike_groups_are_penalised_more_than_pooled_ones(origin):
     term, sizes, groups = CONVENTIONS[origin]
     documents = numbers(groups, 5, 8, seed=42) * torch.arange(1, groups + 1)[:, None, None]
-    ours = penalties.translate_lambda(1.0, origin, **sizes) * penalties.flops(documents.flatten(0, 1))
+    ours = penalties.translate_lambda(1.0, origin, **sizes) * penalties.flops(
+        documents.flatten(0, 1)
+    )
     assert term(documents) > 1.05 * ours
 
 
@@ -430,15 +496,21 @@ def test_one_process_and_one_document_per_query_need_no_translation():
 
 @pytest.mark.parametrize(("world_size", "sees"), [(1, 1), (4, 4)])
 def test_the_averaging_of_gradients_leaves_tevatrons_lambda_multiplied(world_size, sees):
-    # Every process takes the gradient of its own loss with respect to shared parameters; DDP averages the gradients.
+    # Every process takes the gradient of its own loss with respect to shared parameters; DDP
+    # averages the gradients.
     inputs = torch.stack([numbers(5, 8, seed=44).roll(shift, 0) for shift in range(world_size)])
     parameters = numbers(8, seed=45, requires_grad=True)
     gradients = [
-        torch.autograd.grad(world_size * 0.01 * summed_squares_of_means(x * parameters), parameters)[0] for x in inputs
+        torch.autograd.grad(
+            world_size * 0.01 * summed_squares_of_means(x * parameters), parameters
+        )[0]
+        for x in inputs
     ]
     ours = penalties.translate_lambda(0.01, "tevatron", world_size=world_size)
     assert ours == 0.01 * sees
-    wanted = torch.autograd.grad(ours * penalties.flops((inputs * parameters).flatten(0, 1)), parameters)[0]
+    wanted = torch.autograd.grad(
+        ours * penalties.flops((inputs * parameters).flatten(0, 1)), parameters
+    )[0]
     close(sum(gradients) / world_size, wanted)
 
 
@@ -446,22 +518,28 @@ def test_the_averaging_of_gradients_leaves_tevatrons_lambda_multiplied(world_siz
 def test_navers_loop_counts_the_first_regulariser_as_often_as_there_are_regularisers(counted):
     batch, queries = numbers(5, 8, seed=46), numbers(5, 8, seed=47)
     documents = torch.stack([batch, batch.flip(0)])
-    regularisers = [lambda: 0.005 * naver_term(documents), lambda: 0.003 * queries.sum(1).mean()][:counted]
+    regularisers = [lambda: 0.005 * naver_term(documents), lambda: 0.003 * queries.sum(1).mean()][
+        :counted
+    ]
     loss, so_far = torch.zeros(()).double(), []
     for regulariser in regularisers:
         so_far.append(regulariser())
         loss = loss + sum(so_far)
-    ours = penalties.translate_lambda(0.005, "naver", times_counted=counted) * penalties.flops(documents.flatten(0, 1))
+    ours = penalties.translate_lambda(0.005, "naver", times_counted=counted) * penalties.flops(
+        documents.flatten(0, 1)
+    )
     close(loss, ours + (0.003 * penalties.l1(queries) if counted == 2 else 0.0))
 
 
-# --------------------------------------------------------------------------------------------------- refusals
+# --- refusals ---
 
 GOOD = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 FIRST = torch.tensor([0, 0])
 
 
-def rank(name: str, scores: Tensor = GOOD, allowed: Tensor | None = None, **options: float) -> Tensor:
+def rank(
+    name: str, scores: Tensor = GOOD, allowed: Tensor | None = None, **options: float
+) -> Tensor:
     function = getattr(losses, name)
     if name == "info_nce":
         return function(scores, FIRST, allowed, **options)
@@ -476,7 +554,9 @@ RANKING = ("info_nce", "kl_divergence", "margin_mse")
 @pytest.mark.parametrize("name", RANKING)
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_student_scores_must_be_finite(name, bad):
-    with pytest.raises(DataError, match="query 1 of the batch: a score of the student is NaN or infinite"):
+    with pytest.raises(
+        DataError, match="query 1 of the batch: a score of the student is NaN or infinite"
+    ):
         rank(name, torch.tensor([[1.0, 2.0], [3.0, bad]]))
 
 
@@ -487,7 +567,9 @@ def test_a_query_needs_an_allowed_document(name):
 
 
 @pytest.mark.parametrize("name", RANKING)
-@pytest.mark.parametrize("allowed", [torch.ones(2, 2), torch.ones(2, 3).bool(), torch.ones(2).bool()])
+@pytest.mark.parametrize(
+    "allowed", [torch.ones(2, 2), torch.ones(2, 3).bool(), torch.ones(2).bool()]
+)
 def test_allowed_must_be_bool_and_of_the_shape_of_the_scores(name, allowed):
     with pytest.raises(DataError, match=r"allowed_QD: torch.*torch.bool \(2, 2\) is needed"):
         rank(name, allowed=allowed)
@@ -513,15 +595,20 @@ def test_temperature_must_be_above_zero(name, temperature):
         rank(name, temperature=temperature)
 
 
-@pytest.mark.parametrize("function", [
-    lambda positive, allowed=None: losses.info_nce(GOOD, positive, allowed),
-    lambda positive, allowed=None: losses.margin_mse(GOOD, GOOD, positive, allowed),
-])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda positive, allowed=None: losses.info_nce(GOOD, positive, allowed),
+        lambda positive, allowed=None: losses.margin_mse(GOOD, GOOD, positive, allowed),
+    ],
+)
 def test_positives_must_be_candidates(function):
     with pytest.raises(DataError, match="query 1 of the batch: its positive is not allowed"):
         function(torch.tensor([0, 1]), torch.tensor([[True, True], [True, False]]))
     for outside in (2, -1):
-        with pytest.raises(DataError, match="query 1 of the batch: its positive is not one of the 2 documents"):
+        with pytest.raises(
+            DataError, match="query 1 of the batch: its positive is not one of the 2 documents"
+        ):
             function(torch.tensor([0, outside]))
     for wrong in (torch.tensor([0.0, 1.0]), torch.tensor([0]), torch.tensor([[0, 1]])):
         with pytest.raises(DataError, match=r"positive_Q: .*torch.int64 \(2,\) is needed"):
@@ -533,22 +620,36 @@ TEACHING = {
     "margin_mse": lambda teacher, allowed=None: losses.margin_mse(GOOD, teacher, FIRST, allowed),
     "min_max": losses.min_max,
     "ensemble": lambda teacher, allowed=None: losses.ensemble([teacher], allowed_QD=allowed),
-    "ensemble, none": lambda t, allowed=None: losses.ensemble([t], normalization="none", allowed_QD=allowed),
+    "ensemble, none": lambda t, allowed=None: losses.ensemble(
+        [t], normalization="none", allowed_QD=allowed
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TEACHING)
 def test_a_query_needs_a_scored_candidate(name):
-    with pytest.raises(DataError, match=r"query 0 of the batch: the teacher scored none of its candidates"):
+    with pytest.raises(
+        DataError,
+        match=r"query 0 of the batch: the teacher scored none of its "
+        r"candidates",
+    ):
         TEACHING[name](torch.tensor([[NAN, NAN], [1.0, 2.0]]))
-    with pytest.raises(DataError, match=r"query 1 of the batch: the teacher scored none of its candidates"):
-        TEACHING[name](torch.tensor([[1.0, 2.0], [NAN, 2.0]]), torch.tensor([[True, True], [True, False]]))
+    with pytest.raises(
+        DataError,
+        match=r"query 1 of the batch: the teacher scored none of its "
+        r"candidates",
+    ):
+        TEACHING[name](
+            torch.tensor([[1.0, 2.0], [NAN, 2.0]]), torch.tensor([[True, True], [True, False]])
+        )
 
 
 @pytest.mark.parametrize("name", TEACHING)
 @pytest.mark.parametrize("bad", [INF, -INF])
 def test_teacher_scores_must_not_be_infinite(name, bad):
-    with pytest.raises(DataError, match="query 1 of the batch: a teacher's score of an allowed pair is infinite"):
+    with pytest.raises(
+        DataError, match="query 1 of the batch: a teacher's score of an allowed pair is infinite"
+    ):
         TEACHING[name](torch.tensor([[1.0, 2.0], [3.0, bad]]))
 
 
@@ -564,21 +665,30 @@ def test_teacher_shapes_and_types(name):
 
 
 def test_margin_mse_needs_the_positives_score_and_a_pair():
-    with pytest.raises(DataError, match="query 1 of the batch: the teacher's score of the positive is NaN"):
+    with pytest.raises(
+        DataError, match="query 1 of the batch: the teacher's score of the positive is NaN"
+    ):
         losses.margin_mse(GOOD, torch.tensor([[1.0, 2.0], [NAN, 2.0]]), FIRST)
     with pytest.raises(DataError, match="no query of the batch has a scored negative"):
         losses.margin_mse(GOOD, torch.tensor([[1.0, NAN], [1.0, NAN]]), FIRST)
 
 
-@pytest.mark.parametrize(("teachers", "options", "message"), [
-    ([], {}, "teachers: none"),
-    ([GOOD], {"weights": [1, 2]}, "weights: 2 for 1 teachers"),
-    ([GOOD], {"weights": [0]}, "not all 0"),
-    ([GOOD, GOOD], {"weights": [2, -1]}, "finite numbers of 0 or more"),
-    ([GOOD], {"weights": [NAN]}, "finite numbers of 0 or more"),
-    ([GOOD], {"scale": 0}, "scale: 0, a finite number above 0"),
-    ([GOOD], {"normalization": "zscore"}, "normalization: 'zscore', allowed are 'minmax' and 'none'"),
-])
+@pytest.mark.parametrize(
+    ("teachers", "options", "message"),
+    [
+        ([], {}, "teachers: none"),
+        ([GOOD], {"weights": [1, 2]}, "weights: 2 for 1 teachers"),
+        ([GOOD], {"weights": [0]}, "not all 0"),
+        ([GOOD, GOOD], {"weights": [2, -1]}, "finite numbers of 0 or more"),
+        ([GOOD], {"weights": [NAN]}, "finite numbers of 0 or more"),
+        ([GOOD], {"scale": 0}, "scale: 0, a finite number above 0"),
+        (
+            [GOOD],
+            {"normalization": "zscore"},
+            "normalization: 'zscore', allowed are 'minmax' and 'none'",
+        ),
+    ],
+)
 def test_ensemble_options(teachers, options, message):
     with pytest.raises(ConfigError, match=message):
         losses.ensemble(teachers, **options)
@@ -631,7 +741,9 @@ def test_anti_zero_refuses_a_model_that_has_collapsed():
             penalties.anti_zero(queries, documents)
 
 
-@pytest.mark.parametrize("idf", [[1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [1.0, NAN, 1.0], [1.0, INF, 1.0]])
+@pytest.mark.parametrize(
+    "idf", [[1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [1.0, NAN, 1.0], [1.0, INF, 1.0]]
+)
 def test_idf_must_be_above_zero(idf):
     with pytest.raises(DataError, match="idf_V: holds a value that is not a finite number above 0"):
         penalties.idf_flops(WEIGHTS, torch.tensor(idf))
@@ -644,29 +756,57 @@ def test_document_frequencies_must_be_shares(share):
 
 
 def test_values_per_token_must_fit_the_vocabulary():
-    with pytest.raises(DataError, match=r"idf_V: shape \(2,\), one value per token \(3,\) is needed"):
+    with pytest.raises(
+        DataError,
+        match=r"idf_V: shape \(2,\), one value per token \(3,\) is "
+        r"needed",
+    ):
         penalties.idf_flops(WEIGHTS, torch.ones(2))
     with pytest.raises(DataError, match=r"document_frequency_V: shape \(4,\)"):
         penalties.df_flops(WEIGHTS, torch.ones(4))
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: penalties.flops(WEIGHTS, -1), "exempt_up_to: -1"),
-    (lambda: penalties.idf_flops(WEIGHTS, torch.ones(3), power=3), "power: 3, allowed are 1 and 2"),
-    (lambda: penalties.df_flops(WEIGHTS, torch.ones(3), alpha=1.0), "alpha: 1.0"),
-    (lambda: penalties.df_flops(WEIGHTS, torch.ones(3), alpha=0.0), "alpha: 0.0"),
-    (lambda: penalties.df_flops(WEIGHTS, torch.ones(3), beta=0.0), "beta: 0.0"),
-    (lambda: penalties.ramp(-1, 5), "ramp: step -1 of 5"),
-    (lambda: penalties.ramp(1, -5), "ramp: step 1 of -5"),
-    (lambda: penalties.translate_lambda(1.0, "lsr"), "origin: 'lsr', allowed are naver, naver-hf, opensearch"),
-    (lambda: penalties.translate_lambda(-1.0, "naver"), "lambda: -1.0"),
-    (lambda: penalties.translate_lambda(NAN, "naver"), "lambda: nan"),
-    (lambda: penalties.translate_lambda(1.0, "opensearch", group_size=0), "group_size: 0, a whole number of 1 or more"),
-    (lambda: penalties.translate_lambda(1.0, "opensearch", group_size=1.5), "group_size: 1.5, a whole number of 1 or"),
-    (lambda: penalties.translate_lambda(1.0, "tevatron", world_size=0), "world_size: 0, a whole number of 1 or more"),
-    (lambda: penalties.translate_lambda(1.0, "naver", times_counted=0), "times_counted: 0, a whole number of 1 or more"),
-    (lambda: penalties.translate_lambda(1.0, "tevatron", times_counted=2), "times_counted: 2 with origin 'tevatron'"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: penalties.flops(WEIGHTS, -1), "exempt_up_to: -1"),
+        (
+            lambda: penalties.idf_flops(WEIGHTS, torch.ones(3), power=3),
+            "power: 3, allowed are 1 and 2",
+        ),
+        (lambda: penalties.df_flops(WEIGHTS, torch.ones(3), alpha=1.0), "alpha: 1.0"),
+        (lambda: penalties.df_flops(WEIGHTS, torch.ones(3), alpha=0.0), "alpha: 0.0"),
+        (lambda: penalties.df_flops(WEIGHTS, torch.ones(3), beta=0.0), "beta: 0.0"),
+        (lambda: penalties.ramp(-1, 5), "ramp: step -1 of 5"),
+        (lambda: penalties.ramp(1, -5), "ramp: step 1 of -5"),
+        (
+            lambda: penalties.translate_lambda(1.0, "lsr"),
+            "origin: 'lsr', allowed are naver, naver-hf, opensearch",
+        ),
+        (lambda: penalties.translate_lambda(-1.0, "naver"), "lambda: -1.0"),
+        (lambda: penalties.translate_lambda(NAN, "naver"), "lambda: nan"),
+        (
+            lambda: penalties.translate_lambda(1.0, "opensearch", group_size=0),
+            "group_size: 0, a whole number of 1 or more",
+        ),
+        (
+            lambda: penalties.translate_lambda(1.0, "opensearch", group_size=1.5),
+            "group_size: 1.5, a whole number of 1 or",
+        ),
+        (
+            lambda: penalties.translate_lambda(1.0, "tevatron", world_size=0),
+            "world_size: 0, a whole number of 1 or more",
+        ),
+        (
+            lambda: penalties.translate_lambda(1.0, "naver", times_counted=0),
+            "times_counted: 0, a whole number of 1 or more",
+        ),
+        (
+            lambda: penalties.translate_lambda(1.0, "tevatron", times_counted=2),
+            "times_counted: 2 with origin 'tevatron'",
+        ),
+    ],
+)
 def test_options_that_are_not_allowed(call, message):
     with pytest.raises(ConfigError, match=message):
         call()

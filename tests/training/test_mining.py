@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,47 +20,65 @@ from sparse_ir.training.teachers.dense import DenseTeacher
 
 HITS = [("a", 9.0), ("p", 8.0), ("b", 7.0), ("empty", 6.0), ("c", 4.0), ("d", 1.0)]
 DOCUMENTS = {
-    "p1": "rivers flood the valley in spring", "p2": "bees carry pollen to flowers", "p3": "steel bridges expand",
-    "n1": "a valley of bees", "n2": "flowers in the spring valley", "n3": "bridges over rivers",
+    "p1": "rivers flood the valley in spring",
+    "p2": "bees carry pollen to flowers",
+    "p3": "steel bridges expand",
+    "n1": "a valley of bees",
+    "n2": "flowers in the spring valley",
+    "n3": "bridges over rivers",
     "twin": "steel bridges expand",
 }
 QUERIES = {"q1": "valley rivers", "q2": "bees and flowers", "q3": "steel bridges", "q4": "zyzzyva"}
 
 
 def judged(**rules):
-    return judge(HITS, {"p"}, lambda doc_id: doc_id != "empty", Rules(**{
-        "negatives": 10, "skip": 0, "consistency": None, "margin": None, **rules}))
+    return judge(
+        HITS,
+        {"p"},
+        lambda doc_id: doc_id != "empty",
+        Rules(**{"negatives": 10, "skip": 0, "consistency": None, "margin": None, **rules}),
+    )
 
 
 def ids_of(found):
     return [doc_id for doc_id, _ in found[0]]
 
 
-@pytest.mark.parametrize(("rules", "expected"), [
-    ({}, ["a", "b", "c", "d"]),
-    ({"negatives": 2}, ["a", "b"]),
-    ({"skip": 1}, ["b", "c", "d"]),
-    ({"skip": 3, "negatives": 1}, ["c"]),
-    ({"margin": 0.0}, ["b", "c", "d"]),  # at most the positive's 8
-    ({"margin": 0.25}, ["c", "d"]),  # at most 6
-    ({"consistency": 2}, ["a", "b", "c", "d"]),
-])
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({}, ["a", "b", "c", "d"]),
+        ({"negatives": 2}, ["a", "b"]),
+        ({"skip": 1}, ["b", "c", "d"]),
+        ({"skip": 3, "negatives": 1}, ["c"]),
+        ({"margin": 0.0}, ["b", "c", "d"]),  # at most the positive's 8
+        ({"margin": 0.25}, ["c", "d"]),  # at most 6
+        ({"consistency": 2}, ["a", "b", "c", "d"]),
+    ],
+)
 def test_which_hits_become_negatives(rules, expected):
     assert ids_of(judged(**rules)) == expected
 
 
 def test_a_margin_lies_below_the_positive_also_where_scores_are_negative():
     hits = [("a", -0.12), ("p", -0.2), ("b", -0.25), ("c", -0.4)]
-    assert ids_of(judge(hits, {"p"}, lambda _: True, Rules(5, 0, None, 0.5))) == ["c"]  # at most -0.3
+    # at most -0.3
+    assert ids_of(judge(hits, {"p"}, lambda _: True, Rules(5, 0, None, 0.5))) == ["c"]
 
 
 def test_a_query_whose_positive_is_too_far_down_is_rejected():
     assert judged(consistency=1) == ([], "no positive among the first 1 hits")
-    assert judge([("a", 1.0)], {"p"}, lambda _: True, Rules(5, 0, 3, None))[1] == "no positive among the first 3 hits"
+    assert (
+        judge([("a", 1.0)], {"p"}, lambda _: True, Rules(5, 0, 3, None))[1]
+        == "no positive among the first 3 hits"
+    )
 
 
 def test_a_query_without_any_negative_is_rejected():
-    assert judge([("p", 1.0)], {"p"}, lambda _: True, Rules(5, 0, None, None)) == ([], "no hit is left as a negative")
+    assert judge([("p", 1.0)], {"p"}, lambda _: True, Rules(5, 0, None, None)) == (
+        [],
+        "no hit is left as a negative",
+    )
 
 
 def test_a_margin_without_a_positive_found_leaves_all_hits():
@@ -69,14 +88,18 @@ def test_a_margin_without_a_positive_found_leaves_all_hits():
 class Letters:
     """A dense teacher that counts letters."""
 
-    fingerprint = {"kind": "letters"}  # noqa: RUF012
+    fingerprint: ClassVar[dict[str, str]] = {"kind": "letters"}
 
     def __init__(self, model, cache, pooling):
         pass
 
     def scores(self, queries, documents, wanted_QD=None):
         def vectors(texts):
-            return np.array([[text.count(letter) for letter in "abcdefghij"] for text in texts], dtype=np.float32)
+            return np.array(
+                [[text.count(letter) for letter in "abcdefghij"] for text in texts],
+                dtype=np.float32,
+            )
+
         return vectors(queries) @ vectors(documents).T
 
 
@@ -85,7 +108,10 @@ def collection(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mining") / "set"
     (folder / "qrels").mkdir(parents=True)
     for name, texts in (("corpus", DOCUMENTS), ("queries", QUERIES)):
-        lines = [json.dumps({"_id": key, "title": "", "text": text}) + "\n" for key, text in texts.items()]
+        lines = [
+            json.dumps({"_id": key, "title": "", "text": text}) + "\n"
+            for key, text in texts.items()
+        ]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     rows = "q1\tp1\t1\nq2\tp2\t1\nq3\tp3\t1\nq4\tp1\t1\n"
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
@@ -107,7 +133,8 @@ def test_bm25_mines_and_training_reads_it(collection, tmp_path):
     assert found["q3"]["negatives"] == ["n3"]  # the twin has the positive's text
     assert found["q1"]["scores"] == sorted(found["q1"]["scores"], reverse=True)
     assert read(tmp_path / "negatives.jsonl.rejected.jsonl") == {
-        "q4": {"query_id": "q4", "reason": "no hit is left as a negative"}}
+        "q4": {"query_id": "q4", "reason": "no hit is left as a negative"}
+    }
     assert json.loads((tmp_path / "negatives.jsonl.json").read_text())["kept"] == 3
     source = pairs.read_source(str(collection), negatives=output)
     assert [len(each) for each in source.negatives] == [3, 2, 1, 0]
@@ -140,13 +167,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(collection, tmp_path,
 
 def test_an_index_mines_what_it_finds(collection, tmp_path):
     indexing.build("lexical", str(collection), tmp_path / "index")
-    report = training.mine(str(collection), tmp_path / "negatives.jsonl", miner="index", index=tmp_path / "index",
-                         depth=6, negatives=2)
+    report = training.mine(
+        str(collection),
+        tmp_path / "negatives.jsonl",
+        miner="index",
+        index=tmp_path / "index",
+        depth=6,
+        negatives=2,
+    )
     with Index(tmp_path / "index") as index:
         hits = index.search(QUERIES["q1"], 6).doc_ids
-    assert read(tmp_path / "negatives.jsonl")["q1"]["negatives"] == [doc_id for doc_id in hits if doc_id != "p1"][:2]
+    assert (
+        read(tmp_path / "negatives.jsonl")["q1"]["negatives"]
+        == [doc_id for doc_id in hits if doc_id != "p1"][:2]
+    )
     assert report["kept"] >= 3
-    assert json.loads((tmp_path / "negatives.jsonl.json").read_text())["miner"]["encoder"]["kind"] == "lexical"
+    assert (
+        json.loads((tmp_path / "negatives.jsonl.json").read_text())["miner"]["encoder"]["kind"]
+        == "lexical"
+    )
 
 
 def without_a_document(folder: Path) -> Path:
@@ -156,16 +195,32 @@ def without_a_document(folder: Path) -> Path:
 
 
 def renamed(folder: Path) -> Path:
-    (folder / "corpus.jsonl").write_text((folder / "corpus.jsonl").read_text().replace('"n', '"other-n'))
+    (folder / "corpus.jsonl").write_text(
+        (folder / "corpus.jsonl").read_text().replace('"n', '"other-n')
+    )
     return folder
 
 
 @pytest.mark.parametrize("miner", ["index", "bm25"])
-@pytest.mark.parametrize(("changed", "message"), [
-    (renamed, r"indexed: its document 'other-n1' is not in the corpus of .*set; give an index of this corpus"),
-    (without_a_document, r"indexed is an index of 6 documents, and the corpus of .*set has 7; give"),
-])
-def test_an_index_of_another_corpus_is_refused_and_what_was_mined_stays(collection, tmp_path, miner, changed, message):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            renamed,
+            (
+                r"indexed: its document 'other-n1' is not in the corpus of .*set; give an index of "
+                r"this corpus"
+            ),
+        ),
+        (
+            without_a_document,
+            r"indexed is an index of 6 documents, and the corpus of .*set has 7; give",
+        ),
+    ],
+)
+def test_an_index_of_another_corpus_is_refused_and_what_was_mined_stays(
+    collection, tmp_path, miner, changed, message
+):
     other = changed(Path(shutil.copytree(collection, tmp_path / "other")))
     indexing.bm25(str(other), tmp_path / "indexed")
     output = tmp_path / "negatives.jsonl"
@@ -180,10 +235,17 @@ def test_negatives_for_no_query_at_all_replace_nothing(collection, tmp_path):
     output = tmp_path / "negatives.jsonl"
     training.mine(str(collection), output)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(DataError, match=r"none of the 4 queries of .*set has a negative \(no hit is left as a negative:"
-                                        r" 4\), and .*negatives.jsonl is not written; allowed: another miner, or"):
+    with pytest.raises(
+        DataError,
+        match=r"none of the 4 queries of .*set has a negative \(no hit "
+        r"is left as a negative:"
+        r" 4\), and .*negatives.jsonl is not written; allowed: "
+        r"another miner, or",
+    ):
         training.mine(str(collection), output, skip=6)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, "and no partial file is in the way"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, (
+        "and no partial file is in the way"
+    )
     training.mine(str(collection), output, negatives=1)
     assert {len(row["negatives"]) for row in read(output).values()} == {1}
 
@@ -213,14 +275,28 @@ def test_a_document_without_a_visible_character_is_no_negative(collection, tmp_p
 
 def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(dense, "DenseTeacher", Letters)
-    training.mine(str(collection), tmp_path / "dense.jsonl", miner="dense", model="letters", depth=7, negatives=2)
+    training.mine(
+        str(collection),
+        tmp_path / "dense.jsonl",
+        miner="dense",
+        model="letters",
+        depth=7,
+        negatives=2,
+    )
     scores = Letters(None, None, None).scores([QUERIES["q1"]], list(DOCUMENTS.values()))[0]
-    order = sorted(zip(DOCUMENTS, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True)
-    assert read(tmp_path / "dense.jsonl")["q1"]["negatives"] == [doc_id for doc_id, _ in order if doc_id != "p1"][:2]
+    order = sorted(
+        zip(DOCUMENTS, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True
+    )
+    assert (
+        read(tmp_path / "dense.jsonl")["q1"]["negatives"]
+        == [doc_id for doc_id, _ in order if doc_id != "p1"][:2]
+    )
 
 
 def test_a_dense_miner_pools_as_it_is_told(collection, tiny_folder, tmp_path):
-    """A folder that states no pooling: each way is that of the teacher of the same name, and none is refused."""
+    """A folder that states no pooling: each way is that of the teacher of the same name, and none
+    is refused.
+    """
     import torch
     import transformers
 
@@ -231,27 +307,52 @@ def test_a_dense_miner_pools_as_it_is_told(collection, tiny_folder, tmp_path):
         transformers.AutoModel.from_config(config).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
     for pooling in ("cls", "mean"):
-        report = training.mine(str(collection), tmp_path / f"{pooling}.jsonl", miner="dense", model=str(folder),
-                             pooling=pooling, depth=7, negatives=4)
+        report = training.mine(
+            str(collection),
+            tmp_path / f"{pooling}.jsonl",
+            miner="dense",
+            model=str(folder),
+            pooling=pooling,
+            depth=7,
+            negatives=4,
+        )
         assert report["kept"] > 0
-        scores = dict(zip(DOCUMENTS, DenseTeacher(folder, pooling=pooling).scores(
-            [QUERIES["q1"]], list(DOCUMENTS.values()))[0], strict=True))
+        scores = dict(
+            zip(
+                DOCUMENTS,
+                DenseTeacher(folder, pooling=pooling).scores(
+                    [QUERIES["q1"]], list(DOCUMENTS.values())
+                )[0],
+                strict=True,
+            )
+        )
         found[pooling] = read(tmp_path / f"{pooling}.jsonl")["q1"]["negatives"]
         best = [scores[doc_id] for doc_id in found[pooling]]
-        assert best == pytest.approx(sorted((scores[doc_id] for doc_id in scores if doc_id != "p1"), reverse=True)[:4],
-                                     abs=1e-5)
+        assert best == pytest.approx(
+            sorted((scores[doc_id] for doc_id in scores if doc_id != "p1"), reverse=True)[:4],
+            abs=1e-5,
+        )
     assert found["cls"] != found["mean"]
-    with pytest.raises(ConfigError, match="a plain transformers model, which states no pooling; give one of: cls, max"):
+    with pytest.raises(
+        ConfigError,
+        match="a plain transformers model, which states no pooling; give one of: cls, max",
+    ):
         training.mine(str(collection), tmp_path / "x.jsonl", miner="dense", model=str(folder))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"pooling": "mean"}, "pooling is for the miner dense, not bm25"),
-    ({"negatives": 0}, "at least 1 negative"), ({"depth": 5, "negatives": 5, "skip": 1}, "at least skip"),
-    ({"consistency": 0}, "consistency is 0"), ({"margin": 1.0}, "margin is 1.0"),
-    ({"miner": "dense"}, "the miner dense needs a model"), ({"model": "x"}, "no other takes one"),
-    ({"miner": "index"}, "needs an index"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "mean"}, "pooling is for the miner dense, not bm25"),
+        ({"negatives": 0}, "at least 1 negative"),
+        ({"depth": 5, "negatives": 5, "skip": 1}, "at least skip"),
+        ({"consistency": 0}, "consistency is 0"),
+        ({"margin": 1.0}, "margin is 1.0"),
+        ({"miner": "dense"}, "the miner dense needs a model"),
+        ({"model": "x"}, "no other takes one"),
+        ({"miner": "index"}, "needs an index"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(collection, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         training.mine(str(collection), tmp_path / "x.jsonl", **options)

@@ -1,4 +1,6 @@
-"""The cache of teachers: what is put comes back, whoever dies, and nothing of another teacher ever does."""
+"""The cache of teachers: what is put comes back, whoever dies, and nothing of another teacher ever
+does.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ import pytest
 from sparse_ir.errors import DamagedError, IndexMismatch, LockedError
 from sparse_ir.training.teachers.cache import KEY_BYTES, Cache, key_of, key_of_pair
 
-FACTS = {"revision": "abc", "max_length": 32, "prompts": {"query": "q: ", "document": ""}, "pooling": ["mean"]}
+FACTS = {
+    "revision": "abc",
+    "max_length": 32,
+    "prompts": {"query": "q: ", "document": ""},
+    "pooling": ["mean"],
+}
 WRITER = """
 import sys
 from pathlib import Path
@@ -45,15 +52,19 @@ def path_of_cache(folder: Path) -> Path:
 
 
 def start_writer(folder: Path, first: int, last: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), "-", str(first), str(last)],
-                            stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), "-", str(first), str(last)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def check_batches(cache: Cache, batches) -> None:
     for batch in batches:
         names = [f"{batch}-{n}" for n in range(20)]
-        assert cache.get([key_of(name) for name in names]) == \
-            {key_of(name): f"{name} of anyone".encode() * 50 for name in names}
+        assert cache.get([key_of(name) for name in names]) == {
+            key_of(name): f"{name} of anyone".encode() * 50 for name in names
+        }
 
 
 def test_a_key_is_the_hash_of_role_and_text():
@@ -84,12 +95,16 @@ def test_a_value_that_changed_on_the_disk_is_noticed(tmp_path):
     cache.put([(key_of("one"), b"12345678"), (key_of("two"), b"abcdefgh")])
     cache.close()
     with sqlite3.connect(cache.path) as connection:
-        (stored,) = connection.execute("SELECT value FROM entries WHERE key = ?", (key_of("one"),)).fetchone()
+        (stored,) = connection.execute(
+            "SELECT value FROM entries WHERE key = ?", (key_of("one"),)
+        ).fetchone()
         changed = bytes([stored[0] ^ 1]) + stored[1:]
         connection.execute("UPDATE entries SET value = ? WHERE key = ?", (changed, key_of("one")))
     connection.close()
     assert cache.get([key_of("two")]) == {key_of("two"): b"abcdefgh"}
-    with pytest.raises(DamagedError, match="the checksum of a value differs; delete it to have it made again"):
+    with pytest.raises(
+        DamagedError, match="the checksum of a value differs; delete it to have it made again"
+    ):
         cache.get([key_of("one")])
 
 
@@ -99,17 +114,32 @@ def test_a_file_is_found_again_by_the_same_facts_only(tmp_path):
     cache.close()
     assert re.fullmatch(r"owner-some-teacher-[0-9a-f]{12}-dense\.sqlite", cache.path.name)
     again = Cache(tmp_path, "owner/some teacher", "dense", FACTS, {"torch": "2"})
-    assert again.get([key_of("a")]) == {key_of("a"): b"1"}, "versions of libraries are information only"
-    assert len(Cache(tmp_path, "owner/some teacher", "pairs", FACTS)) == 0, "another kind is another file"
+    assert again.get([key_of("a")]) == {key_of("a"): b"1"}, (
+        "versions of libraries are information only"
+    )
+    assert len(Cache(tmp_path, "owner/some teacher", "pairs", FACTS)) == 0, (
+        "another kind is another file"
+    )
 
 
-CHANGES = pytest.mark.parametrize(("change", "message"), [
-    ({"revision": "def"}, "revision is 'def', stored is 'abc'"),
-    ({"prompts": {"query": "", "document": ""}}, "teacher: prompts.query is '', stored is 'q: '; give"),
-    ({"pooling": ["cls"]}, r"pooling is \['cls'\], stored is \['mean'\]"),
-    ({"dtype": "bfloat16"}, "dtype is 'bfloat16', stored is None"),
-    ({"max_length": 64, "revision": None}, "max_length is 64, stored is 32; revision is None, stored is 'abc'"),
-])
+CHANGES = pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"revision": "def"}, "revision is 'def', stored is 'abc'"),
+        (
+            {"prompts": {"query": "", "document": ""}},
+            "teacher: prompts.query is '', stored is 'q: '; give",
+        ),
+        ({"pooling": ["cls"]}, r"pooling is \['cls'\], stored is \['mean'\]"),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16', stored is None"),
+        (
+            {"max_length": 64, "revision": None},
+            "max_length is 64, stored is 32; revision is None, stored is 'abc'",
+        ),
+    ],
+)
+
+
 @CHANGES
 def test_another_provenance_has_a_file_of_its_own(tmp_path, change, message):
     first, other = open_cache(tmp_path), open_cache(tmp_path, **change)
@@ -120,7 +150,9 @@ def test_another_provenance_has_a_file_of_its_own(tmp_path, change, message):
 
 
 @CHANGES
-def test_a_file_under_the_name_of_another_is_refused_with_the_key_that_differs(tmp_path, change, message):
+def test_a_file_under_the_name_of_another_is_refused_with_the_key_that_differs(
+    tmp_path, change, message
+):
     first, other = open_cache(tmp_path), open_cache(tmp_path, **change)
     for cache in (first, other):
         cache.close()
@@ -151,14 +183,17 @@ def test_a_full_disk_names_the_file_and_loses_nothing(tmp_path):
     cache = open_cache(tmp_path)
     cache.put([(key_of("a"), b"1")])
     pages = cache._connection().execute("PRAGMA page_count").fetchone()[0]
-    cache._connection().execute(f"PRAGMA max_page_count = {pages + 2}")  # SQLite's own way to be full
+    # SQLite's own way to be full
+    cache._connection().execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(OSError, match=r"dense.sqlite") as caught:
         cache.put([(key_of("b"), bytes(100_000))])
     assert caught.value.errno == errno.ENOSPC
     assert cache.get([key_of("a"), key_of("b")]) == {key_of("a"): b"1"}
 
 
-@pytest.mark.parametrize("content", [b"this is no database at all" * 100, b"SQLite format 3\0" + bytes(200)])
+@pytest.mark.parametrize(
+    "content", [b"this is no database at all" * 100, b"SQLite format 3\0" + bytes(200)]
+)
 def test_a_file_that_is_no_cache_is_refused(tmp_path, content):
     path_of_cache(tmp_path).write_bytes(content)
     with pytest.raises(DamagedError, match=r"not readable as a cache of scores .*; delete it"):
@@ -220,7 +255,10 @@ def test_a_forked_process_has_a_connection_of_its_own(tmp_path):
     child.start()
     child.join()
     assert child.exitcode == 0
-    assert cache.get([key_of("parent"), key_of("child")]) == {key_of("parent"): b"parent", key_of("child"): b"child"}
+    assert cache.get([key_of("parent"), key_of("child")]) == {
+        key_of("parent"): b"parent",
+        key_of("child"): b"child",
+    }
 
 
 def test_a_cache_in_memory_belongs_to_its_process():
@@ -236,7 +274,11 @@ def test_a_cache_in_memory_belongs_to_its_process():
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(reading, 1000).decode().startswith("a cache in memory belongs to the process that made it")
+    assert (
+        os.read(reading, 1000)
+        .decode()
+        .startswith("a cache in memory belongs to the process that made it")
+    )
 
 
 def test_threads_share_a_cache(tmp_path):

@@ -42,16 +42,28 @@ def backbone(tiny_folder: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def build_dense(source: Path, target: Path, pooling="mean", *, normalize=False, similarity="cosine", prompts=None,
-                **pooling_options) -> Path:
+def build_dense(
+    source: Path,
+    target: Path,
+    pooling="mean",
+    *,
+    normalize=False,
+    similarity="cosine",
+    prompts=None,
+    **pooling_options,
+) -> Path:
     """A dense model written by sentence-transformers itself."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules.transformer import Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     modules = [Transformer(str(source)), Pooling(tiny_models.WIDTH, pooling, **pooling_options)]
-    model = SentenceTransformer(modules=[*modules, *([Normalize()] if normalize else [])], device="cpu",
-                                similarity_fn_name=similarity, prompts=prompts)
+    model = SentenceTransformer(
+        modules=[*modules, *([Normalize()] if normalize else [])],
+        device="cpu",
+        similarity_fn_name=similarity,
+        prompts=prompts,
+    )
     model.save(str(target))
     return target
 
@@ -89,11 +101,12 @@ def count_rows(teacher) -> list[int]:
     """Rows of every real forward pass from now on, seen by torch itself."""
     seen: list[int] = []
     teacher._network.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     return seen
 
 
-# ------------------------------------------------------------------------------------------------ dense
+# --- dense ---
 
 
 @pytest.mark.parametrize("pooling", [*POOLINGS, ("mean", "max")])
@@ -112,11 +125,18 @@ def test_dense_vectors_are_those_of_sentence_transformers(backbone, tmp_path, po
 
 @pytest.mark.parametrize("family", ["distilbert", "roberta", "modernbert"])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_dense_scores_are_those_of_sentence_transformers(tiny_folders, tmp_path, family, similarity):
+def test_dense_scores_are_those_of_sentence_transformers(
+    tiny_folders, tmp_path, family, similarity
+):
     from sentence_transformers import SentenceTransformer
 
-    folder = build_dense(tiny_folders[family], tmp_path / "m", similarity=similarity, normalize=similarity == "dot",
-                         prompts={"query": "query: ", "document": "passage: "})
+    folder = build_dense(
+        tiny_folders[family],
+        tmp_path / "m",
+        similarity=similarity,
+        normalize=similarity == "dot",
+        prompts={"query": "query: ", "document": "passage: "},
+    )
     model = SentenceTransformer(str(folder), device="cpu")
     expected = model.similarity(model.encode_query(QUERIES), model.encode_document(TEXTS)).numpy()
     teacher = DenseTeacher(folder, device="cpu")
@@ -128,25 +148,36 @@ def test_dense_scores_are_those_of_sentence_transformers(tiny_folders, tmp_path,
     np.testing.assert_allclose(found, expected, **HALF)
 
 
-@pytest.mark.parametrize("stated", [
-    {"prompts": {"query": "query: ", "document": "passage: ", "corpus": "none: "}},
-    {"prompts": {"web": "search: "}, "default_prompt_name": "web"},
-    {"prompts": {"query": "ask: ", "web": "search: "}, "default_prompt_name": "web"},
-    {"prompts": {}},
-])
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"prompts": {"query": "query: ", "document": "passage: ", "corpus": "none: "}},
+        {"prompts": {"web": "search: "}, "default_prompt_name": "web"},
+        {"prompts": {"query": "ask: ", "web": "search: "}, "default_prompt_name": "web"},
+        {"prompts": {}},
+    ],
+)
 def test_prompts_are_chosen_as_sentence_transformers_does(dense_folder, tmp_path, stated):
     from sentence_transformers import SentenceTransformer
 
     folder = Path(shutil.copytree(dense_folder, tmp_path / "m"))
     edit_json(folder / "config_sentence_transformers.json", **stated)
-    model, teacher = SentenceTransformer(str(folder), device="cpu"), DenseTeacher(folder, device="cpu")
+    model, teacher = (
+        SentenceTransformer(str(folder), device="cpu"),
+        DenseTeacher(folder, device="cpu"),
+    )
     np.testing.assert_allclose(teacher.vectors(TEXTS, "query"), model.encode_query(TEXTS), **HALF)
-    np.testing.assert_allclose(teacher.vectors(TEXTS, "document"), model.encode_document(TEXTS), **HALF)
+    np.testing.assert_allclose(
+        teacher.vectors(TEXTS, "document"), model.encode_document(TEXTS), **HALF
+    )
 
 
 def test_a_passage_prompt_counts_beside_an_empty_document_prompt(dense_folder, tmp_path):
     folder = Path(shutil.copytree(dense_folder, tmp_path / "m"))
-    edit_json(folder / "config_sentence_transformers.json", prompts={"query": "", "document": "", "passage": "p: "})
+    edit_json(
+        folder / "config_sentence_transformers.json",
+        prompts={"query": "", "document": "", "passage": "p: "},
+    )
     assert DenseTeacher(folder).fingerprint["prompts"] == {"query": "", "document": "p: "}
 
 
@@ -154,9 +185,18 @@ def test_old_folders_that_state_pooling_by_flags_are_read(dense_folder, tmp_path
     from sentence_transformers import SentenceTransformer
 
     folder = Path(shutil.copytree(dense_folder, tmp_path / "m"))
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(
-        {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 7, "do_lower_case": True}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps(
+            {
+                "word_embedding_dimension": 32,
+                "pooling_mode_cls_token": True,
+                "pooling_mode_mean_tokens": False,
+            }
+        )
+    )
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 7, "do_lower_case": True})
+    )
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     teacher = DenseTeacher(folder, device="cpu")
     assert teacher.fingerprint["max_length"] == 7
@@ -167,11 +207,17 @@ def test_old_folders_that_state_pooling_by_flags_are_read(dense_folder, tmp_path
 def test_a_plain_folder_needs_a_pooling_and_gives_the_same(backbone, dense_folder):
     plain = DenseTeacher(backbone, pooling="mean", device="cpu")
     assert not plain.fingerprint["normalize"]
-    np.testing.assert_allclose(plain.scores(QUERIES, TEXTS), DenseTeacher(dense_folder).scores(QUERIES, TEXTS), **HALF)
+    np.testing.assert_allclose(
+        plain.scores(QUERIES, TEXTS), DenseTeacher(dense_folder).scores(QUERIES, TEXTS), **HALF
+    )
     dotted = DenseTeacher(backbone, pooling="mean", similarity="dot", device="cpu")
     vectors = dotted.vectors(QUERIES, "query"), dotted.vectors(TEXTS, "document")
     np.testing.assert_array_equal(dotted.scores(QUERIES, TEXTS), vectors[0] @ vectors[1].T)
-    with pytest.raises(ConfigError, match=r"is a plain transformers model, which states no pooling; give one of: cls"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is a plain transformers model, which states no "
+        r"pooling; give one of: cls",
+    ):
         DenseTeacher(backbone)
 
 
@@ -183,21 +229,33 @@ def test_bfloat16_is_another_teacher_that_scores_alike(dense_folder, tmp_path):
     assert (found[1] != found[0]).any()
 
 
-@pytest.mark.parametrize("options", [{"max_length": 8}, {"query_prompt": "q: "}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{"max_length": 8}, {"query_prompt": "q: "}, {"dtype": "bfloat16"}]
+)
 def test_two_teachers_of_one_model_share_a_folder_and_no_vector(dense_folder, tmp_path, options):
-    first, other = DenseTeacher(dense_folder, cache=tmp_path), DenseTeacher(dense_folder, cache=tmp_path, **options)
+    first, other = (
+        DenseTeacher(dense_folder, cache=tmp_path),
+        DenseTeacher(dense_folder, cache=tmp_path, **options),
+    )
     scores = [teacher.scores(QUERIES, TEXTS) for teacher in (first, other)]
     assert first.forward_passes > 0 and other.forward_passes > 0
-    again = DenseTeacher(dense_folder, cache=tmp_path), DenseTeacher(dense_folder, cache=tmp_path, **options)
+    again = (
+        DenseTeacher(dense_folder, cache=tmp_path),
+        DenseTeacher(dense_folder, cache=tmp_path, **options),
+    )
     for teacher, expected in zip(again, scores, strict=True):
         np.testing.assert_array_equal(teacher.scores(QUERIES, TEXTS), expected)
     assert [teacher.forward_passes for teacher in again] == [0, 0]
 
 
-def test_two_folders_of_one_name_with_other_weights_share_a_folder_of_caches(dense_folder, tmp_path):
+def test_two_folders_of_one_name_with_other_weights_share_a_folder_of_caches(
+    dense_folder, tmp_path
+):
     folder = Path(shutil.copytree(dense_folder, tmp_path / "other" / dense_folder.name))
     poison(folder, "river", 0.5)
-    teachers_of_one_name = [DenseTeacher(path, cache=tmp_path / "c") for path in (dense_folder, folder)]
+    teachers_of_one_name = [
+        DenseTeacher(path, cache=tmp_path / "c") for path in (dense_folder, folder)
+    ]
     assert len({teacher.name for teacher in teachers_of_one_name}) == 1
     first, other = (teacher.vectors(["a river"], "document") for teacher in teachers_of_one_name)
     assert (first != other).any()
@@ -235,14 +293,21 @@ def test_prompts_that_differ_keep_the_roles_apart(dense_folder):
     apart = DenseTeacher(dense_folder, query_prompt="what about ")
     apart.scores(["bees"], ["bees"])
     assert apart.forward_passes == 2
-    np.testing.assert_array_equal(apart.vectors(["bees"], "query"), alike.vectors(["what about bees"], "query"))
+    np.testing.assert_array_equal(
+        apart.vectors(["bees"], "query"), alike.vectors(["what about bees"], "query")
+    )
 
 
 def test_prepare_reports_texts_and_progress(dense_folder):
     teacher = DenseTeacher(dense_folder)
     steps: list[int] = []
-    assert teacher.prepare(QUERIES, [*TEXTS, *TEXTS], steps.append) == (4 + len(TEXTS), 3 + len(TEXTS))
-    assert sum(steps) == 4 + len(TEXTS), "the empty query was there as an empty document or the other way round"
+    assert teacher.prepare(QUERIES, [*TEXTS, *TEXTS], steps.append) == (
+        4 + len(TEXTS),
+        3 + len(TEXTS),
+    )
+    assert sum(steps) == 4 + len(TEXTS), (
+        "the empty query was there as an empty document or the other way round"
+    )
     assert teacher.prepare(QUERIES, TEXTS) == (4 + len(TEXTS), 0)
     assert teacher.prepare([], []) == (0, 0)
     assert teacher.scores([], TEXTS).shape == (0, len(TEXTS))
@@ -255,7 +320,9 @@ def test_vectors_computed_elsewhere_can_be_put(dense_folder, tmp_path):
     assert target.forward_passes == 0
     with pytest.raises(DataError, match=r"vectors have the shape \(1, 5\); allowed: \(1, 32\)"):
         target.put_vectors(["x"], np.zeros((1, 5), np.float32))
-    with pytest.raises(DataError, match="the vectors given: the vector of 'new' holds nan; allowed: finite"):
+    with pytest.raises(
+        DataError, match="the vectors given: the vector of 'new' holds nan; allowed: finite"
+    ):
         target.put_vectors(["new"], np.full((1, 32), np.nan, np.float32))
 
 
@@ -270,7 +337,10 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(backbone, tm
     folder = build_dense(backbone, tmp_path / "m")
     poison(folder, "river")
     teacher = DenseTeacher(folder)
-    with pytest.raises(ModelError, match="m: the vector of 'the river' holds nan; allowed: finite numbers up to 65504"):
+    with pytest.raises(
+        ModelError,
+        match="m: the vector of 'the river' holds nan; allowed: finite numbers up to 65504",
+    ):
         teacher.scores(["the river"], [])
     assert len(teacher.cache) == 0
 
@@ -280,48 +350,83 @@ def test_a_vector_too_large_for_float16_is_an_error(backbone, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.LayerNorm.weight"] *= 1e6
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"the vector of 'bees' holds -?\d{5,}.*; allowed: finite numbers up to 65504"):
+    with pytest.raises(
+        ModelError,
+        match=r"the vector of 'bees' holds -?\d{5,}.*; allowed: finite "
+        r"numbers up to 65504",
+    ):
         DenseTeacher(folder).scores(["bees"], [])
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"pooling": "mean"}, "states its own pooling; drop pooling='mean'"),
-    ({"similarity": "euclidean"}, "similarity 'euclidean' is unknown; allowed: cosine, dot"),
-    ({"dtype": "float16"}, "dtype 'float16' is unknown; allowed: float32, bfloat16"),
-    ({"max_length": 65}, "max_length is 65; allowed: 1 to 64"),
-    ({"max_length": 0}, "max_length is 0; allowed: 1 to 64"),
-    ({"tokens_per_batch": 0}, "tokens_per_batch is 0; allowed: 1 or more"),
-    ({"revision": "main"}, "revision='main' belongs to a hub model"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "mean"}, "states its own pooling; drop pooling='mean'"),
+        ({"similarity": "euclidean"}, "similarity 'euclidean' is unknown; allowed: cosine, dot"),
+        ({"dtype": "float16"}, "dtype 'float16' is unknown; allowed: float32, bfloat16"),
+        ({"max_length": 65}, "max_length is 65; allowed: 1 to 64"),
+        ({"max_length": 0}, "max_length is 0; allowed: 1 to 64"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch is 0; allowed: 1 or more"),
+        ({"revision": "main"}, "revision='main' belongs to a hub model"),
+    ],
+)
 def test_options_that_cannot_be(dense_folder, options, message):
     with pytest.raises(ConfigError, match=message):
         DenseTeacher(dense_folder, **options)
 
 
-@pytest.mark.parametrize(("file", "changes", "message"), [
-    ("1_Pooling/config.json", {"pooling_mode": "median"}, "pooling_mode 'median' is unknown; known: cls, max"),
-    ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'; supported"),
-    ("sentence_bert_config.json", {"query_expansion": {"n": 3}}, "query_expansion is set .*, which is not supported"),
-    ("config_sentence_transformers.json", {"similarity_fn_name": "manhattan"}, "similarity 'manhattan' is unknown"),
-    ("config.json", {"model_type": ""}, "names a model_type: no transformers model"),
-])
-def test_a_folder_with_settings_that_are_not_carried_out_is_refused(dense_folder, tmp_path, file, changes, message):
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode": "median"},
+            "pooling_mode 'median' is unknown; known: cls, max",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"transformer_task": "fill-mask"},
+            "transformer_task is 'fill-mask'; supported",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"query_expansion": {"n": 3}},
+            "query_expansion is set .*, which is not supported",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "manhattan"},
+            "similarity 'manhattan' is unknown",
+        ),
+        ("config.json", {"model_type": ""}, "names a model_type: no transformers model"),
+    ],
+)
+def test_a_folder_with_settings_that_are_not_carried_out_is_refused(
+    dense_folder, tmp_path, file, changes, message
+):
     folder = Path(shutil.copytree(dense_folder, tmp_path / "m"))
     edit_json(folder / file, **changes)
     with pytest.raises((ModelError, ConfigError), match=message):
         DenseTeacher(folder)
 
 
-@pytest.mark.parametrize(("modules", "message"), [
-    ([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")],
-     "is Transformer > Pooling > Dense; supported as a dense teacher: Transformer > Pooling"),
-    ([("", "SpladePooling")], "is SpladePooling; supported"),
-    ([], "is nothing; supported"),
-    ([("../elsewhere", "Transformer")], "module path '../elsewhere' leaves the model folder"),
-])
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")],
+            "is Transformer > Pooling > Dense; supported as a dense teacher: Transformer > Pooling",
+        ),
+        ([("", "SpladePooling")], "is SpladePooling; supported"),
+        ([], "is nothing; supported"),
+        ([("../elsewhere", "Transformer")], "module path '../elsewhere' leaves the model folder"),
+    ],
+)
 def test_other_chains_of_modules_are_refused(dense_folder, tmp_path, modules, message):
     folder = Path(shutil.copytree(dense_folder, tmp_path / "m"))
-    listed = [{"path": path, "type": f"sentence_transformers.models.{name}"} for path, name in modules]
+    listed = [
+        {"path": path, "type": f"sentence_transformers.models.{name}"} for path, name in modules
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     with pytest.raises(ModelError, match=message):
         DenseTeacher(folder)
@@ -329,8 +434,14 @@ def test_other_chains_of_modules_are_refused(dense_folder, tmp_path, modules, me
 
 def test_code_of_a_folder_is_never_run(dense_folder, tmp_path):
     folder = Path(shutil.copytree(dense_folder, tmp_path / "m"))
-    (folder / "modules.json").write_text(json.dumps([{"path": "", "type": "custom_code.Transformer"}]))
-    with pytest.raises(ModelError, match=r"custom_code.Transformer is code of the model folder, which is never run"):
+    (folder / "modules.json").write_text(
+        json.dumps([{"path": "", "type": "custom_code.Transformer"}])
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"custom_code.Transformer is code of the model folder, "
+        r"which is never run",
+    ):
         DenseTeacher(folder)
     (folder / "modules.json").write_text('{"a": 1}')
     with pytest.raises(ModelError, match="is no list of modules"):
@@ -351,14 +462,18 @@ def test_weights_that_lack_are_never_random(dense_folder, tmp_path):
     tokens = load_file(folder / "model.safetensors")
     del tokens["encoder.layer.1.output.dense.weight"]
     save_file(tokens, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks weights .encoder.layer.1.output.dense.weight.; random ones would"):
+    with pytest.raises(
+        ModelError,
+        match=r"lacks weights .encoder.layer.1.output.dense.weight.; "
+        r"random ones would",
+    ):
         DenseTeacher(folder).scores(["a"], ["b"])
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="holds no weights"):
         DenseTeacher(folder)
 
 
-# ------------------------------------------------------------------------------------------------ sparse
+# --- sparse ---
 
 
 def test_sparse_scores_are_dot_products_and_cost_nothing_twice(tiny_folder, tmp_path):
@@ -373,7 +488,10 @@ def test_sparse_scores_are_dot_products_and_cost_nothing_twice(tiny_folder, tmp_
     assert second.forward_passes == 0
     second.scores(QUERIES, [*TEXTS[1:], "a new document"])
     assert second.forward_passes == 1
-    assert SparseTeacher(tiny_folder, cache=tmp_path, device="cpu", top_k=3).cache.path != first.cache.path
+    assert (
+        SparseTeacher(tiny_folder, cache=tmp_path, device="cpu", top_k=3).cache.path
+        != first.cache.path
+    )
 
 
 def test_a_query_side_without_a_network_is_a_teacher_too():
@@ -389,7 +507,7 @@ def test_a_query_side_without_a_network_is_a_teacher_too():
         SparseTeacher(encoder, top_k=3)
 
 
-# ------------------------------------------------------------------------------------------------ cross-encoders
+# --- cross-encoders ---
 
 
 @pytest.mark.parametrize("activation", ["identity", "sigmoid"])
@@ -400,7 +518,9 @@ def test_pair_scores_are_those_of_sentence_transformers(cross_folder, activation
     pairs = [(query, document) for query in QUERIES for document in texts]
     function = torch.nn.Identity() if activation == "identity" else torch.nn.Sigmoid()
     expected = CrossEncoder(str(cross_folder), device="cpu").predict(pairs, activation_fn=function)
-    found = CrossEncoderTeacher(cross_folder, activation=activation, tokens_per_batch=200).scores(QUERIES, texts)
+    found = CrossEncoderTeacher(cross_folder, activation=activation, tokens_per_batch=200).scores(
+        QUERIES, texts
+    )
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -408,8 +528,10 @@ def test_a_folder_that_sentence_transformers_wrote_is_read(cross_folder, tmp_pat
     from sentence_transformers import CrossEncoder
 
     CrossEncoder(str(cross_folder), device="cpu").save_pretrained(str(tmp_path / "m"))
-    np.testing.assert_array_equal(CrossEncoderTeacher(tmp_path / "m").scores(QUERIES, TEXTS[:3]),
-                                  CrossEncoderTeacher(cross_folder).scores(QUERIES, TEXTS[:3]))
+    np.testing.assert_array_equal(
+        CrossEncoderTeacher(tmp_path / "m").scores(QUERIES, TEXTS[:3]),
+        CrossEncoderTeacher(cross_folder).scores(QUERIES, TEXTS[:3]),
+    )
 
 
 def test_only_wanted_pairs_are_scored_and_each_once(cross_folder, tmp_path):
@@ -433,22 +555,32 @@ def test_only_wanted_pairs_are_scored_and_each_once(cross_folder, tmp_path):
 def test_a_pair_that_is_no_number_is_named(cross_folder, tmp_path):
     folder = Path(shutil.copytree(cross_folder, tmp_path / "m"))
     poison(folder, "river")
-    with pytest.raises(ModelError, match="m gives the score nan to the query 'bees' with the document 'a river'"):
+    with pytest.raises(
+        ModelError, match="m gives the score nan to the query 'bees' with the document 'a river'"
+    ):
         CrossEncoderTeacher(folder).scores(["bees"], ["a river"])
 
 
 def test_wanted_pairs_have_the_shape_of_the_batch(cross_folder):
     teacher = CrossEncoderTeacher(cross_folder)
-    with pytest.raises(DataError, match=r"wanted_QD is bool of the shape \(1, 1\); allowed: bool of \(1, 2\)"):
+    with pytest.raises(
+        DataError,
+        match=r"wanted_QD is bool of the shape \(1, 1\); allowed: bool "
+        r"of \(1, 2\)",
+    ):
         teacher.scores(["a"], ["b", "c"], np.ones((1, 1), dtype=bool))
     with pytest.raises(DataError, match="wanted_QD is float64"):
         teacher.scores(["a"], ["b"], np.ones((1, 1)))
-    with pytest.raises(ConfigError, match="activation 'tanh' is unknown; allowed: identity, sigmoid"):
+    with pytest.raises(
+        ConfigError, match="activation 'tanh' is unknown; allowed: identity, sigmoid"
+    ):
         CrossEncoderTeacher(cross_folder, activation="tanh")
 
 
 def test_what_is_no_pair_scorer_with_one_label_is_refused(tiny_folder, cross_folder, tmp_path):
-    with pytest.raises(ModelError, match="is BertForMaskedLM with 2 labels; a cross-encoder teacher needs"):
+    with pytest.raises(
+        ModelError, match="is BertForMaskedLM with 2 labels; a cross-encoder teacher needs"
+    ):
         CrossEncoderTeacher(tiny_folder)
     folder = Path(shutil.copytree(cross_folder, tmp_path / "m"))
     edit_json(folder / "config.json", id2label={"0": "a", "1": "b", "2": "c"})
@@ -458,8 +590,11 @@ def test_what_is_no_pair_scorer_with_one_label_is_refused(tiny_folder, cross_fol
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"web": "search: "}}')
     with pytest.raises(ModelError, match="puts prompts before its pairs"):
         CrossEncoderTeacher(folder)
-    (folder / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.x.Transformer"}, '
-                                         '{"path": "1", "type": "sentence_transformers.x.Dense"}]')
+    (folder / "modules.json").write_text(
+        '[{"path": "", "type": '
+        '"sentence_transformers.x.Transformer"}, '
+        '{"path": "1", "type": "sentence_transformers.x.Dense"}]'
+    )
     with pytest.raises(ModelError, match="has modules after the Transformer"):
         CrossEncoderTeacher(folder)
 
@@ -474,16 +609,22 @@ def answer_of(folder: Path, prompt: str) -> float:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     with torch.no_grad():
-        logits = model(**tokenizer(prompt, return_tensors="pt"), decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
-    return float(logits[tokenizer.convert_tokens_to_ids(["\u2581true", "\u2581false"])].log_softmax(0)[0])
+        logits = model(
+            **tokenizer(prompt, return_tensors="pt"), decoder_input_ids=torch.tensor([[0]])
+        ).logits[0, 0]
+    return float(
+        logits[tokenizer.convert_tokens_to_ids(["\u2581true", "\u2581false"])].log_softmax(0)[0]
+    )
 
 
 def test_monot5_answers_as_transformers_does(t5_folder, tmp_path):
     texts = [text for text in TEXTS[:6] if text]
     teacher = MonoT5Teacher(t5_folder, tokens_per_batch=200, cache=tmp_path)
     found = teacher.scores(QUERIES[:2], texts)
-    expected = [[answer_of(t5_folder, f"Query: {query} Document: {text} Relevant:") for text in texts]
-                for query in QUERIES[:2]]
+    expected = [
+        [answer_of(t5_folder, f"Query: {query} Document: {text} Relevant:") for text in texts]
+        for query in QUERIES[:2]
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert found.std() > 0.01 and (found < 0).all()
     assert not teacher.in_batch and teacher.forward_passes == found.size
@@ -497,16 +638,26 @@ def test_monot5_cuts_the_document_and_keeps_its_question(t5_folder):
     teacher = MonoT5Teacher(t5_folder, max_length=40)
     (ids,), _ = teacher._network._encode([(QUERIES[0], long)], 0)
     owner = transformers.AutoTokenizer.from_pretrained(t5_folder)
-    begin, end = owner(f"Query: {QUERIES[0]} Document: {long}")["input_ids"], owner("Relevant:")["input_ids"]
+    begin, end = (
+        owner(f"Query: {QUERIES[0]} Document: {long}")["input_ids"],
+        owner("Relevant:")["input_ids"],
+    )
     assert ids.tolist() == begin[: 40 - len(end)] + end
     with pytest.raises(ConfigError, match="max_length is 2; allowed: more than"):
         MonoT5Teacher(t5_folder, max_length=2)
 
 
 def test_what_is_no_monot5_is_refused(t5_folder, cross_folder, tiny_folder, tmp_path):
-    with pytest.raises(ModelError, match="is BertForSequenceClassification; a monot5 teacher needs T5ForConditional"):
+    with pytest.raises(
+        ModelError,
+        match="is BertForSequenceClassification; a monot5 teacher needs T5ForConditional",
+    ):
         MonoT5Teacher(cross_folder)
-    with pytest.raises(ModelError, match=r"T5ForConditionalGeneration with 2 labels; .* of the kind monot5"):
+    with pytest.raises(
+        ModelError,
+        match=r"T5ForConditionalGeneration with 2 labels; .* of the "
+        r"kind monot5",
+    ):
         CrossEncoderTeacher(t5_folder)
     folder = Path(shutil.copytree(t5_folder, tmp_path / "m"))
     transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
@@ -517,17 +668,20 @@ def test_what_is_no_monot5_is_refused(t5_folder, cross_folder, tiny_folder, tmp_
 def test_pairs_are_prepared_many_at_a_time(cross_folder, monkeypatch):
     monkeypatch.setattr(pair_scorers, "_PAIRS_AT_ONCE", 4)
     teacher, steps = CrossEncoderTeacher(cross_folder), []
-    assert teacher.prepare_pairs(((query, text) for query in QUERIES[:2] for text in TEXTS[:5]), steps.append) \
-        == (10, 10)
+    assert teacher.prepare_pairs(
+        ((query, text) for query in QUERIES[:2] for text in TEXTS[:5]), steps.append
+    ) == (10, 10)
     assert sum(steps) == 10
     assert teacher.prepare(QUERIES[:2], TEXTS[:5]) == (10, 0)
 
 
-# ------------------------------------------------------------------------------------------------ BM25
+# --- BM25 ---
 
 
 def varied_documents() -> list[str]:
-    """Texts of 0 to 2,000 words, so that every rounding of lengths is met; some twice, some without a term."""
+    """Texts of 0 to 2,000 words, so that every rounding of lengths is met; some twice, some without
+    a term.
+    """
     draw = np.random.default_rng(5)
     words = np.array(" ".join(tiny_models.SENTENCES).split())
     weights = 1.0 / np.arange(1, len(words) + 1)
@@ -537,8 +691,11 @@ def varied_documents() -> list[str]:
 
 
 def test_the_analysis_is_that_of_the_index():
-    assert list(parts.analyze(["The bees' running flowers, and BEES run!", "", "the"])) == \
-        [["bee", "run", "flower", "bee", "run"], [], []]
+    assert list(parts.analyze(["The bees' running flowers, and BEES run!", "", "the"])) == [
+        ["bee", "run", "flower", "bee", "run"],
+        [],
+        [],
+    ]
     with pytest.raises(DataError, match=r"text 1 holds a lone surrogate .* at character 2"):
         list(parts.analyze(["fine", "ab\ud800"]))
 
@@ -546,7 +703,9 @@ def test_the_analysis_is_that_of_the_index():
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.2, 0.75), (0.0, 0.0), (2.0, 1.0)])
 def test_bm25_is_lucenes_own_score(tmp_path, k1, b):
     documents = varied_documents()
-    writer.write_texts(tmp_path / "i", ((f"d{n:04}", text) for n, text in enumerate(documents)), Bm25(k1, b))
+    writer.write_texts(
+        tmp_path / "i", ((f"d{n:04}", text) for n, text in enumerate(documents)), Bm25(k1, b)
+    )
     asked = [*tiny_models.SENTENCES, "bees bees bees river", "the", "nowhere found"]
     found = Bm25Teacher(documents, k1, b).scores(asked, documents)
     assert found.dtype == np.float32
@@ -572,7 +731,9 @@ def test_a_text_outside_the_collection_is_scored_by_its_statistics():
     documents = varied_documents()
     teacher = Bm25Teacher(documents)
     inside = teacher.scores(["river bees"], [documents[30]])
-    np.testing.assert_allclose(teacher.scores(["river bees"], [documents[30] + " "]), inside, rtol=1e-6)
+    np.testing.assert_allclose(
+        teacher.scores(["river bees"], [documents[30] + " "]), inside, rtol=1e-6
+    )
     assert teacher.forward_passes == 0
     unseen = teacher.scores(["zebra"], ["a zebra"])[0, 0]
     filled = sum(bool(terms) for terms in parts.analyze(documents))
@@ -591,7 +752,9 @@ def test_an_analysed_collection_is_read_again(tmp_path):
     assert steps == [1] * len(documents) + [len(documents)]
     np.testing.assert_array_equal(second.scores(["bees in the river"], documents), expected)
     Bm25Teacher(documents, 1.2, 0.75, cache=tmp_path)
-    assert len(list(tmp_path.glob("bm25-*.npz"))) == 1, "the analysis does not depend on the parameters"
+    assert len(list(tmp_path.glob("bm25-*.npz"))) == 1, (
+        "the analysis does not depend on the parameters"
+    )
     Bm25Teacher(documents[1:], cache=tmp_path)
     assert len(list(tmp_path.glob("bm25-*.npz"))) == 2
     path.write_bytes(path.read_bytes()[:500])
@@ -601,15 +764,32 @@ def test_an_analysed_collection_is_read_again(tmp_path):
 
 def test_bm25_refuses_what_it_cannot_score():
     for k1, b in ((-1, 0.4), (math.nan, 0.4), (0.9, 1.1)):
-        with pytest.raises(ConfigError, match=r"is not allowed; k1 must be 0 or more and b in 0..1"):
+        with pytest.raises(
+            ConfigError, match=r"is not allowed; k1 must be 0 or more and b in 0..1"
+        ):
             Bm25Teacher(["a cat"], k1, b)
     for documents in ([], ["", "the"]):
         with pytest.raises(DataError, match=f"none of the {len(documents)} documents of the BM25"):
             Bm25Teacher(documents)
 
 
-@pytest.mark.parametrize(("length", "kept"), [(0, 0), (23, 23), (24, 24), (39, 39), (40, 40), (41, 40), (42, 42),
-                                              (56, 56), (59, 56), (60, 60), (1000, 984), (2**31 - 1, 2013265944)])
+@pytest.mark.parametrize(
+    ("length", "kept"),
+    [
+        (0, 0),
+        (23, 23),
+        (24, 24),
+        (39, 39),
+        (40, 40),
+        (41, 40),
+        (42, 42),
+        (56, 56),
+        (59, 56),
+        (60, 60),
+        (1000, 984),
+        (2**31 - 1, 2013265944),
+    ],
+)
 def test_lengths_lose_what_one_byte_cannot_hold(length, kept):
     from sparse_ir.training.teachers.bm25 import _length_in_one_byte
 
@@ -619,26 +799,36 @@ def test_lengths_lose_what_one_byte_cannot_hold(length, kept):
     assert small_float.byte4ToInt(code) == kept
 
 
-# ------------------------------------------------------------------------------------------------ many
+# --- many ---
 
 
 def test_teachers_are_prepared_for_texts_and_for_pairs(dense_folder, cross_folder, tmp_path):
     documents = varied_documents()[:12]
-    sources = [SimpleNamespace(name="small", queries=QUERIES, documents=documents),
-               SimpleNamespace(name="bare", queries=QUERIES[:1], documents=documents)]
+    sources = [
+        SimpleNamespace(name="small", queries=QUERIES, documents=documents),
+        SimpleNamespace(name="bare", queries=QUERIES[:1], documents=documents),
+    ]
     pairs = [(QUERIES[0], documents[1]), (QUERIES[1], documents[2]), (QUERIES[0], documents[1])]
 
     def make():
-        return [DenseTeacher(dense_folder, cache=tmp_path), Bm25Teacher(documents),
-                CrossEncoderTeacher(cross_folder, cache=tmp_path)]
+        return [
+            DenseTeacher(dense_folder, cache=tmp_path),
+            Bm25Teacher(documents),
+            CrossEncoderTeacher(cross_folder, cache=tmp_path),
+        ]
 
     report = base.prepare_teachers(make(), sources, lambda: iter(pairs))
     assert json.loads(json.dumps(report)) == report
-    rows = [(row["name"], row["texts"], row["forward_passes"], row["cache_hits"]) for row in report["teachers"]]
+    rows = [
+        (row["name"], row["texts"], row["forward_passes"], row["cache_hits"])
+        for row in report["teachers"]
+    ]
     both = len(QUERIES) + len(documents)
-    assert rows == [("model", both + 1 + len(documents), both - 1, 1 + 1 + len(documents)),
-                    ("bm25", both + 1 + len(documents), 0, both + 1 + len(documents)),
-                    ("scorer", 2, 2, 0)]
+    assert rows == [
+        ("model", both + 1 + len(documents), both - 1, 1 + 1 + len(documents)),
+        ("bm25", both + 1 + len(documents), 0, both + 1 + len(documents)),
+        ("scorer", 2, 2, 0),
+    ]
     again = make()
     report = base.prepare_teachers(again, sources, lambda: pairs, progress=True)
     assert [row["forward_passes"] for row in report["teachers"]][::2] == [0, 0]

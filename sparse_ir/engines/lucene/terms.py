@@ -16,17 +16,24 @@ _ESCAPE = "\u241b"  # SYMBOL FOR ESCAPE: rare, visible, and no white space
 
 @functools.lru_cache(maxsize=2**16)
 def term_of_token(token: str) -> str:
-    """The Lucene term of a vocabulary token: reversible, and the token itself unless it would be cut or lost.
+    """The Lucene term of a vocabulary token: reversible, and the token itself unless it would be
+    cut or lost.
 
-    White space, control characters, lone surrogates and the escape character become ``U+241B hex ;``; the empty token
-    becomes ``U+241B ;``. Raises ``DataError`` for a term longer than Lucene's 32,766 bytes.
+    White space, control characters, lone surrogates and the escape character become ``U+241B hex
+    ;``; the empty token becomes ``U+241B ;``. Raises ``DataError`` for a term longer than Lucene's
+    32,766 bytes.
     """
     if token.isascii() and token.isprintable() and " " not in token and token:
         term = token
     else:
-        term = "".join(f"{_ESCAPE}{ord(c):x};" if _needs_escape(c) else c for c in token) or f"{_ESCAPE};"
+        term = (
+            "".join(f"{_ESCAPE}{ord(c):x};" if _needs_escape(c) else c for c in token)
+            or f"{_ESCAPE};"
+        )
     if len(term) * 3 > MAX_TERM_BYTES and len(term.encode()) > MAX_TERM_BYTES:
-        raise DataError(f"token {token[:40]!r}... has {len(term.encode())} bytes; allowed are {MAX_TERM_BYTES}")
+        raise DataError(
+            f"token {token[:40]!r}... has {len(term.encode())} bytes; allowed are {MAX_TERM_BYTES}"
+        )
     return term
 
 
@@ -40,7 +47,13 @@ def token_of_term(term: str) -> str:
 
 def _needs_escape(character: str) -> bool:
     code = ord(character)
-    return code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character.isspace() or character == _ESCAPE
+    return (
+        code < 0x20
+        or 0x7F <= code < 0xA0
+        or 0xD800 <= code < 0xE000
+        or character.isspace()
+        or character == _ESCAPE
+    )
 
 
 def _unescape(part: str) -> str:

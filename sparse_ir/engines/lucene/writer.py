@@ -14,7 +14,13 @@ from scipy import sparse
 
 from sparse_ir.engines.base import LARGEST_IMPACT, Batch, Bm25, Texts
 from sparse_ir.engines.lucene import java
-from sparse_ir.engines.lucene.parts import Kind, make_analyzer, make_similarity, open_directory, run_threads
+from sparse_ir.engines.lucene.parts import (
+    Kind,
+    make_analyzer,
+    make_similarity,
+    open_directory,
+    run_threads,
+)
 from sparse_ir.engines.lucene.terms import DELIMITER, FIELD, ID_FIELD, TITLE_FIELD, term_of_token
 from sparse_ir.errors import DataError
 
@@ -29,20 +35,27 @@ def write_impacts(
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """A new Lucene index in ``folder`` with one segment per thread; document numbers follow the order of the batches.
+    """A new Lucene index in ``folder`` with one segment per thread; document numbers follow the
+    order of the batches.
 
-    Each thread fills an index of its own with a run of neighbouring batches; the parts are then put together in order,
-    as they are: numbers, scores and ties do not depend on the number of threads.
+    Each thread fills an index of its own with a run of neighbouring batches; the parts are then put
+    together in order, as they are: numbers, scores and ties do not depend on the number of threads.
     """
-    vocabulary_text = np.array([term_of_token(token) + DELIMITER for token in vocabulary], dtype=object)
-    groups = [group for group in np.array_split(np.arange(len(batches)), max(threads, 1)) if len(group)]
+    vocabulary_text = np.array(
+        [term_of_token(token) + DELIMITER for token in vocabulary], dtype=object
+    )
+    groups = [
+        group for group in np.array_split(np.arange(len(batches)), max(threads, 1)) if len(group)
+    ]
     report = progress or (lambda count: None)
 
     def fill(part: Path, group: np.ndarray) -> None:
         with _writing(part, "impact") as writer:
             for number in group:
                 doc_ids, impacts = batches[number]()
-                for doc_id, text in zip(doc_ids, _postings_texts(impacts, vocabulary_text), strict=True):
+                for doc_id, text in zip(
+                    doc_ids, _postings_texts(impacts, vocabulary_text), strict=True
+                ):
                     writer.add(doc_id, text)
                 report(len(doc_ids))
 
@@ -50,15 +63,21 @@ def write_impacts(
         fill(folder, groups[0] if groups else np.arange(0))
         return
     parts = [folder.with_name(f"{folder.name}.part{number}") for number in range(len(groups))]
-    run_threads([functools.partial(fill, part, group) for part, group in zip(parts, groups, strict=True)])
+    run_threads(
+        [functools.partial(fill, part, group) for part, group in zip(parts, groups, strict=True)]
+    )
     with _writing(folder, "impact", merge=False) as writer:
         writer.add_indexes(parts)
     for part in parts:
         shutil.rmtree(part)
 
 
-def write_texts(folder: Path, texts: Texts, parameters: Bm25, progress: Callable[[int], None] | None = None) -> None:
-    """A new Lucene index in ``folder`` for BM25: Anserini's English analysis of each field, lengths in the norms."""
+def write_texts(
+    folder: Path, texts: Texts, parameters: Bm25, progress: Callable[[int], None] | None = None
+) -> None:
+    """A new Lucene index in ``folder`` for BM25: Anserini's English analysis of each field, lengths
+    in the norms.
+    """
     with _writing(folder, "bm25", parameters) as writer:
         for doc_id, *parts in texts:
             writer.add(doc_id, *parts)
@@ -67,10 +86,15 @@ def write_texts(folder: Path, texts: Texts, parameters: Bm25, progress: Callable
 
 
 def _postings_texts(impacts: sparse.csr_matrix, vocabulary_text: np.ndarray) -> Iterator[str]:
-    """One line of ``token DELIMITER impact`` pairs for each row; Lucene's own token filter reads the numbers."""
+    """One line of ``token DELIMITER impact`` pairs for each row; Lucene's own token filter reads
+    the numbers.
+    """
     smallest, largest = int(impacts.data.min(initial=1)), int(impacts.data.max(initial=1))
     if smallest < 1 or largest > LARGEST_IMPACT:
-        raise DataError(f"impacts from {smallest} to {largest} are not allowed; they must lie in 1..{LARGEST_IMPACT}")
+        raise DataError(
+            f"impacts from {smallest} to {largest} are not allowed; they must lie in "
+            f"1..{LARGEST_IMPACT}"
+        )
     pairs = vocabulary_text[impacts.indices] + _number_texts()[impacts.data]
     bounds = impacts.indptr
     for row in range(impacts.shape[0]):
@@ -84,13 +108,16 @@ def _number_texts() -> np.ndarray:
 
 
 class _Writer:
-    """One IndexWriter and one document that is filled again and again: few calls from Python to Java."""
+    """One IndexWriter and one document that is filled again and again: few calls from Python to
+    Java.
+    """
 
     def __init__(self, folder: Path, kind: Kind, parameters: Bm25 | None = None) -> None:
         self._directory = open_directory(folder)
         analyzer, similarity = make_analyzer(kind), make_similarity(kind, parameters or Bm25())
         create = java.java_class("org.apache.lucene.index.IndexWriterConfig$OpenMode").CREATE
-        # the default policy merges segments that are not neighbours, and document numbers would leave our order
+        # the default policy merges segments that are not neighbours, and document numbers would
+        # leave our order
         policy = java.java_class("org.apache.lucene.index.LogByteSizeMergePolicy")()
         # the default merges in threads of its own, which print a stack trace when the disk is full
         scheduler = java.java_class("org.apache.lucene.index.SerialMergeScheduler")()
@@ -101,7 +128,9 @@ class _Writer:
         config.setSimilarity(similarity)
         config.setMergePolicy(policy)
         config.setMergeScheduler(scheduler)
-        self._writer = java.java_class("org.apache.lucene.index.IndexWriter")(self._directory, config)
+        self._writer = java.java_class("org.apache.lucene.index.IndexWriter")(
+            self._directory, config
+        )
         names = [FIELD, TITLE_FIELD] if parameters is not None and parameters.title else [FIELD]
         self._document, self._id, self._sort_id, *self._texts = _reusable_document(kind, names)
 
@@ -133,8 +162,12 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path, kind: Kind, parameters: Bm25 | None = None, *, merge: bool = True) -> Iterator[_Writer]:
-    """A writer that is finished at the end of the block; Java's failures (a full disk, say) become one sentence."""
+def _writing(
+    folder: Path, kind: Kind, parameters: Bm25 | None = None, *, merge: bool = True
+) -> Iterator[_Writer]:
+    """A writer that is finished at the end of the block; Java's failures (a full disk, say) become
+    one sentence.
+    """
     with java.translated_errors("writing the Lucene index failed"):
         writer = _Writer(folder, kind, parameters)
         try:
@@ -147,7 +180,10 @@ def _writing(folder: Path, kind: Kind, parameters: Bm25 | None = None, *, merge:
 def _reusable_document(kind: Kind, names: Sequence[str]) -> tuple[Any, ...]:
     text = java.cast("java.lang.CharSequence", java.java_class("java.lang.String")("x"))
     field_type = java.java_class("org.apache.lucene.document.FieldType")()
-    frequencies, omit_norms = java.java_class("org.apache.lucene.index.IndexOptions").DOCS_AND_FREQS, kind == "impact"
+    frequencies, omit_norms = (
+        java.java_class("org.apache.lucene.index.IndexOptions").DOCS_AND_FREQS,
+        kind == "impact",
+    )
     field_type.setIndexOptions(frequencies)
     field_type.setTokenized(True)
     field_type.setOmitNorms(omit_norms)
@@ -158,9 +194,12 @@ def _reusable_document(kind: Kind, names: Sequence[str]) -> tuple[Any, ...]:
         java.java_class("org.apache.lucene.document.BinaryDocValuesField")(
             ID_FIELD, java.java_class("org.apache.lucene.util.BytesRef")(text)
         ),
-        *(java.java_class("org.apache.lucene.document.Field")(
-            name, text, java.cast("org.apache.lucene.index.IndexableFieldType", field_type)
-        ) for name in names),
+        *(
+            java.java_class("org.apache.lucene.document.Field")(
+                name, text, java.cast("org.apache.lucene.index.IndexableFieldType", field_type)
+            )
+            for name in names
+        ),
     )
     document = java.java_class("org.apache.lucene.document.Document")()
     for field in fields:

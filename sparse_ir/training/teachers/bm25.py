@@ -1,7 +1,8 @@
 """BM25 as a teacher: Lucene's score of any text for any query, by the statistics of one collection.
 
-Terms come from Lucene's own analysis (``lucene.analyze``); the rest is a product of two sparse matrices, because a
-search engine finds the best documents of a collection, and training asks for given pairs.
+Terms come from Lucene's own analysis (``lucene.analyze``); the rest is a product of two sparse
+matrices, because a search engine finds the best documents of a collection, and training asks for
+given pairs.
 """
 
 from __future__ import annotations
@@ -24,38 +25,57 @@ from sparse_ir.training.teachers.cache import Prepared, Progress, key_of
 
 
 class Bm25Teacher:
-    """Lucene's BM25 (Anserini's English analysis) with the statistics of one collection, for any text.
+    """Lucene's BM25 (Anserini's English analysis) with the statistics of one collection, for any
+    text.
 
-    ``sum over query terms of count x idf x f / (f + k1 (1 - b + b L / avg L))``,
-    ``idf = ln(1 + (N - df + .5) / (df + .5))``; ``N`` and ``avg L`` count documents with at least one term, and ``L``
-    is rounded down as Lucene's one-byte norms are. Equal to an index's scores up to float32 rounding.
+    ``sum over query terms of count x idf x f / (f + k1 (1 - b + b L / avg L))``, ``idf = ln(1 + (N
+    - df + .5) / (df + .5))``; ``N`` and ``avg L`` count documents with at least one term, and ``L``
+    is rounded down as Lucene's one-byte norms are. Equal to an index's scores up to float32
+    rounding.
     """
 
     in_batch = True
 
     def __init__(
-        self, documents: Sequence[str], k1: float = 0.9, b: float = 0.4, *, name: str = "bm25",
-        cache: Path | None = None, progress: Progress | None = None,
+        self,
+        documents: Sequence[str],
+        k1: float = 0.9,
+        b: float = 0.4,
+        *,
+        name: str = "bm25",
+        cache: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        """Analyse the collection, or read it from ``cache`` (a folder), where the analysed collection is kept.
+        """Analyse the collection, or read it from ``cache`` (a folder), where the analysed
+        collection is kept.
 
-        A document that is not in the collection is scored with its statistics; a term that the collection lacks has
-        ``df = 0``. ``progress(n)``: n more documents are analysed. Raises ``ConfigError`` for parameters,
-        ``DataError`` for a collection without a term, ``JavaError``.
+        A document that is not in the collection is scored with its statistics; a term that the
+        collection lacks has ``df = 0``. ``progress(n)``: n more documents are analysed. Raises
+        ``ConfigError`` for parameters, ``DataError`` for a collection without a term,
+        ``JavaError``.
         """
         if not (math.isfinite(k1) and k1 >= 0 and 0 <= b <= 1):
-            raise ConfigError(f"BM25 with k1 {k1} and b {b} is not allowed; k1 must be 0 or more and b in 0..1")
+            raise ConfigError(
+                f"BM25 with k1 {k1} and b {b} is not allowed; k1 must be 0 or more and b in 0..1"
+            )
         self.name = name
         self.forward_passes = 0
         keys = [key_of(text) for text in documents]
         self.fingerprint: dict[str, Any] = {
-            "kind": "bm25", "name": name, "k1": k1, "b": b, "documents": len(documents),
+            "kind": "bm25",
+            "name": name,
+            "k1": k1,
+            "b": b,
+            "documents": len(documents),
             "collection_sha256": files.sha256_of_json([key.hex() for key in keys]),
-            "analyzer": "io.anserini.analysis.DefaultEnglishAnalyzer", "lucene": parts.lucene_version(),
+            "analyzer": "io.anserini.analysis.DefaultEnglishAnalyzer",
+            "lucene": parts.lucene_version(),
         }
         collection = _analysed(documents, self.fingerprint, cache, progress)
         if not collection.lengths.any():
-            raise DataError(f"none of the {len(documents)} documents of the BM25 collection has a term")
+            raise DataError(
+                f"none of the {len(documents)} documents of the BM25 collection has a term"
+            )
         self._terms = {term: number for number, term in enumerate(collection.terms)}
         self._k1, self._b = k1, b
         self._average = float(collection.lengths.sum() / np.count_nonzero(collection.lengths))
@@ -72,15 +92,21 @@ class Bm25Teacher:
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
-        """float32 ``[Q, D]`` of all pairs, 0 where no term is shared; ``wanted_QD`` is not needed and not read."""
+        """float32 ``[Q, D]`` of all pairs, 0 where no term is shared; ``wanted_QD`` is not needed
+        and not read.
+        """
         self.prepare(queries, documents)
         query_rows = [self._queries[key_of(text)] for text in queries]
         document_rows = [self._document_row(key_of(text)) for text in documents]
         width = len(self._terms)
         return (stack_rows(query_rows, width) @ stack_rows(document_rows, width).T).toarray()
 
-    def prepare(self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None) -> Prepared:
-        """Analyse the texts that are not known yet and keep them in memory; ``progress(n)``: n more are there."""
+    def prepare(
+        self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None
+    ) -> Prepared:
+        """Analyse the texts that are not known yet and keep them in memory; ``progress(n)``: n more
+        are there.
+        """
         new_queries = _unseen(queries, lambda key: key in self._queries)
         new_documents = _unseen(documents, lambda key: key in self._rows or key in self._others)
         for key, (ids, counts, _) in self._analyse(new_queries, progress):
@@ -115,7 +141,9 @@ class Bm25Teacher:
 
 
 class _Collection(NamedTuple):
-    """Analysed documents: term numbers and counts of document d stand at ``bounds[d]:bounds[d + 1]``."""
+    """Analysed documents: term numbers and counts of document d stand at ``bounds[d]:bounds[d +
+    1]``.
+    """
 
     terms: list[str]
     ids: np.ndarray  # int32
@@ -125,7 +153,10 @@ class _Collection(NamedTuple):
 
 
 def _analysed(
-    documents: Sequence[str], fingerprint: Mapping[str, Any], cache: Path | None, progress: Progress | None
+    documents: Sequence[str],
+    fingerprint: Mapping[str, Any],
+    cache: Path | None,
+    progress: Progress | None,
 ) -> _Collection:
     path = None
     if cache is not None:
@@ -142,8 +173,11 @@ def _analysed(
     ids, counts, lengths = zip(*rows, strict=True) if rows else ((), (), ())
     empty = [np.empty(0, dtype=np.int32)]
     found = _Collection(
-        list(numbers), np.concatenate([*ids, *empty]), np.concatenate([*counts, *empty]),
-        np.cumsum([0, *map(len, ids)], dtype=np.int64), np.array(lengths, dtype=np.int32),
+        list(numbers),
+        np.concatenate([*ids, *empty]),
+        np.concatenate([*counts, *empty]),
+        np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        np.array(lengths, dtype=np.int32),
     )
     if path is not None:
         _write_collection(path, found)
@@ -151,7 +185,8 @@ def _analysed(
 
 
 def _write_collection(path: Path, collection: _Collection) -> None:
-    terms = np.frombuffer("\n".join(collection.terms).encode(), dtype=np.uint8)  # no term holds white space
+    # no term holds white space
+    terms = np.frombuffer("\n".join(collection.terms).encode(), dtype=np.uint8)
     with files.atomic_writer(path, "wb") as stream:
         np.savez(stream, **{**collection._asdict(), "terms": terms})
 
@@ -162,14 +197,19 @@ def _read_collection(path: Path, documents: int, progress: Progress | None) -> _
             values = {name: stored[name] for name in _Collection._fields}
         text = values.pop("terms").tobytes().decode()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedError(f"{path} is not readable as an analysed collection ({error}); delete it to have it made "
-                           "again") from error
+        raise DamagedError(
+            f"{path} is not readable as an analysed collection ({error}); delete "
+            "it to have it made "
+            "again"
+        ) from error
     if progress is not None:
         progress(documents)
     return _Collection(terms=text.split("\n") if text else [], **values)
 
 
-def _count_terms(terms: Sequence[str], numbers: dict[str, int]) -> tuple[np.ndarray, np.ndarray, int]:
+def _count_terms(
+    terms: Sequence[str], numbers: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Ascending term numbers, their counts, and the length; unknown terms get the next numbers."""
     counted = sorted(Counter([numbers.setdefault(term, len(numbers)) for term in terms]).items())
     table = np.array(counted, dtype=np.int32).reshape(-1, 2)
@@ -177,8 +217,8 @@ def _count_terms(terms: Sequence[str], numbers: dict[str, int]) -> tuple[np.ndar
 
 
 def _length_in_one_byte(lengths: np.ndarray) -> np.ndarray:
-    """Document lengths as Lucene remembers them (``SmallFloat``): exact below 40, then four significant bits of the
-    part above 24, rounded down."""
+    """Document lengths as Lucene remembers them (``SmallFloat``): exact below 40, then four
+    significant bits of the part above 24, rounded down."""
     above = np.maximum(np.asarray(lengths, dtype=np.int64) - 24, 0)
     bits = np.frexp(above.astype(np.float64))[1]
     shift = np.maximum(bits - 4, 0)

@@ -1,10 +1,11 @@
-"""What teachers have computed, kept: one SQLite file per teacher and kind of value, from hash of a text to its value.
+"""What teachers have computed, kept: one SQLite file per teacher and kind of value, from hash of a
+text to its value.
 
-The file states what made its values (provenance), and its name has the hash of that: a teacher with another precision
-or length, or another of the same name, has a file of its own beside it. A file that was renamed is refused. Every
-``put`` is a transaction of its own: a killed process loses what it had not yet put. Any number of processes may
-read and write at the same time. A key that is there keeps its first value.
-It knows nothing of models.
+The file states what made its values (provenance), and its name has the hash of that: a teacher with
+another precision or length, or another of the same name, has a file of its own beside it. A file
+that was renamed is refused. Every ``put`` is a transaction of its own: a killed process loses what
+it had not yet put. Any number of processes may read and write at the same time. A key that is there
+keeps its first value. It knows nothing of models.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ Computed = tuple[Sequence[int], list[bytes]]  # positions in the list given, and
 
 
 class Prepared(NamedTuple):
-    """What was asked for: distinct texts (or pairs), and how many of them went through the network."""
+    """What was asked for: distinct texts (or pairs), and how many of them
+    went through the network.
+    """
 
     texts: int
     forward_passes: int
@@ -49,7 +52,8 @@ class Prepared(NamedTuple):
 def key_of(text: str, role: str = "") -> bytes:
     """The 16-byte key of a text: SHA-256 of role, a zero byte and the text, cut.
 
-    ``role`` is ``""`` for a teacher that treats queries and documents alike, else ``"query"`` or ``"document"``.
+    ``role`` is ``""`` for a teacher that treats queries and documents alike, else ``"query"`` or
+    ``"document"``.
     """
     return hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()[:KEY_BYTES]
 
@@ -60,16 +64,22 @@ def key_of_pair(query_key: bytes, document_key: bytes) -> bytes:
 
 
 class Cache:
-    """Values by key, in the file ``folder/<name>-<hash>-<kind>.sqlite``, or in memory when ``folder`` is None.
+    """Values by key, in the file ``folder/<name>-<hash>-<kind>.sqlite``, or in memory when
+    ``folder`` is None.
 
-    ``provenance``: JSON-able facts that decide the values, and so the file; nested objects are compared key by key.
-    ``information``: JSON-able facts worth keeping (versions of libraries, say) that are not compared.
-    Raises ``IndexMismatch`` when a file of this name states another provenance, ``DamagedError`` when it is no cache,
-    ``LockedError`` when another process holds it for two minutes. Safe to use from threads and after a fork.
+    ``provenance``: JSON-able facts that decide the values, and so the file; nested objects are
+    compared key by key. ``information``: JSON-able facts worth keeping (versions of libraries, say)
+    that are not compared. Raises ``IndexMismatch`` when a file of this name states another
+    provenance, ``DamagedError`` when it is no cache, ``LockedError`` when another process holds it
+    for two minutes. Safe to use from threads and after a fork.
     """
 
     def __init__(
-        self, folder: Path | None, name: str, kind: str, provenance: Mapping[str, Any],
+        self,
+        folder: Path | None,
+        name: str,
+        kind: str,
+        provenance: Mapping[str, Any],
         information: Mapping[str, Any] | None = None,
     ) -> None:
         self.path: Path | None = None
@@ -77,9 +87,12 @@ class Cache:
         facts = _flatten({"format": _FORMAT, "name": name, "kind": kind, **provenance})
         if folder is not None:
             readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "teacher"
-            self.path = folder / f"{readable}-{files.sha256_of_json(facts)[:_NAME_DIGITS]}-{kind}.sqlite"
+            self.path = (
+                folder / f"{readable}-{files.sha256_of_json(facts)[:_NAME_DIGITS]}-{kind}.sqlite"
+            )
             self._place = str(self.path)
-        self._connections: dict[int, sqlite3.Connection] = {}  # by process: a connection must not cross a fork
+        # by process: a connection must not cross a fork
+        self._connections: dict[int, sqlite3.Connection] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
         with self._opening():
@@ -97,7 +110,10 @@ class Cache:
         """Those of ``keys`` without a value: distinct, in the order given. No value is read."""
         known: set[bytes] = set()
         for part, marks in _parts(keys):
-            known.update(row[0] for row in self._select(f"SELECT key FROM entries WHERE key IN ({marks})", part))
+            known.update(
+                row[0]
+                for row in self._select(f"SELECT key FROM entries WHERE key IN ({marks})", part)
+            )
         return [key for key in dict.fromkeys(keys) if key not in known]
 
     def put(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
@@ -112,8 +128,11 @@ class Cache:
     def _unsealed(self, key: bytes, stored: bytes) -> bytes:
         value = stored[:-_SEAL_BYTES]
         if stored[-_SEAL_BYTES:] != _seal(key, value):
-            raise DamagedError(f"{self._place} is damaged: the checksum of a value differs; delete it to have it made "
-                               "again")
+            raise DamagedError(
+                f"{self._place} is damaged: the checksum of a value differs; "
+                "delete it to have it made "
+                "again"
+            )
         return value
 
     def __len__(self) -> int:
@@ -126,16 +145,25 @@ class Cache:
             if connection is not None:
                 connection.close()
 
-    def _found_or_stored(self, facts: Mapping[str, Any], information: Mapping[str, Any]) -> dict[str, Any]:
+    def _found_or_stored(
+        self, facts: Mapping[str, Any], information: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The facts in the file; a new file gets ``facts`` first."""
         with self._transaction() as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-            connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
-            rows = connection.execute("SELECT key, value FROM meta WHERE key NOT LIKE 'information%'").fetchall()
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+            )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
+            )
+            rows = connection.execute(
+                "SELECT key, value FROM meta WHERE key NOT LIKE 'information%'"
+            ).fetchall()
             if not rows:
                 stored = {**facts, **_flatten({"information": dict(information)})}
                 connection.executemany(
-                    "INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in stored.items()]
+                    "INSERT INTO meta VALUES (?, ?)",
+                    [(key, json.dumps(value)) for key, value in stored.items()],
                 )
                 return dict(facts)
         return {key: json.loads(value) for key, value in rows}
@@ -157,9 +185,14 @@ class Cache:
 
     def _connect(self) -> sqlite3.Connection:
         if self.path is None and os.getpid() != self._pid:
-            raise LockedError("a cache in memory belongs to the process that made it; give the cache a folder")
+            raise LockedError(
+                "a cache in memory belongs to the process that made it; give the cache a folder"
+            )
         connection = sqlite3.connect(
-            self.path or ":memory:", timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False
+            self.path or ":memory:",
+            timeout=_SECONDS_TO_WAIT,
+            isolation_level=None,
+            check_same_thread=False,
         )
         connection.execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
         if self.path is not None:
@@ -194,17 +227,30 @@ class Cache:
             if name.startswith("SQLITE_FULL"):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._place) from error
             if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                raise LockedError(f"{self._place}: another process is writing here; wait for it to end") from error
-            if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_PERM")):
-                raise OSError(errno.EIO, f"the cache cannot be read or written ({error})", self._place) from error
-            raise DamagedError(f"{self._place} is not readable as a cache of scores ({error}); delete it to have it "
-                               "made again") from error
+                raise LockedError(
+                    f"{self._place}: another process is writing here; wait for it to end"
+                ) from error
+            if name.startswith(
+                ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_PERM")
+            ):
+                raise OSError(
+                    errno.EIO, f"the cache cannot be read or written ({error})", self._place
+                ) from error
+            raise DamagedError(
+                f"{self._place} is not readable as a cache of scores ({error}); "
+                "delete it to have it "
+                "made again"
+            ) from error
 
 
 class Stored:
-    """Values of texts (or pairs) through the cache: computed when they are not there, and counted."""
+    """Values of texts (or pairs) through the cache: computed when they are
+    not there, and counted.
+    """
 
-    def __init__(self, cache: Cache, compute: Callable[[Sequence[Item], str], Iterator[Computed]]) -> None:
+    def __init__(
+        self, cache: Cache, compute: Callable[[Sequence[Item], str], Iterator[Computed]]
+    ) -> None:
         self.cache = cache
         self.forward_passes = 0
         self._compute = compute
@@ -218,17 +264,28 @@ class Stored:
         return found
 
     def fill(
-        self, keys: Sequence[bytes], items: Sequence[Item], role: str, progress: Progress | None = None
+        self,
+        keys: Sequence[bytes],
+        items: Sequence[Item],
+        role: str,
+        progress: Progress | None = None,
     ) -> Prepared:
         """Compute what is missing, the longest first, a window of like lengths at a time."""
         report = progress or (lambda count: None)
         distinct = dict(zip(keys, items, strict=True))
-        missing = sorted(self.cache.missing(list(distinct)), key=lambda key: -_characters(distinct[key]))
+        missing = sorted(
+            self.cache.missing(list(distinct)), key=lambda key: -_characters(distinct[key])
+        )
         report(len(distinct) - len(missing))
         for start in range(0, len(missing), _ITEMS_PER_WINDOW):
             window = missing[start : start + _ITEMS_PER_WINDOW]
             for positions, values in self._compute([distinct[key] for key in window], role):
-                self.cache.put([(window[position], value) for position, value in zip(positions, values, strict=True)])
+                self.cache.put(
+                    [
+                        (window[position], value)
+                        for position, value in zip(positions, values, strict=True)
+                    ]
+                )
                 self.forward_passes += len(values)
                 report(len(values))
         return Prepared(len(distinct), len(missing))
@@ -250,7 +307,9 @@ def _parts(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
 
 
 def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``; values as JSON would give them back."""
+    """Nested objects as one: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``; values as JSON would give
+    them back.
+    """
     flat: dict[str, Any] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping):
@@ -263,16 +322,23 @@ def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _compare(place: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     differences = [
         f"{key} is {asked.get(key)!r}, stored is {stored.get(key)!r}"
-        for key in sorted({*stored, *asked}) if stored.get(key) != asked.get(key)
+        for key in sorted({*stored, *asked})
+        if stored.get(key) != asked.get(key)
     ]
     if differences:
-        raise IndexMismatch(f"{place} holds values of another teacher: {'; '.join(differences)}; give the file its old "
-                            "name back, or delete it")
+        raise IndexMismatch(
+            f"{place} holds values of another teacher: {'; '.join(differences)}; "
+            "give the file its old "
+            "name back, or delete it"
+        )
 
 
 def prepare_both(
-    stored: Stored, keys: Callable[[Sequence[str], Role], list[bytes]], queries: Sequence[str],
-    documents: Sequence[str], progress: Progress | None,
+    stored: Stored,
+    keys: Callable[[Sequence[str], Role], list[bytes]],
+    queries: Sequence[str],
+    documents: Sequence[str],
+    progress: Progress | None,
 ) -> Prepared:
     first = stored.fill(keys(queries, "query"), queries, "query", progress)
     second = stored.fill(keys(documents, "document"), documents, "document", progress)

@@ -21,7 +21,10 @@ def role_of(name: str) -> Role:
 
 def package_versions() -> dict[str, str]:
     """Information for the cache file: libraries do not decide a score beyond rounding."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "transformers", "tokenizers", "numpy")
+    }
 
 
 def shorten(text: str) -> str:
@@ -33,11 +36,17 @@ Dtype = Literal["float32", "bfloat16"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Similarity = Literal["cosine", "dot"]
 _LEGACY_POOLING = {
-    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }  # in the order in which several are put side by side
-_PROMPT_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_PROMPT_NAMES: dict[Role, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,9 @@ class DenseLayout:
     def prompt(self, role: Role) -> str:
         """What is put before a text of this role: the first prompt that is not empty.
 
-        As in sentence-transformers, ``default_prompt_name`` has no say where the role is known. Unlike there, a stated
-        ``passage`` or ``corpus`` is not hidden by the empty ``document`` that every saved folder has.
+        As in sentence-transformers, ``default_prompt_name`` has no say where the role is known.
+        Unlike there, a stated ``passage`` or ``corpus`` is not hidden by the empty ``document``
+        that every saved folder has.
         """
         prompts = self.prompts or {}
         return next((prompts[name] for name in _PROMPT_NAMES[role] if prompts.get(name)), "")
@@ -70,30 +80,43 @@ def resolve(model: str | Path, revision: str | None, allow_pickle: bool) -> tupl
 
 
 def read_dense_layout(folder: Path, pooling: str | None = None) -> DenseLayout:
-    """How a bi-encoder's folder wants to be run; ``pooling`` for a plain transformers folder, which states none.
+    """How a bi-encoder's folder wants to be run; ``pooling`` for a plain transformers folder, which
+    states none.
 
-    Raises ``ModelError`` for what is not supported, ``ConfigError`` for a pooling that lacks or is one too many.
+    Raises ``ModelError`` for what is not supported, ``ConfigError`` for a pooling that lacks or is
+    one too many.
     """
     if not (folder / "modules.json").is_file():
         if pooling is None:
-            raise ConfigError(f"{folder} is a plain transformers model, which states no pooling; give one of: "
-                              f"{', '.join(get_args(Pooling))}")
+            raise ConfigError(
+                f"{folder} is a plain transformers model, which states no pooling; "
+                "give one of: "
+                f"{', '.join(get_args(Pooling))}"
+            )
         return DenseLayout(folder, folder, (check_option("pooling", pooling, get_args(Pooling)),))
     if pooling is not None:
         raise ConfigError(f"{folder} states its own pooling; drop pooling={pooling!r}")
     modules = _read_modules(folder)
     chain = [name for name, _ in modules]
     if chain not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(f"{folder} is {' > '.join(chain) or 'nothing'}; supported as a dense teacher: Transformer > "
-                         "Pooling, with or without Normalize")
+        raise ModelError(
+            f"{folder} is {' > '.join(chain) or 'nothing'}; supported as a dense "
+            "teacher: Transformer > "
+            "Pooling, with or without Normalize"
+        )
     transformer = modules[0][1]
     stated = _transformer_settings(transformer)
     pooled = _read_object(modules[1][1] / "config.json")
     settings = _read_object(folder / "config_sentence_transformers.json")
     return DenseLayout(
-        folder, transformer, _pooling_modes(modules[1][1], pooled), normalize=len(modules) == 3,
-        similarity=settings.get("similarity_fn_name") or "cosine", max_length=stated.get("max_seq_length"),
-        lowercase=bool(stated.get("do_lower_case")), include_prompt=bool(pooled.get("include_prompt", True)),
+        folder,
+        transformer,
+        _pooling_modes(modules[1][1], pooled),
+        normalize=len(modules) == 3,
+        similarity=settings.get("similarity_fn_name") or "cosine",
+        max_length=stated.get("max_seq_length"),
+        lowercase=bool(stated.get("do_lower_case")),
+        include_prompt=bool(pooled.get("include_prompt", True)),
         prompts=settings.get("prompts"),
     )
 
@@ -107,7 +130,9 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
     for module in listed:
         kind, path = str(module.get("type")), PurePosixPath(str(module.get("path", "")))
         if not kind.startswith("sentence_transformers."):
-            raise ModelError(f"{folder}: module class {kind} is code of the model folder, which is never run")
+            raise ModelError(
+                f"{folder}: module class {kind} is code of the model folder, which is never run"
+            )
         if path.is_absolute() or ".." in path.parts:
             raise ModelError(f"{folder}: module path {str(path)!r} leaves the model folder")
         found.append((kind.rsplit(".", 1)[-1], folder / path))
@@ -115,14 +140,25 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the Transformer module; those that would change vectors and are not carried out are refused."""
+    """The settings of the Transformer module; those that would change vectors and are not carried
+    out are refused.
+    """
     path = folder / "sentence_bert_config.json"
     settings = _read_object(path)
     allowed = {"feature-extraction", "sequence-classification"}
     if settings.get("transformer_task", "feature-extraction") not in allowed:
-        raise ModelError(f"{path}: transformer_task is {settings['transformer_task']!r}; supported: feature-extraction")
-    for key in ("processing_kwargs", "query_expansion", "processor_kwargs", "tokenizer_args", "config_kwargs",
-                "config_args"):
+        raise ModelError(
+            f"{path}: transformer_task is {settings['transformer_task']!r}; "
+            "supported: feature-extraction"
+        )
+    for key in (
+        "processing_kwargs",
+        "query_expansion",
+        "processor_kwargs",
+        "tokenizer_args",
+        "config_kwargs",
+        "config_args",
+    ):
         if settings.get(key):
             raise ModelError(f"{path}: {key} is set ({settings[key]}), which is not supported")
     return settings
@@ -135,16 +171,21 @@ def _pooling_modes(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     modes = (stated,) if isinstance(stated, str) else tuple(stated)
     for mode in modes:
         if mode not in get_args(Pooling):
-            raise ModelError(f"{folder / 'config.json'}: pooling_mode {mode!r} is unknown; known: "
-                             f"{', '.join(get_args(Pooling))}")
+            raise ModelError(
+                f"{folder / 'config.json'}: pooling_mode {mode!r} is unknown; known: "
+                f"{', '.join(get_args(Pooling))}"
+            )
     return modes
 
 
 def check_prompts(layout: DenseLayout, prompts: Mapping[Role, str]) -> None:
     """Raise ``ModelError`` for prompts that the pooling would have to leave out."""
     if not layout.include_prompt and any(prompts.values()):
-        raise ModelError(f"{layout.root}: its pooling leaves the prompt out (include_prompt), which is not supported "
-                         f"together with the prompts {dict(prompts)}")
+        raise ModelError(
+            f"{layout.root}: its pooling leaves the prompt out (include_prompt), "
+            "which is not supported "
+            f"together with the prompts {dict(prompts)}"
+        )
 
 
 def check_cross_encoder(folder: Path) -> None:
@@ -153,11 +194,22 @@ def check_cross_encoder(folder: Path) -> None:
     labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
     architecture = (config.get("architectures") or ["nothing"])[0]
     if not architecture.endswith("ForSequenceClassification") or labels != 1:
-        hint = "; a T5 that answers true or false is of the kind monot5" if architecture.startswith("T5") else ""
-        raise ModelError(f"{folder} is {architecture} with {labels} labels; a cross-encoder teacher needs "
-                         f"...ForSequenceClassification with 1 label{hint}")
-    if (folder / "modules.json").is_file() and [name for name, _ in _read_modules(folder)] != ["Transformer"]:
-        raise ModelError(f"{folder / 'modules.json'} has modules after the Transformer, which is not supported")
+        hint = (
+            "; a T5 that answers true or false is of the kind monot5"
+            if architecture.startswith("T5")
+            else ""
+        )
+        raise ModelError(
+            f"{folder} is {architecture} with {labels} labels; a cross-encoder "
+            "teacher needs "
+            f"...ForSequenceClassification with 1 label{hint}"
+        )
+    if (folder / "modules.json").is_file() and [name for name, _ in _read_modules(folder)] != [
+        "Transformer"
+    ]:
+        raise ModelError(
+            f"{folder / 'modules.json'} has modules after the Transformer, which is not supported"
+        )
     settings = _read_object(folder / "config_sentence_transformers.json")
     if any((settings.get("prompts") or {}).values()):
         raise ModelError(f"{folder} puts prompts before its pairs, which is not supported")
@@ -168,7 +220,9 @@ def check_monot5(folder: Path) -> None:
     config = _read_object(folder / "config.json")
     architecture = (config.get("architectures") or ["nothing"])[0]
     if config.get("model_type") != "t5" or architecture != "T5ForConditionalGeneration":
-        raise ModelError(f"{folder} is {architecture}; a monot5 teacher needs T5ForConditionalGeneration")
+        raise ModelError(
+            f"{folder} is {architecture}; a monot5 teacher needs T5ForConditionalGeneration"
+        )
 
 
 def stated_length(folder: Path) -> int | None:

@@ -12,7 +12,15 @@ from scipy import sparse
 
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.training.teachers.bm25 import stack_rows
-from sparse_ir.training.teachers.cache import Cache, Computed, Prepared, Progress, Stored, key_of, prepare_both
+from sparse_ir.training.teachers.cache import (
+    Cache,
+    Computed,
+    Prepared,
+    Progress,
+    Stored,
+    key_of,
+    prepare_both,
+)
 from sparse_ir.training.teachers.layouts import Role, package_versions, role_of, shorten
 
 _TEXTS_PER_SPARSE_WINDOW = 256
@@ -23,26 +31,36 @@ class SparseTeacher:
 
     in_batch = True
 
-    def __init__(self, model: Any, *, name: str | None = None, cache: Path | None = None, **options: Any) -> None:
-        """``model``: a folder or hub name for ``Encoder.load`` (with its ``options``), or a document encoder object.
+    def __init__(
+        self, model: Any, *, name: str | None = None, cache: Path | None = None, **options: Any
+    ) -> None:
+        """``model``: a folder or hub name for ``Encoder.load`` (with its ``options``), or a
+        document encoder object.
 
-        ``cache``: the folder of the cache files; None keeps vectors in memory while the teacher lives.
-        Raises what ``Encoder.load`` raises.
+        ``cache``: the folder of the cache files; None keeps vectors in memory while the teacher
+        lives. Raises what ``Encoder.load`` raises.
         """
         if isinstance(model, str | Path):
             from sparse_ir.models.encoder import Encoder
 
             model = Encoder.load(model, **options)
         elif options:
-            raise ConfigError(f"{', '.join(options)}: options belong to a folder or hub name, not to an encoder object")
+            raise ConfigError(
+                f"{', '.join(options)}: options belong to a folder or hub name, not "
+                "to an encoder object"
+            )
         self._sides = {"document": model, "query": model.query_encoder()}
         self._width = max(len(side.vocabulary) for side in self._sides.values())
         self.name: str = name or str(model.fingerprint.get("name") or model.fingerprint["kind"])
         self.fingerprint: dict[str, Any] = {
-            "kind": "sparse", "name": self.name,
-            "document": model.fingerprint, "query": self._sides["query"].fingerprint,
+            "kind": "sparse",
+            "name": self.name,
+            "document": model.fingerprint,
+            "query": self._sides["query"].fingerprint,
         }
-        self._stored = Stored(Cache(cache, self.name, "sparse", self.fingerprint, package_versions()), self._compute)
+        self._stored = Stored(
+            Cache(cache, self.name, "sparse", self.fingerprint, package_versions()), self._compute
+        )
 
     @property
     def forward_passes(self) -> int:
@@ -57,7 +75,9 @@ class SparseTeacher:
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
-        """float32 ``[Q, D]``: dot products of all pairs; ``wanted_QD`` is not needed and not read."""
+        """float32 ``[Q, D]``: dot products of all pairs; ``wanted_QD`` is
+        not needed and not read.
+        """
         return (self.vectors(queries, "query") @ self.vectors(documents, "document").T).toarray()
 
     def vectors(self, texts: Sequence[str], role: Role) -> sparse.csr_matrix:
@@ -70,7 +90,9 @@ class SparseTeacher:
         """The cache key of each text."""
         return [key_of(text, role) for text in texts]
 
-    def prepare(self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None) -> Prepared:
+    def prepare(
+        self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None
+    ) -> Prepared:
         """Fill the cache; ``progress(n)``: n more texts are there."""
         return prepare_both(self._stored, self.keys, queries, documents, progress)
 
@@ -78,10 +100,15 @@ class SparseTeacher:
         for start in range(0, len(texts), _TEXTS_PER_SPARSE_WINDOW):
             part = texts[start : start + _TEXTS_PER_SPARSE_WINDOW]
             matrix = self._encode(part, role_of(role))
-            rows = [(matrix.indices[a:b], matrix.data[a:b]) for a, b in itertools.pairwise(matrix.indptr)]
+            rows = [
+                (matrix.indices[a:b], matrix.data[a:b])
+                for a, b in itertools.pairwise(matrix.indptr)
+            ]
             for text, (_, weights) in zip(part, rows, strict=True):
                 if not np.isfinite(weights).all():
-                    raise ModelError(f"{self.name} gives a weight that is not finite to {shorten(text)}")
+                    raise ModelError(
+                        f"{self.name} gives a weight that is not finite to {shorten(text)}"
+                    )
             yield range(start, start + len(part)), [_pack_row(*row) for row in rows]
 
     def _encode(self, texts: Sequence[str], role: Role) -> sparse.csr_matrix:
