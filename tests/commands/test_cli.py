@@ -70,8 +70,7 @@ def error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     return run
 
 
-# ---- commands and verbs
-# -----------------------------------------------------------------------------------------
+# --- commands and verbs ---
 
 
 def options_of(verb: Callable[..., object]) -> dict[str, bool]:
@@ -184,8 +183,7 @@ def test_the_module_is_the_command(collection, root):
         )
 
 
-# ---- the whole road
-# ---------------------------------------------------------------------------------------------
+# --- the whole road ---
 
 
 def test_the_road_with_a_neural_model_equals_build(collection, tiny_folder, tmp_path):
@@ -329,8 +327,7 @@ def test_a_build_killed_at_any_time_goes_on_where_it_stopped(root, collection, t
     assert (tmp_path / "run").read_bytes() == (root / "run").read_bytes()
 
 
-# ---- errors
-# --------------------------------------------------------------------------------------------------
+# --- errors ---
 
 
 def test_options_that_are_wrong_are_one_line(error):

@@ -49,8 +49,7 @@ def search(folder: Path, collection: Path, run: Path, **options) -> bytes:
     return run.read_bytes()
 
 
-# ---- the road
-# --------------------------------------------------------------------------------------------------
+# --- the road ---
 
 
 @pytest.mark.parametrize("name", ["lexical", "neural"])
@@ -180,8 +179,7 @@ def test_the_query_itself_is_removed_at_measuring(tmp_path):
     )
 
 
-# ---- the options of the encoder
-# ---------------------------------------------------------------------------------
+# --- the options of the encoder ---
 
 
 def test_options_reach_the_encoder(collection, tiny_folder, tmp_path):
@@ -382,8 +380,7 @@ def test_bm25_refuses_parameters_without_a_meaning(k1, b, collection, tmp_path):
         indexing.bm25(str(collection), tmp_path / "index", k1=k1, b=b)
 
 
-# ---- runs
-# --------------------------------------------------------------------------------------------------
+# --- runs ---
 
 
 def test_runs_are_measured_from_trec_and_json_alike(root, collection, tmp_path):
@@ -473,8 +470,7 @@ def test_the_model_may_have_moved(root, collection, tiny_folders, tmp_path):
         )
 
 
-# ---- JSON vectors
-# -----------------------------------------------------------------------------------------------
+# --- JSON vectors ---
 
 
 def test_exported_vectors_indexed_again_give_the_same_run(root, collection, tiny_folder, tmp_path):
@@ -540,8 +536,7 @@ def test_folded_export_has_the_impacts_of_the_index(root, tmp_path):
     )
 
 
-# ---- things that are not there
-# ----------------------------------------------------------------------------------
+# --- things that are not there ---
 
 
 def test_what_is_not_there_is_named(root, collection, tmp_path):

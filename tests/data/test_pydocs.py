@@ -98,8 +98,7 @@ def fake(fakepkg: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Document]:
     }
 
 
-# ---- the packaged questions
-# ------------------------------------------------------------------------------------
+# --- the packaged questions ---
 
 
 def test_questions_are_valid() -> None:
@@ -139,8 +138,7 @@ def test_restrict_qrels() -> None:
     assert qrels == {"q1": {"a": 2, "b": 1}, "q2": {"c": 2}, "q3": {"a": 2}}
 
 
-# ---- the real collection
-# ---------------------------------------------------------------------------------------
+# --- the real collection ---
 
 
 def test_collection_is_sound(collection: list[Document]) -> None:
@@ -283,8 +281,7 @@ def test_installed_versions() -> None:
     assert versions == {"python": sys.version.split()[0], "pytest": pytest.__version__}
 
 
-# ---- a small package, by hand
-# ----------------------------------------------------------------------------------
+# --- a small package, by hand ---
 
 
 def test_fake_package(fake: dict[str, Document]) -> None:

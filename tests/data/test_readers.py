@@ -47,8 +47,7 @@ def run_python(code, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
 
 
-# --- documents and queries
-# -------------------------------------------------------------------------------------------
+# --- documents and queries ---
 
 
 @pytest.mark.parametrize(
@@ -316,8 +315,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     assert grown_bytes < 10_000_000
 
 
-# --- the hub
-# --------------------------------------------------------------------------------------------------
+# --- the hub ---
 
 
 @pytest.fixture
@@ -370,8 +368,7 @@ def test_names_of_the_hub(tmp_path, monkeypatch):
     assert list(read_documents("BeIR/scifact")) == DOCUMENTS
 
 
-# --- qrels
-# --------------------------------------------------------------------------------------------------
+# --- qrels ---
 
 
 @pytest.mark.parametrize("name", ["test.tsv", "test.tsv.gz"])
@@ -451,8 +448,7 @@ def test_a_missing_split_is_refused_with_the_splits_that_are_there(tmp_path):
         read_qrels(tmp_path / "absent")
 
 
-# --- runs
-# --------------------------------------------------------------------------------------------------
+# --- runs ---
 
 
 def test_a_run_is_written_as_trec_has_it(tmp_path):

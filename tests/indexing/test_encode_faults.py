@@ -175,8 +175,7 @@ def copy_tree(source: Path, target: Path) -> Path:
     return target
 
 
-# ---- killed
-# --------------------------------------------------------------------------------------------------
+# --- killed ---
 
 
 @pytest.mark.parametrize(("model", "kills"), [("lexical", 4), ("neural", 2)])
@@ -231,8 +230,7 @@ def test_an_unfinished_folder_is_not_readable_and_says_what_to_do(collection, tm
     )
 
 
-# ---- damaged
-# --------------------------------------------------------------------------------------------------
+# --- damaged ---
 
 
 def cut(path: Path) -> None:
@@ -306,8 +304,7 @@ def test_an_index_is_not_taken_for_vectors(undisturbed, tmp_path):
     assert "manifest.json does not belong to vectors" in message
 
 
-# ---- another corpus, model or option
-# ----------------------------------------------------------------------------
+# --- another corpus, model or option ---
 
 
 def unfinished(folder: Path, *, keep: int = 2) -> Path:
@@ -432,8 +429,7 @@ def test_a_folder_that_holds_something_else_is_refused(collection, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
-# ---- several processes
-# ------------------------------------------------------------------------------------------
+# --- several processes ---
 
 
 def test_three_processes_at_once_encode_each_shard_once(collection, undisturbed, tmp_path):
@@ -479,8 +475,7 @@ def test_a_worker_killed_with_a_shard_in_its_hands_is_replaced(collection, undis
     assert read_tree(tmp_path / "out") == read_tree(undisturbed["lexical"])
 
 
-# ---- the corpus
-# -------------------------------------------------------------------------------------------------
+# --- the corpus ---
 
 
 @pytest.mark.parametrize(
@@ -548,8 +543,7 @@ def test_a_corpus_without_documents_or_without_text_is_refused(tiny_folder, tmp_
     assert (report["documents"], report["empty_documents"], report["weights"]) == (2, 2, 0)
 
 
-# ---- the disk
-# --------------------------------------------------------------------------------------------------
+# --- the disk ---
 
 
 def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tiny_folder, tmp_path):

@@ -70,8 +70,7 @@ def vector(doc_id: str, **weights: float) -> dict[str, object]:
     return {"id": doc_id, "contents": "", "vector": weights}
 
 
-# ---- our own form
-# -----------------------------------------------------------------------------------------------
+# --- our own form ---
 
 
 def test_what_is_written_comes_back_bit_for_bit(made, matrix, documents):
@@ -172,8 +171,7 @@ def test_a_missing_shard_says_what_to_do(made):
         made.read_shard(2)
 
 
-# ---- Anserini's JSON form
-# ---------------------------------------------------------------------------------------
+# --- Anserini's JSON form ---
 
 
 def test_export_has_the_lines_that_anserini_reads(made, tmp_path):

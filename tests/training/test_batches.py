@@ -13,8 +13,7 @@ from sparse_ir.errors import ConfigError
 from sparse_ir.training.batches import Batches
 from sparse_ir.training.pairs import read_source
 
-# ---  ---
-# Batches: exact values
+# --- exact values ---
 
 
 def test_a_batch_by_hand():
@@ -119,8 +118,7 @@ def test_negatives_vary_from_epoch_to_epoch():
     }
 
 
-# ---  ---
-# Batches: order
+# --- order ---
 
 
 SETTINGS = [
@@ -245,8 +243,7 @@ def test_a_late_step_is_cheap_and_orders_are_built_in_time():
     assert time.perf_counter() - start < 2
 
 
-# ---  ---
-# Batches: descriptions and refusals
+# --- descriptions and refusals ---
 
 
 def test_batches_describe_themselves():

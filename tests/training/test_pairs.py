@@ -11,8 +11,7 @@ from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.storage import files
 from sparse_ir.training.pairs import read_source
 
-# ---  ---
-# BEIR folders
+# --- bEIR folders ---
 
 
 def test_a_folder_gives_judged_queries_and_the_whole_corpus(tmp_path):
@@ -267,8 +266,7 @@ def test_paths_and_options_that_do_not_fit_are_refused(tmp_path):
         read_source(root, limit=0)
 
 
-# ---  ---
-# Files with the texts in them
+# --- files with the texts in them ---
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])

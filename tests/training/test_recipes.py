@@ -183,8 +183,7 @@ def test_cpu_small():
     assert (config.documents.penalty, config.documents.target_terms) == ("flops", 180.0)
 
 
-# ---  ---
-# Each recipe at toy size: other texts, networks and numbers, the same objective
+# --- each recipe at toy size: other texts, networks and numbers, the same objective ---
 
 
 @pytest.fixture(scope="module")
