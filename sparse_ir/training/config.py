@@ -1,501 +1,514 @@
-"""The training configuration: plain data from a TOML file, checked to the last key, written back
-complete.
+"""The training configuration: one pydantic dataclass for each section of the TOML file.
 
-Each section of the file is one class here, and each key one field with its default; what a field
-means stands beside it. Unknown keys, wrong types and values out of range are refused with the place
-and what is allowed.
+A field is a key of the section; its type gives the range, and the string below it says what it
+means. Checks that need several fields are validators of the section, checks that need several
+sections are validators of ``TrainConfig``. ``config_parser`` reads and writes the file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, StrictInt, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from sparse_ir.errors import ConfigError
 from sparse_ir.evaluation import measures
 from sparse_ir.models.decoder_settings import DecoderSettings
 from sparse_ir.training import pairs
+from sparse_ir.training.fields import (
+    LARGEST,
+    SECTION,
+    Count,
+    CountOrZero,
+    Flag,
+    Length,
+    NotNegative,
+    Number,
+    OpenShare,
+    Positive,
+    Probability,
+    ShareBelowOne,
+    Text,
+    refuse_unused,
+)
 
 VERSION = 1
-_LARGEST = 10**9  # of steps, tokens, texts: more is a slip of the keyboard
-LARGEST_INTEGER = 2**63 - 1  # TOML has no larger one
-QuerySide = Literal["idf", "ones", "learned", "neural"]
 Penalty = Literal["none", "flops", "idf_flops", "df_flops", "l1"]
+_NETWORKS = ("dense", "sparse", "cross-encoder", "monot5")
+_HIDDEN_SCALE = "hidden^-1/4"
 
 
-@dataclass(frozen=True)
+def _check_scale(value: Any) -> Any:
+    """A positive number or the word for a scale by the hidden size."""
+    if value == _HIDDEN_SCALE:
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < LARGEST:
+        raise PydanticCustomError(
+            "logit_scale", f"Input should be a number above 0 or '{_HIDDEN_SCALE}'"
+        )
+    return float(value)
+
+
+LogitScale = Annotated[float | Literal["hidden^-1/4"], PlainValidator(_check_scale)]
+
+
+@dataclass(frozen=True, config=SECTION)
 class ModelSettings:
-    """``[model]``: where training starts and what the model is."""
+    """``[model]``: where training starts and what the saved model is."""
 
-    # folder or hub name: masked language model, sparse encoder, or a backbone without an output
-    # layer
-    start: str
-    revision: str | None = None  # commit of a hub model
-    # idf: fixed token weights; ones: presence; learned: token weights that train; neural
-    query: QuerySide = "idf"
-    idf: str | None = None  # idf.json; without it the IDF of all training documents
-    # log(1 + relu), or that logarithm twice (the l0 activation)
+    start: Text
+    """Folder or hub name of a masked language model, a sparse encoder, or a backbone without an
+    output layer."""
+    revision: Text | None = None
+    """Commit of a hub model."""
+    query: Literal["idf", "ones", "learned", "neural"] = "idf"
+    """How queries are encoded: fixed IDF weights of tokens, ones for all tokens, learned token
+    weights, or the network."""
+    idf: Text | None = None
+    """An idf.json file; by default the IDF of all training documents."""
     activation: Literal["relu", "log1p_relu"] = "relu"
-    max_length: int = 256  # tokens of a document in training
-    query_max_length: int = 64  # tokens of a query in training
-    # what the saved model states; default: all that the network can read
-    saved_max_length: int | None = None
-    document_prompt: str = ""
-    query_prompt: str = ""
-    dropout: float | None = None  # probability inside the network; None: what the model states
-    top_k: int | None = None  # terms kept of a document by the saved model
-    # of the saved model: float16 halves its size; float8 is float16 with a byte per number of the
-    # vocabulary's matrices
+    """log(1 + relu(x)), or the logarithm taken twice (the l0 activation)."""
+    max_length: Length = 256
+    """Tokens of a document in training."""
+    query_max_length: Length = 64
+    """Tokens of a query in training."""
+    saved_max_length: Length | None = None
+    """Length that the saved model states; by default as many tokens as the network can read."""
+    document_prompt: Text = ""
+    """Text put before every document."""
+    query_prompt: Text = ""
+    """Text put before every query of a neural query side."""
+    dropout: ShareBelowOne | None = None
+    """Dropout probability inside the network; by default what the model states."""
+    top_k: Count | None = None
+    """Number of terms of a document that the saved model keeps."""
     saved_dtype: Literal["float32", "float16", "float8"] = "float32"
-    # read a pytorch_model.bin (its weights only) where there is no safetensors file
-    allow_pickle: bool = False
+    """Precision of the saved weights. float8 is float16 with one byte per number in the
+    vocabulary's matrices."""
+    allow_pickle: Flag = False
+    """Read the weights in a pytorch_model.bin if there is no safetensors file."""
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not self.start.strip():
-            raise ConfigError("model.start is empty; allowed: a folder or the name of a hub model")
-        _at_least("model.max_length", self.max_length, 4)
-        _at_least("model.query_max_length", self.query_max_length, 4)
-        if self.saved_max_length is not None:
-            _at_least("model.saved_max_length", self.saved_max_length, 4)
-        if self.top_k is not None:
-            _at_least("model.top_k", self.top_k, 1)
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(
-                f"model.dropout is {self.dropout}; allowed: 0 or more and less than 1"
-            )
-        if self.idf is not None and self.query not in ("idf", "learned"):
-            raise ConfigError(
-                f"model.idf is given and model.query is {self.query!r}, which has no use for it"
-            )
-        if self.query_prompt and self.query != "neural":
-            raise ConfigError(
-                f"model.query_prompt is {self.query_prompt!r} and model.query is "
-                f"{self.query!r}, which "
-                "has no use for it"
-            )
+            raise ConfigError("start is empty but must be a folder or the name of a hub model")
+        refuse_unused(self, ("idf",), "query", ("idf", "learned"))
+        refuse_unused(self, ("query_prompt",), "query", ("neural",))
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class WarmStartSettings:
-    """``[warm_start]``: for backbones without an output layer, what it begins with, and the
-    bag-of-words objective before ranking (DupMAE's)."""
+    """``[warm_start]``: steps before ranking that prepare a network without sparse outputs.
 
-    steps: int = 0
-    learning_rate: float = 5e-4
-    # afterwards the output bias is shifted so that a document has so many terms on average
-    active_terms: int = 400
-    # word embeddings, or the backbone's own vector of each token
+    Masked language models learn DupMAE's bag-of-words objective; decoders adapt by a language-model
+    loss.
+    """
+
+    steps: CountOrZero = 0
+    """Number of steps, counted in run.steps."""
+    learning_rate: Positive = 5e-4
+    """Learning rate of these steps."""
+    active_terms: Count = 400
+    """Mean number of terms of a document to which the output bias is shifted afterwards."""
     head: Literal["tied", "token_vectors"] = "tied"
-    # decoders adapt to their new life by a language-model loss: clm predicts the next token under
-    # the causal mask,
-    # mntp a masked token from the state before it, without that mask (LLM2Vec, arXiv 2404.05961)
+    """Initial output layer of a backbone: its word embeddings, or its own vector of each token."""
     objective: Literal["bag_of_words", "clm", "mntp"] = "bag_of_words"
-    # of the same loss on log(1 + relu(logits)), against dying ReLU (arXiv 2504.10816)
-    relu_weight: float = 1.0
-    mask_share: float = 0.2  # of the tokens under mntp
-    # under mntp; default: the tokenizer's own, else "_" (its byte, the unknown token)
-    mask_token: str | None = None
-    # clm, mntp: all documents of all sources, whole, joined with the end token between them and cut
-    # into sequences of
-    # so many tokens, batch.queries of them a step; None: each document of the batch is a sequence,
-    # cut at max_length
-    packed_length: int | None = None
+    """clm predicts the next token under the causal mask; mntp predicts a masked token from the
+    state before it, without that mask (LLM2Vec, arXiv 2404.05961)."""
+    relu_weight: NotNegative = 1.0
+    """Weight of the same loss on log(1 + relu(logits)), against dying ReLUs (arXiv 2504.10816)."""
+    mask_share: OpenShare = 0.2
+    """Share of the tokens that mntp masks."""
+    mask_token: Text | None = None
+    """Token that mntp masks with; by default the tokenizer's own, else "_"."""
+    packed_length: Length | None = None
+    """clm and mntp join all documents with the end token and cut them into sequences of this many
+    tokens, batch.queries of them per step. By default each document of a batch is one sequence."""
 
-    def check(self) -> None:
-        if self.packed_length is not None:
-            _at_least("warm_start.packed_length", self.packed_length, 4)
-        _at_least("warm_start.relu_weight", self.relu_weight, 0)
-        if not 0 < self.mask_share < 1:
-            raise ConfigError(
-                f"warm_start.mask_share is {self.mask_share}; allowed: more than 0 and less than 1"
-            )
-        _at_least("warm_start.steps", self.steps, 0)
-        _positive("warm_start.learning_rate", self.learning_rate)
-        _at_least("warm_start.active_terms", self.active_terms, 1)
-        for names, objectives in (
-            (("packed_length", "relu_weight"), ("clm", "mntp")),
-            (("mask_share", "mask_token"), ("mntp",)),
-        ):
-            _check_use(self, names, "warm_start", "objective", objectives)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_unused(self, ("packed_length", "relu_weight"), "objective", ("clm", "mntp"))
+        refuse_unused(self, ("mask_share", "mask_token"), "objective", ("mntp",))
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class DecoderSection:
-    """``[decoder]``: the network is a decoder, and so it reads a text
-    (``checkpoint.DecoderSettings`` tells more).
+    """``[decoder]``: the network is a decoder that reads texts as ``DecoderSettings`` describes.
 
-    Prompts, activation and ``top_k`` are those of ``[model]``, whose lengths count everything,
-    under echo both copies.
+    Prompts, activation and ``top_k`` come from ``[model]``. Its lengths count every token that is
+    read, under echo those of both copies.
     """
 
     mode: Literal["causal", "echo", "bidirectional"]
-    document_template: str | None = None
-    query_template: str | None = None
+    """How the attention reads a text."""
+    document_template: Text | None = None
+    """What is read for a document, with {text} in it."""
+    query_template: Text | None = None
+    """What is read for a query, with {text} in it."""
     pooled: Literal["text", "all"] = "text"
-    bos: bool = False
-    logit_scale: float | Literal["hidden^-1/4"] = 1.0
-    logit_shift: float = 0.0  # where a ReLU begins; with target_terms it moves as output biases do
-    # each token's logits less their mean, which a language model leaves to chance
-    centered: bool = False
-    # logit_shift is set when ranking begins, so that a document has so many terms
-    initial_terms: int | None = None
+    """Pool the tokens of the text only, or also those of prompt and template."""
+    bos: Flag = False
+    """Add the special tokens that the tokenizer adds."""
+    logit_scale: LogitScale = 1.0
+    """Factor of all logits; "hidden^-1/4" stands for hidden_size ** -0.25."""
+    logit_shift: Number = 0.0
+    """Where the ReLU begins; with target_terms it moves as output biases do."""
+    centered: Flag = False
+    """Subtract from each token's logits their mean, which a language model leaves to chance."""
+    initial_terms: Count | None = None
+    """Set logit_shift when ranking begins so that a document has this many terms on average."""
 
-    def check(self) -> None:
-        if self.initial_terms is not None:
-            _at_least("decoder.initial_terms", self.initial_terms, 1)
-        self.settings(ModelSettings(""))
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.settings(ModelSettings("any"))
+        return self
 
     def settings(self, model: ModelSettings, **changes: Any) -> DecoderSettings:
-        """How the saved model reads; raises ``ConfigError``."""
-        own = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if item.name != "initial_terms"
+        """How the saved model reads; ``changes`` replace single settings.
+
+        Raises:
+            ConfigError: The settings contradict each other.
+        """
+        own = dataclasses.asdict(self)
+        del own["initial_terms"]
+        shared = {
+            "document_prompt": model.document_prompt,
+            "query_prompt": model.query_prompt,
+            "activation": model.activation,
+            "top_k": model.top_k,
         }
-        return DecoderSettings(
-            **{
-                **own,
-                "document_prompt": model.document_prompt,
-                "query_prompt": model.query_prompt,
-                "activation": model.activation,
-                "top_k": model.top_k,
-                **changes,
-            }
-        )
+        return DecoderSettings(**(own | shared | changes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class LoraSettings:
-    """``[lora]``: low-rank adapters train, and the decoder itself stays as it is (arXiv 2106.09685,
-    through peft).
-    """
+    """``[lora]``: low-rank adapters are trained and the decoder stays fixed (arXiv 2106.09685)."""
 
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    # but the output layer; or the names of layers, with commas between them
-    targets: str = "all-linear"
-    # how the decoder itself is held
+    r: Count = 16
+    """Rank of the adapters."""
+    alpha: Count = 32
+    """Scale of the adapters; their output is multiplied by alpha / r."""
+    dropout: ShareBelowOne = 0.0
+    """Dropout probability in the adapters."""
+    targets: Text = "all-linear"
+    """Layers that get an adapter: all linear layers except the output layer, or names separated by
+    commas."""
     base: Literal["float32", "bfloat16", "8bit", "4bit"] = "float32"
-    # the saved model is the decoder with its adapter merged, and not the adapter alone
-    merge: bool = False
+    """Precision of the fixed decoder."""
+    merge: Flag = False
+    """Save the decoder with the adapter merged into it instead of the adapter alone."""
 
-    def check(self) -> None:
-        _at_least("lora.r", self.r, 1)
-        _at_least("lora.alpha", self.alpha, 1)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not all(name.strip() for name in self.targets.split(",")):
             raise ConfigError(
-                f"lora.targets is {self.targets!r}; allowed: 'all-linear', or names "
-                "of layers with "
-                "commas between them"
+                f"targets is {self.targets!r} but must be 'all-linear' or names of layers separated "
+                "by commas"
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout is {self.dropout}; allowed: 0 or more and less than 1")
+        if self.merge and self.base in ("8bit", "4bit"):
+            raise ConfigError(
+                f"base {self.base!r} cannot be merged; set merge to false or base to 'bfloat16'"
+            )
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class DataSettings:
     """``[[data]]``: one source of (query, positive document) pairs."""
 
-    path: str  # BEIR folder, or .jsonl with the texts in it
-    name: str | None = None
-    split: str = "train"
-    negatives: str | None = None  # the file that sparse-ir mine wrote
-    # share of the batches; default: the square root of the number of queries
-    weight: float | None = None
-    limit: int | None = None  # at most so many queries
-    allow_missing: bool = False  # judged documents that the corpus lacks are dropped and counted
+    path: Text
+    """BEIR folder, or a JSONL file with the texts in it."""
+    name: Text | None = None
+    """Name in batches, log and model card; by default the last component of the path."""
+    split: Text = "train"
+    """Split of the qrels in a BEIR folder."""
+    negatives: Text | None = None
+    """File that sparse-ir mine wrote."""
+    weight: Positive | None = None
+    """Relative share of the batches; by default the square root of the number of queries."""
+    limit: Count | None = None
+    """Use only this many queries."""
+    allow_missing: Flag = False
+    """Drop and count judged documents that are not in the corpus."""
 
     @property
     def source_name(self) -> str:
-        """The name of the source in batches, log and card."""
+        """The name of the source in batches, log and model card."""
         return pairs.name_of(self.path) if self.name is None else self.name
 
-    def check(self) -> None:
-        if self.weight is not None:
-            _positive("data.weight", self.weight)
-        if self.limit is not None:
-            _at_least("data.limit", self.limit, 1)
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class BatchSettings:
     """``[batch]``: what one step sees, on all devices together."""
 
-    # positive documents; each comes with up to queries_per_positive of its queries
-    queries: int = 32
-    negatives: int = 0  # mined negatives for each query
-    queries_per_positive: int = 1
-    # positives that are drawn together because the first one's negatives name the others
-    neighbourhood: int = 1
-    in_batch: bool = True  # every document of the batch is a candidate of every query
-    # texts whose graph is kept at a time on a device: less memory, one more pass
-    micro_batch: int | None = None
+    queries: Count = 32
+    """Positive documents; each brings up to queries_per_positive of its queries."""
+    negatives: CountOrZero = 0
+    """Mined negatives of each query."""
+    queries_per_positive: Count = 1
+    """Largest number of queries of one positive document."""
+    neighbourhood: Count = 1
+    """Positives that are drawn together because the negatives of the first one name the others."""
+    in_batch: Flag = True
+    """Every document of the batch is a candidate of every query."""
+    micro_batch: Count | None = None
+    """Texts whose graph is kept at a time on one device: less memory for one more forward pass."""
 
-    def check(self) -> None:
-        _at_least("batch.queries", self.queries, 1)
-        _at_least("batch.negatives", self.negatives, 0)
-        _at_least("batch.queries_per_positive", self.queries_per_positive, 1)
-        _at_least("batch.neighbourhood", self.neighbourhood, 1)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.neighbourhood > self.queries:
             raise ConfigError(
-                f"batch.neighbourhood is {self.neighbourhood}; allowed: up to "
-                "batch.queries "
+                f"neighbourhood is {self.neighbourhood} but must be at most batch.queries "
                 f"({self.queries})"
             )
-        if self.micro_batch is not None:
-            _at_least("batch.micro_batch", self.micro_batch, 1)
-        if self.queries * (self.negatives + 1) < 2 or (not self.in_batch and self.negatives == 0):
+        is_alone = self.queries == 1 or not self.in_batch
+        if is_alone and self.negatives == 0:
             raise ConfigError(
-                "batch: a query has no candidate but its positive; raise "
-                "batch.queries or "
-                "batch.negatives, or set batch.in_batch"
+                "a query has no candidate except its positive; raise queries or negatives, or set "
+                "in_batch"
             )
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class LossSettings:
-    """``[[loss]]``: a ranking loss; the weighted sum of all is minimised."""
+    """``[[loss]]``: a ranking loss; training minimises the weighted sum of all losses."""
 
     name: Literal["kl", "info_nce", "margin_mse"]
-    weight: float = 1.0
-    temperature: float = 1.0
+    """Which loss."""
+    weight: Positive = 1.0
+    """Weight in the sum."""
+    temperature: Positive = 1.0
+    """Divisor of the scores in kl and info_nce."""
 
-    def check(self) -> None:
-        _positive("loss.weight", self.weight)
-        _check_use(self, ("temperature",), "loss", "name", ("kl", "info_nce"))
-        _positive("loss.temperature", self.temperature)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_unused(self, ("temperature",), "name", ("kl", "info_nce"))
+        return self
 
 
-_NETWORKS = ("dense", "sparse", "cross-encoder", "monot5")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class TeacherSettings:
-    """``[[teacher]]``: whose scores are distilled. ``kind`` "file": the scores that stand in the
-    training file.
-    """
+    """``[[teacher]]``: a teacher whose scores are distilled."""
 
     kind: Literal["dense", "sparse", "cross-encoder", "monot5", "bm25", "file"]
-    model: str | None = None
-    revision: str | None = None
-    weight: float = 1.0
+    """Which teacher; file takes the scores in the training files."""
+    model: Text | None = None
+    """Folder or hub name of a network."""
+    revision: Text | None = None
+    """Commit of a hub model."""
+    weight: Positive = 1.0
+    """Weight in the mean of all teachers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_length: int | None = None
-    k1: float = 0.9
-    b: float = 0.4
-    allow_pickle: bool = False  # as in [model]
-    # of a dense model whose folder states none: cls, mean, max, lasttoken ...
-    pooling: str | None = None
-    # of a dense model: cosine or dot; default: as its folder states, else cosine
-    similarity: str | None = None
-    query_prompt: str | None = None  # of a dense model; default: as its folder states
-    document_prompt: str | None = None
+    """Precision of a network."""
+    max_length: Length | None = None
+    """Tokens that a network reads; by default what it states."""
+    k1: NotNegative = 0.9
+    """BM25's saturation of term frequencies."""
+    b: Probability = 0.4
+    """BM25's normalisation of document lengths."""
+    allow_pickle: Flag = False
+    """Read the weights in a pytorch_model.bin if there is no safetensors file."""
+    pooling: Text | None = None
+    """Pooling of a dense model whose folder states none: cls, mean, max, lasttoken ..."""
+    similarity: Text | None = None
+    """Similarity of a dense model, cosine or dot; by default what its folder states, else cosine."""
+    query_prompt: Text | None = None
+    """Text that a dense model puts before a query; by default what its folder states."""
+    document_prompt: Text | None = None
+    """Text that a dense model puts before a document; by default what its folder states."""
 
-    def check(self) -> None:
-        _positive("teacher.weight", self.weight)
-        for names, kinds in (
-            (("pooling", "similarity", "query_prompt", "document_prompt"), ("dense",)),
-            (("k1", "b"), ("bm25",)),
-            (("revision", "dtype", "max_length", "allow_pickle"), _NETWORKS),
-        ):
-            _check_use(self, names, "teacher", "kind", kinds)
-        _at_least("teacher.k1", self.k1, 0)
-        if not 0 <= self.b <= 1:
-            raise ConfigError(f"teacher.b is {self.b}; allowed: 0 to 1")
-        if self.max_length is not None:
-            _at_least("teacher.max_length", self.max_length, 4)
-        if (self.model is None) != (self.kind not in _NETWORKS):
-            raise ConfigError(
-                f"teacher of kind {self.kind!r}: model is {self.model!r}; dense, "
-                "sparse, cross-encoder "
-                "and monot5 teachers need one, bm25 and file take none"
-            )
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        dense = ("pooling", "similarity", "query_prompt", "document_prompt")
+        refuse_unused(self, dense, "kind", ("dense",))
+        refuse_unused(self, ("k1", "b"), "kind", ("bm25",))
+        network = ("model", "revision", "dtype", "max_length", "allow_pickle")
+        refuse_unused(self, network, "kind", _NETWORKS)
+        if self.model is None and self.kind in _NETWORKS:
+            raise ConfigError(f"model is missing; a teacher of kind {self.kind!r} needs one")
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class EnsembleSettings:
-    """``[ensemble]``: scores of the teachers into one target (Geng et al.
-    2024, equations 8 and 9).
-    """
+    """``[ensemble]``: how the teachers' scores become one target (Geng et al. 2024, eq. 8 and 9)."""
 
-    scale: float = 30.0  # S, an inverse temperature
+    scale: Positive = 30.0
+    """S, an inverse temperature."""
     normalization: Literal["minmax", "none"] = "minmax"
-
-    def check(self) -> None:
-        _positive("ensemble.scale", self.scale)
+    """Scale each teacher's scores of a query to 0..1, or leave them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class PenaltySettings:
     """``[documents]`` and ``[queries]``: the sparsity penalty of one side."""
 
     penalty: Penalty = "flops"
-    # lambda (``losses.translate_lambda``: from other code bases); or, instead of it,
-    weight: float | None = None
-    # the mean number of active terms towards which lambda is controlled, and for documents the
-    # output biases too
-    target_terms: float | None = None
-    # quadratic ramp of lambda; with a target: steps until the target must be reached
-    ramp_steps: int = 0
-    # the l0 mask: texts with at most so many terms are not penalised; not for l1
-    exempt_up_to: int | None = None
-    power: Literal[1, 2] = 1  # of the IDF in idf_flops
-    alpha: float = 0.1  # of df_flops
-    beta: float = 5.0  # of df_flops
-    anti_zero: float = 0.0  # weight of 1 / (sum of all weights)^2
+    """Which penalty."""
+    weight: NotNegative | None = None
+    """Lambda, the weight of the penalty; give either this or target_terms."""
+    target_terms: Positive | None = None
+    """Mean number of active terms towards which lambda, and for documents the output biases, are
+    controlled."""
+    ramp_steps: CountOrZero = 0
+    """Steps of the quadratic ramp of lambda; with a target, steps until it must be reached."""
+    exempt_up_to: Count | None = None
+    """The l0 mask: texts with at most this many terms are not penalised."""
+    power: Annotated[StrictInt, Field(ge=1, le=2)] = 1
+    """Power of the IDF in idf_flops."""
+    alpha: OpenShare = 0.1
+    """Document frequency, as a share, at which df_flops weighs a token by one half."""
+    beta: Positive = 5.0
+    """Steepness of the weights in df_flops."""
+    anti_zero: NotNegative = 0.0
+    """Weight of 1 / (sum of all weights)^2, which keeps a text from losing all its terms."""
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.penalty != "none" and (self.weight is None) == (self.target_terms is None):
-            raise ConfigError(
-                "a penalty needs either weight (lambda) or target_terms, and not both"
-            )
-        for name in ("weight", "anti_zero"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"penalty {name} is {value}; allowed: 0 or more")
-        if self.target_terms is not None:
-            _positive("target_terms", self.target_terms)
-        _at_least("ramp_steps", self.ramp_steps, 0)
-        if self.exempt_up_to is not None:
-            _at_least("exempt_up_to", self.exempt_up_to, 1)
-            if self.target_terms is not None and self.exempt_up_to >= self.target_terms:
-                raise ConfigError(
-                    f"exempt_up_to is {self.exempt_up_to}; allowed: less than "
-                    "target_terms "
-                    f"({self.target_terms:g}), for what is exempt is never brought "
-                    "down to it"
-                )
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"alpha is {self.alpha}; allowed: more than 0 and less than 1")
-        _positive("beta", self.beta)
-        for names, penalties in (
-            (("weight", "target_terms", "ramp_steps"), ("flops", "idf_flops", "df_flops", "l1")),
-            (("exempt_up_to",), ("flops", "idf_flops", "df_flops")),
-            (("power",), ("idf_flops",)),
-            (("alpha", "beta"), ("df_flops",)),
+            raise ConfigError("a penalty needs either weight (lambda) or target_terms, not both")
+        if (
+            self.exempt_up_to is not None
+            and self.target_terms is not None
+            and self.exempt_up_to >= self.target_terms
         ):
-            _check_use(self, names, "", "penalty", penalties)
+            raise ConfigError(
+                f"exempt_up_to is {self.exempt_up_to} but must be less than target_terms "
+                f"({self.target_terms:g}), because exempt texts are never brought down to the target"
+            )
+        flops = ("flops", "idf_flops", "df_flops")
+        refuse_unused(self, ("weight", "target_terms", "ramp_steps"), "penalty", (*flops, "l1"))
+        refuse_unused(self, ("exempt_up_to",), "penalty", flops)
+        refuse_unused(self, ("power",), "penalty", ("idf_flops",))
+        refuse_unused(self, ("alpha", "beta"), "penalty", ("df_flops",))
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class OptimizerSettings:
     """``[optimizer]``: AdamW."""
 
-    learning_rate: float = 2e-5
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
+    learning_rate: Positive = 2e-5
+    """Highest learning rate of ranking."""
+    weight_decay: NotNegative = 0.01
+    """Weight decay of all matrices."""
+    warmup_steps: CountOrZero = 0
+    """Steps in which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    max_grad_norm: float | None = None
-    query_learning_rate: float | None = None  # of learned token weights; default: learning_rate
-
-    def check(self) -> None:
-        _positive("optimizer.learning_rate", self.learning_rate)
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
-        if self.query_learning_rate is not None:
-            _positive("optimizer.query_learning_rate", self.query_learning_rate)
-        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-        if self.max_grad_norm is not None:
-            _positive("optimizer.max_grad_norm", self.max_grad_norm)
+    """Course of the learning rate after the warm-up."""
+    max_grad_norm: Positive | None = None
+    """Clip gradients to this norm."""
+    query_learning_rate: Positive | None = None
+    """Learning rate of learned token weights; by default learning_rate."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class DevSettings:
-    """``[[dev]]``: a small collection that is searched during training; the mean decides which step
-    is best.
+    """``[[dev]]``: a small collection that is searched during training.
+
+    The step with the best mean over all collections is saved.
     """
 
-    path: str
-    name: str | None = None
-    split: str = "dev"
-    measure: str = "nDCG@10"
-    queries: int | None = None  # at most so many, the first ones
-    # at most so many: all judged ones first, then the first of the corpus
-    documents: int | None = None
+    path: Text
+    """BEIR folder."""
+    name: Text | None = None
+    """Name in log and model card; by default the last component of the path."""
+    split: Text = "dev"
+    """Split of the qrels."""
+    measure: Text = "nDCG@10"
+    """Measure, as ir_measures spells it."""
+    queries: Count | None = None
+    """Use only this many queries, the first ones."""
+    documents: Count | None = None
+    """Use only this many documents: all judged ones, then the first of the corpus."""
 
-    def check(self) -> None:
-        for name in ("queries", "documents"):
-            if getattr(self, name) is not None:
-                _at_least(f"dev.{name}", getattr(self, name), 1)
-        try:
-            known = list(measures.parse_measures(self.measure))
-        except ConfigError as error:
-            raise ConfigError(f"dev.measure: {error}") from error
-        if known != [self.measure]:
-            raise ConfigError(
-                f"dev.measure is {self.measure!r}; allowed: one measure, spelled {known[0]!r}"
+    @field_validator("measure")
+    @classmethod
+    def _check_measure(cls, measure: str) -> str:
+        names = list(measures.parse_measures(measure))
+        if names != [measure]:
+            raise PydanticCustomError(
+                "measure", f"Input should be one measure, spelled {names[0]!r}"
             )
+        return measure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class RunSettings:
-    """``[run]``: how long, how exact, how often."""
+    """``[run]``: length, precision and bookkeeping of a training."""
 
-    steps: int  # length of the schedules, the warm start's steps included
-    seed: int = 0
+    steps: Count
+    """Length of the schedules, including the steps of the warm start."""
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
+    """Seed of all random choices."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    gradient_checkpointing: bool = False
-    save_every: int = 500
-    keep: int = 2  # checkpoints on the disk, without the best one
-    evaluate_every: int = 500
-    log_every: int = 10
-    tensorboard: bool = True
-    # the last step to take now; without it, or with a higher one, the run goes on
-    stop_after: int | None = None
+    """Precision of forward and backward passes."""
+    gradient_checkpointing: Flag = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    save_every: Count = 500
+    """Steps between two checkpoints."""
+    keep: Count = 2
+    """Checkpoints kept on disk, not counting the best one."""
+    evaluate_every: Count = 500
+    """Steps between two searches of the development sets."""
+    log_every: Count = 10
+    """Steps between two lines of the log."""
+    tensorboard: Flag = True
+    """Write a TensorBoard log."""
+    stop_after: Count | None = None
+    """Last step to take now; without it, or with a later step, the training goes on."""
 
-    def check(self) -> None:
-        for name in ("steps", "save_every", "keep", "evaluate_every", "log_every"):
-            _at_least(f"run.{name}", getattr(self, name), 1)
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"run.seed is {self.seed}; allowed: 0 to {2**32 - 1}")
-        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stop_after is not None and self.stop_after > self.steps:
             raise ConfigError(
-                f"run.stop_after is {self.stop_after}; allowed: 1 to run.steps ({self.steps})"
+                f"stop_after is {self.stop_after} but must be 1 to run.steps ({self.steps})"
             )
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class BlendSettings:
-    """``[blend]``: the saved model as a mean of the trained network and of that with which ranking
-    began.
+    """``[blend]``: save a mean of the trained network and of the network before ranking.
 
-    It loses little on texts like those of training and gains on others (WiSE-FT, arXiv 2109.01903),
-    provided that ranking began with a network that works. Output biases are then shifted alike to
-    the number of terms.
+    The mean loses little on texts like the training data and gains on others (WiSE-FT, arXiv
+    2109.01903), if ranking began with a working network. The output biases are then shifted to the
+    number of terms.
     """
 
-    start: float = 0.0  # share of the network with which ranking began
-    # active terms of a document in the saved model, on a sample; None: what comes out
-    terms: int | None = None
-
-    def check(self) -> None:
-        if not 0 <= self.start < 1:
-            raise ConfigError(f"blend.start is {self.start}; allowed: 0 or more and less than 1")
-        if self.terms is not None:
-            _at_least("blend.terms", self.terms, 1)
+    start: ShareBelowOne = 0.0
+    """Share of the network with which ranking began."""
+    terms: Count | None = None
+    """Active terms of a document in the saved model, measured on a sample; by default not shifted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class CardSettings:
     """``[card]``: what only a person can say in the model card."""
 
-    name: str = "A learned-sparse encoder"
-    license: str | None = None
-    # name of a source -> origin and licence
-    data_notes: Mapping[str, str] = field(default_factory=dict)
+    name: Text = "A learned-sparse encoder"
+    """Title of the card."""
+    license: Text | None = None
+    """Licence of the model."""
+    data_notes: dict[Text, Text] = field(default_factory=dict)
+    """Origin and licence of each source, by its name."""
 
-    def check(self) -> None:
-        return
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class TrainConfig:
-    """A whole training run as data. ``read_config`` makes it, ``format_config`` writes it back,
-    defaults included.
+    """A whole training as data.
+
+    ``config_parser.read_config`` makes it from a file; ``config_parser.format_config`` writes it,
+    defaults included. An object that contradicts itself raises ``pydantic.ValidationError``.
     """
 
     model: ModelSettings
@@ -514,178 +527,145 @@ class TrainConfig:
     decoder: DecoderSection | None = None
     lora: LoraSettings | None = None
     card: CardSettings = field(default_factory=CardSettings)
-    version: int = VERSION
+    version: StrictInt = VERSION
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check_sections(self) -> Self:
         if self.version != VERSION:
             raise ConfigError(f"version is {self.version}; this release reads version {VERSION}")
         if not self.data or not self.loss:
             raise ConfigError("a configuration needs at least one [[data]] and one [[loss]]")
+        sources = [source.source_name for source in self.data]
+        for name in self.card.data_notes:
+            if name not in sources:
+                raise ConfigError(
+                    f"card.data_notes has {name!r} but must name sources ({', '.join(sources)})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
         distilled = sorted({loss.name for loss in self.loss} & {"kl", "margin_mse"})
-        if (
-            "kl" in distilled
-            and self.batch.negatives == 0
-            and any(each.kind == "file" for each in self.teacher)
-        ):
+        reads_files = any(teacher.kind == "file" for teacher in self.teacher)
+        if "kl" in distilled and self.batch.negatives == 0 and reads_files:
             raise ConfigError(
-                "a teacher of kind 'file' knows a query's own documents only, and "
-                "with batch.negatives = "
-                "0 that is one, from which kl learns nothing; allowed: at least 1"
+                "batch.negatives is 0 but must be at least 1: a teacher of kind 'file' scores only "
+                "a query's own documents, and kl learns nothing from a single one"
             )
         if bool(distilled) != bool(self.teacher):
+            losses = ", ".join(loss.name for loss in self.loss)
+            teachers = ", ".join(teacher.kind for teacher in self.teacher) or "none"
             raise ConfigError(
-                f"losses {distilled or 'without a teacher'} and {len(self.teacher)} "
-                "teachers do not fit: "
-                "kl and margin_mse need [[teacher]] sections, other losses take none"
+                f"the losses are {losses} and the teachers {teachers}; kl and margin_mse need "
+                "[[teacher]] sections, other losses must have none"
             )
         if not self.teacher and self.ensemble != EnsembleSettings():
             raise ConfigError(
-                "[ensemble] is of the scores of teachers, and there is no "
-                "[[teacher]]; drop the section"
+                "[ensemble] combines scores of teachers, but there is no [[teacher]]; drop it"
             )
-        self._check_queries()
-        self._check_steps()
-        self._check_terms()
-        self._check_dev()
-        sources = [each.source_name for each in self.data]
-        if unknown := sorted(set(self.card.data_notes) - set(sources)):
-            raise ConfigError(
-                f"card.data_notes has {unknown[0]!r}; allowed: names of sources "
-                f"({', '.join(sources)})"
-            )
-        self._check_decoder()
+        return self
 
-    def _check_queries(self) -> None:
+    @model_validator(mode="after")
+    def _check_queries(self) -> Self:
         query = self.model.query
         if self.queries != PenaltySettings("none") and query != "neural":
             raise ConfigError(
-                f"[queries] penalises query vectors, and model.query = {query!r} "
-                "has fixed ones; drop "
-                "the section"
+                f"[queries] penalises query vectors, but they are fixed with model.query {query!r}; "
+                "drop the section"
             )
-        if self.optimizer.query_learning_rate is not None and query != "learned":
+        rate = self.optimizer.query_learning_rate
+        if rate is not None and query != "learned":
             raise ConfigError(
-                "optimizer.query_learning_rate is "
-                f"{self.optimizer.query_learning_rate} and model.query "
-                f"is {query!r}; it is for 'learned' token weights"
+                f"optimizer.query_learning_rate is {rate}, but model.query is {query!r}; it is for "
+                "'learned' token weights"
             )
+        return self
 
-    def _check_steps(self) -> None:
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
         ranking = self.run.steps - self.warm_start.steps
         if ranking < 1:
             raise ConfigError(
-                f"warm_start.steps is {self.warm_start.steps} of {self.run.steps} "
-                "steps in all; nothing "
-                "is left for ranking"
+                f"warm_start.steps is {self.warm_start.steps} but must be less than run.steps "
+                f"({self.run.steps}), so that steps remain for ranking"
             )
-        for name, steps in (
-            ("optimizer.warmup_steps", self.optimizer.warmup_steps),
-            ("documents.ramp_steps", self.documents.ramp_steps),
-            ("queries.ramp_steps", self.queries.ramp_steps),
-        ):
-            if steps > ranking:
+        steps = {
+            "optimizer.warmup_steps": self.optimizer.warmup_steps,
+            "documents.ramp_steps": self.documents.ramp_steps,
+            "queries.ramp_steps": self.queries.ramp_steps,
+        }
+        for name, count in steps.items():
+            if count > ranking:
                 raise ConfigError(
-                    f"{name} is {steps}; allowed: up to the {ranking} steps of ranking"
+                    f"{name} is {count} but must be at most the {ranking} steps of ranking"
                 )
+        return self
 
-    def _check_terms(self) -> None:
-        top_k = math.inf if self.model.top_k is None else self.model.top_k
-        for name, terms in (
-            ("documents.target_terms", self.documents.target_terms),
-            ("blend.terms", self.blend.terms),
-        ):
-            if terms is not None and terms > top_k:
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        top_k = self.model.top_k
+        numbers = {
+            "documents.target_terms": self.documents.target_terms,
+            "blend.terms": self.blend.terms,
+        }
+        for name, terms in numbers.items():
+            if top_k is not None and terms is not None and terms > top_k:
                 raise ConfigError(
-                    f"{name} is {terms:g} and model.top_k is {top_k}, so that "
-                    "documents would lose the "
-                    "difference when the model is saved; raise top_k, or lower the "
-                    "other"
+                    f"{name} is {terms:g} but must be at most model.top_k ({top_k}); the saved "
+                    "model would drop the other terms of a document"
                 )
+        return self
 
-    def _check_dev(self) -> None:
+    @model_validator(mode="after")
+    def _check_dev(self) -> Self:
         if self.dev and self.blend != BlendSettings():
             raise ConfigError(
-                "[blend] is made of the last step, and [[dev]] would choose "
-                "another; drop one of both"
+                "[blend] mixes the network of the last step, but [[dev]] may choose another step; "
+                "drop one of them"
             )
         if not self.dev and self.run.evaluate_every != RunSettings(1).evaluate_every:
             raise ConfigError(
-                f"run.evaluate_every is {self.run.evaluate_every}, and there is no "
-                "[[dev]] to evaluate "
-                "on; drop it, or add one"
+                f"run.evaluate_every is {self.run.evaluate_every}, but there is no [[dev]] to "
+                "evaluate on; drop it or add one"
             )
-        names = [dev.name or Path(dev.path).name for dev in self.dev]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(
-                f"two [[dev]] sets would be called {twice[0]!r} in the log; give one a name"
-            )
-
-    def _check_decoder(self) -> None:
-        objective = self.warm_start.objective
-        if self.decoder is None:
-            if self.lora is not None or objective != "bag_of_words":
+        names: set[str] = set()
+        for dev in self.dev:
+            name = dev.name or Path(dev.path).name
+            if name in names:
                 raise ConfigError(
-                    "[lora] and the objectives clm and mntp are for decoders; add a "
-                    "[decoder] section"
+                    f"two [[dev]] sets would both be called {name!r} in the log; give one a name"
                 )
-            return
+            names.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _check_decoder(self) -> Self:
+        if self.decoder is None:
+            self._check_no_decoder()
+            return self
         if self.model.query != "neural":
             raise ConfigError(
-                f"model.query is {self.model.query!r}; a decoder reads queries "
-                "itself, so it must be "
-                "'neural'"
+                f"model.query is {self.model.query!r} but must be 'neural' for a decoder, which "
+                "encodes queries itself"
             )
         if self.model.saved_dtype == "float8" or self.warm_start.head != "tied":
             raise ConfigError(
-                "saved_dtype float8 and head token_vectors are for masked language models"
+                "model.saved_dtype 'float8' and warm_start.head 'token_vectors' are for masked "
+                "language models, not for decoders"
             )
-        if (objective == "mntp") and self.decoder.mode != "bidirectional":
+        if self.warm_start.objective == "mntp" and self.decoder.mode != "bidirectional":
             raise ConfigError(
-                "warm_start.objective is 'mntp' and decoder.mode "
-                f"{self.decoder.mode!r}; what stays "
-                "causal learns by 'clm'"
+                f"warm_start.objective is 'mntp' but must be 'clm' with decoder.mode "
+                f"{self.decoder.mode!r}, which stays causal"
             )
         if self.lora is not None and self.blend != BlendSettings():
+            raise ConfigError("[blend] mixes whole networks, but [lora] trains adapters; drop one")
+        return self
+
+    def _check_no_decoder(self) -> None:
+        objective = self.warm_start.objective
+        if self.lora is not None or objective != "bag_of_words":
             raise ConfigError(
-                "[blend] is a mean of whole networks, and [lora] trains adapters; drop one of both"
+                "[lora] and the warm-start objectives clm and mntp are for decoders; add a "
+                "[decoder] section"
             )
-        if self.lora is not None and self.lora.merge and self.lora.base in ("8bit", "4bit"):
-            raise ConfigError(
-                f"lora.base {self.lora.base!r} cannot be merged; set merge to "
-                "false, or base to "
-                "'bfloat16'"
-            )
-
-
-def join_names(place: str, key: str) -> str:
-    return f"{place}.{key}" if place else key
-
-
-def _check_use(
-    settings: Any, names: tuple[str, ...], section: str, key: str, allowed: tuple[str, ...]
-) -> None:
-    """Raise for a setting of ``names`` that is not at its default, unless the setting ``key`` has a
-    use for it.
-    """
-    if getattr(settings, key) in allowed:
-        return
-    for each in dataclasses.fields(settings):
-        value = getattr(settings, each.name)
-        if each.name in names and value != each.default:
-            raise ConfigError(
-                f"{join_names(section, each.name)} is {value!r} and {key} "
-                f"{getattr(settings, key)!r}, which "
-                f"has no use for it; it is for {', '.join(allowed)}"
-            )
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not math.inf > value >= least:  # and not a NaN either
-        raise ConfigError(f"{name} is {value}; allowed: {least} or more")
-    if isinstance(value, int) and value > _LARGEST:
-        raise ConfigError(f"{name} is {value}; allowed: {_LARGEST} at most")
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} is {value}; allowed: more than 0")

@@ -1,29 +1,44 @@
-"""Reading, checking and writing training configurations."""
+"""Read, check and write training configurations."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import tomllib
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from sparse_ir.errors import ConfigError
-from sparse_ir.training.config import LARGEST_INTEGER, TrainConfig, join_names
+from sparse_ir.training.config import TrainConfig
+
+_ADAPTER = TypeAdapter(TrainConfig)
+_SHOWN = 60  # characters of a value in a message
+# pydantic's words for a container of Python, in words of TOML
+_CONTAINERS = {
+    "dataclass_type": "a table",
+    "dict_type": "a table",
+    "tuple_type": "a list of tables, each under [[{place}]]",
+}
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The checked configuration of a TOML file; raises ``ConfigError`` with file, key, value and
-    what is allowed.
+    """Read and check a TOML file.
+
+    Raises:
+        ConfigError: The file cannot be read, is not TOML, or has a wrong value. The message names
+            the file, the key, its value and what it must be.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
-    # also bytes that are no UTF-8, and numbers of thousands of digits
+    # ValueError also covers bytes that are not UTF-8 and integers with thousands of digits
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML ({error})") from error
     try:
@@ -33,21 +48,24 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def parse_config(table: Mapping[str, Any]) -> TrainConfig:
-    """The checked configuration of a parsed file."""
-    return _build(TrainConfig, table, "")
+    """Check the tables of a parsed file; raises ``ConfigError`` as ``read_config`` does."""
+    try:
+        return _ADAPTER.validate_python(table)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        unknown = [each for each in errors if each["type"] == "unexpected_keyword_argument"]
+        # a misspelled key comes first, because a key that is missing may be the same one
+        raise ConfigError(_describe([*unknown, *errors][0])) from error
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
-    """All keys with their values; keys that are unset are left out, because TOML has no null."""
-    return _without_none(dataclasses.asdict(config))
+    """All keys with their values; unset keys are left out, because TOML has no null."""
+    table: dict[str, Any] = _without_none(dataclasses.asdict(config))
+    return table
 
 
 def format_config(config: TrainConfig) -> str:
-    """The configuration as TOML, every default written out: what ``read_config`` reads to the same
-    object.
-    """
-    import tomli_w
-
+    """The configuration as TOML with every default; ``read_config`` reads an equal object."""
     return tomli_w.dumps(config_to_json(config))
 
 
@@ -59,77 +77,43 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def _build(kind: Any, table: Any, place: str) -> Any:
-    """A settings object from a table, recursively; ``place`` is the key so far, for messages."""
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{place} is {table!r:.60}; allowed: a table")
-    hints = typing.get_type_hints(kind)
-    for key in table:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
-            meant = f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(hints)}"
-            raise ConfigError(f"unknown key {join_names(place, key)}{meant}")
-    values = {
-        key: _convert(hints[key], value, join_names(place, key)) for key, value in table.items()
-    }
-    required = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing := [name for name in required if name not in values]:
-        raise ConfigError(f"{join_names(place, missing[0])} is missing")
-    made = kind(**values)
-    try:
-        made.check()
-    except ConfigError as error:
-        raise ConfigError(f"[{place}] {error}" if place else str(error)) from error
-    return made
+def _describe(error: ErrorDetails) -> str:
+    """One line for an error of pydantic."""
+    location = error["loc"]
+    place = ".".join(map(str, location))
+    kind = error["type"]
+    if kind == "missing":
+        return f"{place} is missing"
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key {place}; {_suggest(location)}"
+    value = f"{error['input']!r:.{_SHOWN}}"
+    if kind == "value_error":
+        message = str(error["ctx"]["error"])
+        is_section = isinstance(error["input"], Mapping)
+        if not place:
+            return message
+        return f"[{place}] {message}" if is_section else f"{place}: {message}"
+    expected = error["msg"].removeprefix("Input should be ")
+    if kind in _CONTAINERS:
+        expected = _CONTAINERS[kind].format(place=place)
+    return f"{place} is {value} but must be {expected}"
 
 
-def _convert(hint: Any, value: Any, place: str) -> Any:
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise ConfigError(
-            f"{place} is a whole number of {value.bit_length()} bits; allowed: of 63 bits at most"
-        )
+def _suggest(location: Sequence[str | int]) -> str:
+    """The key that was probably meant, or all keys of the section."""
+    section: Any = TrainConfig
+    if len(location) > 1:
+        section = _section_in(typing.get_type_hints(TrainConfig)[str(location[0])])
+    keys = [field.name for field in dataclasses.fields(section)]
+    similar = difflib.get_close_matches(str(location[-1]), keys, 1)
+    if similar:
+        return f"did you mean {similar[0]}?"
+    return f"known keys: {', '.join(keys)}"
+
+
+def _section_in(hint: Any) -> Any:
+    """The section class in a hint such as ``tuple[DataSettings, ...]``."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, place)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(
-                f"{place} is {value!r:.60}; allowed: a list of tables, each under [[{place}]]"
-            )
-        return tuple(
-            _build(arguments[0], part, f"{place}.{number}") for number, part in enumerate(value)
-        )
-    if origin is Literal:
-        # True equals 1
-        fits = any(value == word and type(value) is type(word) for word in arguments)
-        return _check(fits, value, place, "one of " + ", ".join(map(repr, arguments)))
-    if origin in (types.UnionType, typing.Union):
-        words = [
-            word
-            for part in arguments
-            for word in typing.get_args(part)
-            if typing.get_origin(part) is Literal
-        ]
-        if value in words:
-            return value
-        return _convert(next(part for part in arguments if part is not type(None)), value, place)
-    if origin is not None:
-        table = dict(_check(isinstance(value, Mapping), value, place, "a table"))
-        return {
-            key: _convert(arguments[1], part, join_names(place, key)) for key, part in table.items()
-        }
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    # NaN differs from itself
-    return _check(fits and value == value, value, place, f"a value of type {hint.__name__}")
-
-
-def _check(fits: bool, value: Any, place: str, allowed: str) -> Any:
-    if not fits:
-        raise ConfigError(f"{place} is {value!r:.60}; allowed: {allowed}")
-    return value
+        return hint
+    candidates = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
+    return candidates[0]

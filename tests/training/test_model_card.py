@@ -161,8 +161,9 @@ def configuration(card: str) -> TrainConfig:
     )
 
 
-def with_card(**changes: Any) -> TrainConfig:
-    return dataclasses.replace(MINIMAL, card=CardSettings(**changes))
+def with_card(source: str = "x", **changes: Any) -> TrainConfig:
+    data = (DataSettings("data/x", name=source),)
+    return dataclasses.replace(MINIMAL, data=data, card=CardSettings(**changes))
 
 
 def minimal_card(config: TrainConfig = MINIMAL, **changes: Any) -> str:
@@ -272,9 +273,10 @@ def test_training_data():
     ]
 
 
-def test_a_note_on_what_is_no_source_is_not_lost():
+def test_a_note_on_a_source_without_a_row_is_not_lost():
     card = minimal_card(
-        with_card(data_notes={"elsewhere": "teacher's data, unknown"}), sources=SOURCES
+        with_card("elsewhere", data_notes={"elsewhere": "teacher's data, unknown"}),
+        sources=SOURCES,
     )
     assert section(card, "Training data").endswith("- elsewhere: teacher's data, unknown")
 
@@ -359,7 +361,11 @@ def test_training_of_a_siamese_model_without_teachers():
             "are its own positive and negatives.",
         ),
         (
-            {"teacher": (TeacherSettings("file"),), "ensemble": EnsembleSettings(1.0, "none")},
+            {
+                "loss": (LossSettings("margin_mse"),),
+                "teacher": (TeacherSettings("file"),),
+                "ensemble": EnsembleSettings(1.0, "none"),
+            },
             "Target: the teachers' scores as they are, their weighted mean, times 1.",
         ),
         ({"optimizer": OptimizerSettings(schedule="constant")}, "a constant rate"),
@@ -370,6 +376,7 @@ def test_training_of_a_siamese_model_without_teachers():
         (
             {
                 "model": ModelSettings("m", query="learned"),
+                "queries": PenaltySettings("none"),
                 "optimizer": OptimizerSettings(query_learning_rate=1e-3),
             },
             "query weights with 0.001",
@@ -386,7 +393,7 @@ def test_sparsity_and_dev():
         == "- Active terms of documents: 176.5 on average (asked for: 180)."
     )
     blended = minimal_card(
-        dataclasses.replace(CONFIG, blend=BlendSettings(terms=170)), report=REPORT
+        dataclasses.replace(CONFIG, dev=(), blend=BlendSettings(terms=170)), report=REPORT
     )
     assert "176.5 on average over a sample of the training documents, after the blend." in section(
         blended, "Sparsity"
@@ -521,7 +528,7 @@ def test_names_of_collections_are_any_text_but_no_paths():
 def test_markdown_of_users_stays_text():
     nasty = "a|b\n# *c* <script> [x](y) `d` _e_ f_g & $h$ \\"
     card = minimal_card(
-        with_card(name=nasty, data_notes={nasty: nasty}),
+        with_card(nasty, name=nasty, data_notes={nasty: nasty}),
         sources=[{**SOURCES[0], "name": nasty}],
         measured=[{"collection": nasty, "nDCG@10": 0.5}],
         versions={nasty: nasty},
