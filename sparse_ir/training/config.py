@@ -210,8 +210,8 @@ class LoraSettings:
     def _check(self) -> Self:
         if not all(name.strip() for name in self.targets.split(",")):
             raise ConfigError(
-                f"targets is {self.targets!r} but must be 'all-linear' or names of layers separated "
-                "by commas"
+                f"targets is {self.targets!r} but must be 'all-linear' or names of layers, "
+                "separated by commas"
             )
         if self.merge and self.base in ("8bit", "4bit"):
             raise ConfigError(
@@ -320,7 +320,7 @@ class TeacherSettings:
     pooling: Text | None = None
     """Pooling of a dense model whose folder states none: cls, mean, max, lasttoken ..."""
     similarity: Text | None = None
-    """Similarity of a dense model, cosine or dot; by default what its folder states, else cosine."""
+    """Similarity of a dense model, cosine or dot; by default as its folder states, else cosine."""
     query_prompt: Text | None = None
     """Text that a dense model puts before a query; by default what its folder states."""
     document_prompt: Text | None = None
@@ -340,7 +340,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True, config=SECTION)
 class EnsembleSettings:
-    """``[ensemble]``: how the teachers' scores become one target (Geng et al. 2024, eq. 8 and 9)."""
+    """``[ensemble]``: how scores of teachers become one target (Geng et al. 2024, eq. 8 and 9)."""
 
     scale: Positive = 30.0
     """S, an inverse temperature."""
@@ -383,7 +383,7 @@ class PenaltySettings:
         ):
             raise ConfigError(
                 f"exempt_up_to is {self.exempt_up_to} but must be less than target_terms "
-                f"({self.target_terms:g}), because exempt texts are never brought down to the target"
+                f"({self.target_terms:g}), because exempt texts never come down to the target"
             )
         flops = ("flops", "idf_flops", "df_flops")
         refuse_unused(self, ("weight", "target_terms", "ramp_steps"), "penalty", (*flops, "l1"))
@@ -488,7 +488,7 @@ class BlendSettings:
     start: ShareBelowOne = 0.0
     """Share of the network with which ranking began."""
     terms: Count | None = None
-    """Active terms of a document in the saved model, measured on a sample; by default not shifted."""
+    """Active terms of a document in the saved model, on a sample; by default no shift."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -570,8 +570,8 @@ class TrainConfig:
         query = self.model.query
         if self.queries != PenaltySettings("none") and query != "neural":
             raise ConfigError(
-                f"[queries] penalises query vectors, but they are fixed with model.query {query!r}; "
-                "drop the section"
+                "[queries] penalises query vectors, but they are fixed with model.query "
+                f"{query!r}; drop the section"
             )
         rate = self.optimizer.query_learning_rate
         if rate is not None and query != "learned":

@@ -563,7 +563,7 @@ def test_values_out_of_range(written, section, line, message):
         (
             "documents",
             "target_terms = 90\nexempt_up_to = 90",
-            "[documents] exempt_up_to is 90 but must be less than target_terms (90), because exempt texts are never brought down to the target",
+            "[documents] exempt_up_to is 90 but must be less than target_terms (90), because exempt texts never come down to the target",
         ),
         (
             "documents",
