@@ -431,6 +431,11 @@ class DevSettings:
     documents: Count | None = None
     """Use only this many documents: all judged ones, then the first of the corpus."""
 
+    @property
+    def set_name(self) -> str:
+        """The name of the set in log and model card."""
+        return self.name or Path(self.path).name
+
     @field_validator("measure")
     @classmethod
     def _check_measure(cls, measure: str) -> str:
@@ -630,12 +635,12 @@ class TrainConfig:
             )
         names: set[str] = set()
         for dev in self.dev:
-            name = dev.name or Path(dev.path).name
-            if name in names:
+            if dev.set_name in names:
                 raise ConfigError(
-                    f"two [[dev]] sets would both be called {name!r} in the log; give one a name"
+                    f"two [[dev]] sets would both be called {dev.set_name!r} in the log; give one "
+                    "a name"
                 )
-            names.add(name)
+            names.add(dev.set_name)
         return self
 
     @model_validator(mode="after")

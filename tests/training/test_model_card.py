@@ -33,7 +33,7 @@ from sparse_ir.training.config import (
     WarmStartSettings,
 )
 from sparse_ir.training.config_parser import parse_config
-from sparse_ir.training.model_card import add_measured, format_card, write_card
+from sparse_ir.training.model_card import format_card, write_card
 
 CONFIG = TrainConfig(
     model=ModelSettings(
@@ -102,16 +102,6 @@ REPORT = {
     "queries_terms": 7.25,
     "dev": {"questions": 0.51234},
 }
-MEASURED: list[dict[str, Any]] = [
-    {
-        "collection": "cranfield",
-        "nDCG@10": 0.52348,
-        "R@100": 0.7654,
-        "terms per document": 176.44,
-        "BM25 nDCG@10": 0.49,
-    },
-    {"collection": "cisi", "nDCG@10": 0.341, "queries": 1_076},
-]
 COMMAND = "sparse-ir train --config=/home/secret/recipes/one.toml --output ~/runs/one --model org/reranker && echo done"
 VERSIONS = {"sparse-ir": "0.1.0", "torch": "2.13.0+cpu"}
 MINIMAL = TrainConfig(
@@ -128,7 +118,6 @@ def full_card() -> str:
         CONFIG,
         sources=SOURCES,
         report=REPORT,
-        measured=MEASURED,
         command=COMMAND,
         versions=VERSIONS,
     )
@@ -235,7 +224,6 @@ def test_sections_stand_in_this_order():
         "Training",
         "Sparsity",
         "Development sets",
-        "Measured",
         "Versions",
         "Command",
         "Configuration",
@@ -249,11 +237,11 @@ def test_what_the_model_is():
     for text in (
         "My model\n",
         "log(1 + relu(x)) of its top logit",
-        "each weighing its IDF",
+        "each weighted by its IDF",
         "512 tokens",
         "`some-org/mini`, revision `abc123`",
         "192 tokens of a document, 48 of a query",
-        "at most 300 terms",
+        "keeps the heaviest 300 terms of a document at most",
         "before every document: `passage:`",
         "License: apache-2.0.",
     ):
@@ -294,7 +282,7 @@ def test_training_in_plain_words():
             "- Warm start: 130 of these steps with a bag-of-words objective (DupMAE), learning "
             "rate "
             "0.0004; ranking began "
-            "with 350 active terms a document."
+            "with 350 active terms per document."
         ),
         (
             "- Loss: KL divergence from the teachers' distribution over the candidates of a query "
@@ -316,11 +304,10 @@ def test_training_in_plain_words():
         "- Teacher: the dense model `dense-teacher` in float32, 256 tokens; weight 2.",
         "- Teacher: the cross-encoder model `org/reranker` in bfloat16, revision `f00d`; weight 1.",
         "- Teacher: BM25 with k1 0.82 and b 0.68; weight 1.",
-        "- Teacher: the scores that stand in the training file; weight 0.25.",
+        "- Teacher: the scores in the training file; weight 0.25.",
         (
-            "- Target: the teachers' scores scaled to 0..1 for each query (min-max), their "
-            "weighted "
-            "mean, times 30."
+            "- Target: the weighted mean of the teachers' scores, scaled to 0..1 for each query "
+            "(min-max), times 30."
         ),
         (
             "- Penalty on documents: IDF-aware FLOPS: the sum over all tokens of the squared mean "
@@ -366,12 +353,12 @@ def test_training_of_a_siamese_model_without_teachers():
                 "teacher": (TeacherSettings("file"),),
                 "ensemble": EnsembleSettings(1.0, "none"),
             },
-            "Target: the teachers' scores as they are, their weighted mean, times 1.",
+            "Target: the weighted mean of the teachers' scores, not scaled, times 1.",
         ),
         ({"optimizer": OptimizerSettings(schedule="constant")}, "a constant rate"),
         (
             {"blend": BlendSettings(0.5, 170)},
-            "with the share 0.5 (WiSE-FT).\n- Output biases were then shifted to 170 ",
+            "with a share of 0.5 (WiSE-FT).\n- Output biases were then shifted to 170 ",
         ),
         (
             {
@@ -390,7 +377,7 @@ def test_other_choices_have_their_words(changes, wanted):
 def test_sparsity_and_dev():
     assert (
         section(full_card(), "Sparsity")
-        == "- Active terms of documents: 176.5 on average (asked for: 180)."
+        == "- Active terms of documents: 176.5 on average (target: 180)."
     )
     blended = minimal_card(
         dataclasses.replace(CONFIG, dev=(), blend=BlendSettings(terms=170)), report=REPORT
@@ -418,18 +405,11 @@ def test_sparsity_and_dev():
     ]
 
 
-def test_measured_table_with_a_missing_value_and_further_columns():
-    assert rows(section(full_card(), "Measured")) == [
-        ["collection", "nDCG@10", "R@100", "terms per document", "BM25 nDCG@10", "queries"],
-        ["cranfield", "0.5235", "0.7654", "176.4", "0.4900", ""],
-        ["cisi", "0.3410", "", "", "", "1,076"],
-    ]
-
-
 def test_numbers_of_numpy_are_numbers():
     numpy = pytest.importorskip("numpy")
-    row = {"collection": "c", "nDCG@10": numpy.float32(0.5), "queries": numpy.int64(1_200)}
-    assert rows(section(minimal_card(measured=[row]), "Measured"))[1] == ["c", "0.5000", "1,200"]
+    row = {**SOURCES[0], "share": numpy.float32(0.5), "queries": numpy.int64(1_200)}
+    found = rows(section(minimal_card(sources=[row]), "Training data"))[1]
+    assert found[1:4] == ["1,200", "18,896", "50.0 %"]
 
 
 def test_versions():
@@ -447,7 +427,6 @@ def test_empty_cases_say_so():
         == section(card, "Command")
         == "Not stated."
     )
-    assert section(card, "Measured") == "Nothing was measured."
     assert section(card, "Sparsity").splitlines() == [
         "- Active terms of documents: not stated.",
         "- Active terms of queries: not stated.",
@@ -520,9 +499,6 @@ def test_names_of_collections_are_any_text_but_no_paths():
     ]
     found = rows(section(minimal_card(sources=named), "Training data"))
     assert [row[0] for row in found[1:]] == ["squad", "title / body", "web"]
-    assert rows(section(minimal_card(measured=[{"collection": "/home/me/cisi"}]), "Measured"))[
-        1
-    ] == ["cisi"]
 
 
 def test_markdown_of_users_stays_text():
@@ -530,13 +506,11 @@ def test_markdown_of_users_stays_text():
     card = minimal_card(
         with_card(nasty, name=nasty, data_notes={nasty: nasty}),
         sources=[{**SOURCES[0], "name": nasty}],
-        measured=[{"collection": nasty, "nDCG@10": 0.5}],
         versions={nasty: nasty},
     )
     plain = r"a\|b \# \*c\* \<script\> \[x\](y) \`d\` \_e\_ f_g \& \$h\$ " + "\\\\"
     assert f"\n# {plain}\n" in card
     assert rows(section(card, "Training data"))[1] == [plain, "87,599", "18,896", "81.2 %", plain]
-    assert rows(section(card, "Measured"))[1] == [plain, "0.5000"]
     assert section(card, "Versions") == f"- {plain}: {plain}"
 
 
@@ -571,7 +545,6 @@ def test_the_file_is_written_whole_and_twice_the_same(tmp_path):
             CONFIG,
             sources=SOURCES,
             report=REPORT,
-            measured=MEASURED,
             command=COMMAND,
             versions=VERSIONS,
         )
@@ -584,14 +557,9 @@ def test_a_refused_card_leaves_the_old_one(tmp_path):
     folder = saved_model(tmp_path / "model")
     write_card(folder, MINIMAL, sources=[], report={})
     before = (folder / "README.md").read_bytes()
-    with pytest.raises(DataError, match=r"measured\[0\]\.nDCG@10 is nan; allowed: a finite number"):
-        write_card(
-            folder,
-            MINIMAL,
-            sources=[],
-            report={},
-            measured=[{"collection": "c", "nDCG@10": float("nan")}],
-        )
+    message = r"report\.documents_terms is nan but must be a finite number"
+    with pytest.raises(DataError, match=message):
+        write_card(folder, MINIMAL, sources=[], report={"documents_terms": float("nan")})
     assert (folder / "README.md").read_bytes() == before
 
 
@@ -612,11 +580,10 @@ def test_a_folder_without_a_model_gets_no_card(tmp_path):
         (
             {"sources": [{**SOURCES[0], "queries": "many"}]},
             (
-                r"sources\[0\]\.queries is 'many'; "
-                r"allowed: a finite number"
+                r"sources\[0\]\.queries is 'many' "
+                r"but must be a finite number"
             ),
         ),
-        ({"measured": [{"nDCG@10": 0.5}]}, r"measured\[0\]\.collection is missing"),
         ({"report": {"best_dev": 0.5}}, r"report\.best_step is missing"),
         ({"report": {"documents_terms": float("inf")}}, r"report\.documents_terms is inf"),
         (
@@ -628,30 +595,3 @@ def test_a_folder_without_a_model_gets_no_card(tmp_path):
 def test_refusals(changes, message):
     with pytest.raises(DataError, match=message):
         minimal_card(**changes)
-
-
-# --- figures that are measured later ---
-
-
-def test_measured_rows_can_be_added_to_a_card_that_stands(tmp_path: Path) -> None:
-    files.write_json(
-        tmp_path / "modules.json",
-        [{"idx": 0, "path": "", "type": "sentence_transformers.models.Router"}],
-    )
-    write_card(tmp_path, CONFIG, sources=SOURCES, report=REPORT, command=COMMAND, versions=VERSIONS)
-    before = (tmp_path / "README.md").read_text(encoding="utf-8")
-    add_measured(tmp_path, MEASURED)
-    after = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert after != before
-    assert after == full_card()
-    add_measured(tmp_path, MEASURED)
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == after
-
-
-def test_rows_are_added_to_nothing_but_a_card(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no card with a section Measured"):
-        add_measured(tmp_path, MEASURED)
-    (tmp_path / "README.md").write_text("# Something else\n")
-    with pytest.raises(DataError, match="no card with a section Measured"):
-        add_measured(tmp_path, MEASURED)
-    assert (tmp_path / "README.md").read_text() == "# Something else\n"
