@@ -11,7 +11,7 @@ from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.storage import files
 from sparse_ir.training.pairs import read_source
 
-# --- bEIR folders ---
+# --- BEIR folders ---
 
 
 def test_a_folder_gives_judged_queries_and_the_whole_corpus(tmp_path):
