@@ -44,7 +44,11 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its module when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'sparse_ir' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from sparse_ir import extras
+
+    with extras.importing():
+        home = importlib.import_module(_HOMES[name])
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

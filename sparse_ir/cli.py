@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 import sparse_ir
+from sparse_ir import extras
 from sparse_ir.commands import benchmarking, demo, doctor, evaluating, indexing, searching, training
 from sparse_ir.console import format_report
 from sparse_ir.errors import SparseIRError
@@ -69,7 +70,8 @@ def main() -> None:
 def run() -> None:
     """Entry point of ``sparse-ir`` and of ``python -m sparse_ir``."""
     try:
-        sys.exit(main(sys.argv[1:] or ["--help"], prog_name="sparse-ir", standalone_mode=False))
+        with extras.importing():
+            sys.exit(main(sys.argv[1:] or ["--help"], prog_name="sparse-ir", standalone_mode=False))
     except (SparseIRError, click.ClickException, OSError) as error:
         click.echo(f"sparse-ir: error: {_sentence(error)}", err=True)
         sys.exit(2)

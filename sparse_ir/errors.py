@@ -10,7 +10,8 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── ClosedError               something is used after it was closed
 ├── TrainingError             training cannot go on
 ├── BudgetMissed              no search options hold a latency budget
-└── JavaError                 no usable Java runtime, or the virtual machine failed
+├── JavaError                 no usable Java runtime, or the virtual machine failed
+└── MissingExtra              an optional package is not installed
 Each one also inherits the builtin exception that a caller would expect.
 """
 
@@ -65,6 +66,10 @@ class TrainingError(SparseIRError, RuntimeError):
 
 class JavaError(SparseIRError, RuntimeError):
     """No usable Java runtime was found, or the Java side failed."""
+
+
+class MissingExtra(SparseIRError, ImportError):
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 def first_line(error: BaseException) -> str:

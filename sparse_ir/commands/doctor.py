@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from sparse_ir import extras
 from sparse_ir.data import readers
 from sparse_ir.errors import ConfigError
 from sparse_ir.models import decoder_settings
@@ -38,8 +39,9 @@ def doctor(
             file.
         progress: Show a progress bar.
     """
-    from sparse_ir.diagnosis import examination
-    from sparse_ir.diagnosis.checks import OWN_TEXTS
+    with extras.importing():
+        from sparse_ir.diagnosis import examination
+        from sparse_ir.diagnosis.checks import OWN_TEXTS
 
     if model == LEXICAL_MODEL:
         raise ConfigError("the lexical model is no neural network; there is nothing to examine")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Unpack
 
+from sparse_ir import extras
 from sparse_ir.data import readers
 from sparse_ir.engines.base import Bm25
 from sparse_ir.errors import ConfigError
@@ -257,7 +258,8 @@ def idf(model: str, input: str, output: Path, *, revision: str | None = None) ->
         output: File for the JSON object {token: idf}.
         revision: Commit of a hub model.
     """
-    from sparse_ir.models.encoder import load_tokenizer
+    with extras.importing():
+        from sparse_ir.models.encoder import load_tokenizer
 
     tokenizer = load_tokenizer(model, revision=revision)
     values = compute_idf(

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sparse_ir import extras
 from sparse_ir.data import readers
 from sparse_ir.engines.base import Bm25
 from sparse_ir.errors import ConfigError
@@ -174,7 +175,8 @@ def teach(config: Path, cache: Path, *, progress: bool = False) -> Report:
         cache: Folder for the scores and vectors.
         progress: Show progress bars.
     """
-    from sparse_ir.training import pipeline
+    with extras.importing():
+        from sparse_ir.training import pipeline
 
     return pipeline.teach(Path(config), Path(cache), progress=progress)
 
@@ -194,7 +196,8 @@ def train(
         cache: Folder with the teachers' scores, shared between runs; default: OUTPUT/teacher-cache.
         progress: Show a progress bar.
     """
-    from sparse_ir.training import pipeline
+    with extras.importing():
+        from sparse_ir.training import pipeline
 
     return pipeline.train(
         Path(config), Path(output), cache=Path(cache) if cache else None, progress=progress

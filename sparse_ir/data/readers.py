@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sparse_ir import extras
 from sparse_ir.data.lines import parse_jsonl, read_lines
 from sparse_ir.data.records import LONE_SURROGATE, Document, Qrels, Query, check_id, show
 from sparse_ir.errors import ConfigError, DataError
@@ -310,7 +311,8 @@ def _read_hub(
     revision: str | None,
     columns: dict[str, str] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    import datasets
+    with extras.importing():
+        import datasets
 
     features = columns and datasets.Features(
         {key: datasets.Value(kind) for key, kind in columns.items()}

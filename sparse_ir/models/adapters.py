@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import decoder_settings, loading, model_files
 from sparse_ir.models.checkpoint import NeuralSide
@@ -54,9 +55,7 @@ def quantization(bits: int, device: str) -> dict[str, Any]:
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"weights in {bits} bits need the package bitsandbytes, which is not "
-            "installed; install it "
-            "(the extra 'bits'), or use 'bfloat16'"
+            f"weights in {bits} bits: {extras.missing('bitsandbytes')}; or use 'bfloat16'"
         )
     import transformers
 
@@ -148,7 +147,7 @@ def import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ModelError("an adapter needs the package peft, which is not installed") from error
+        raise ModelError(f"an adapter: {extras.missing('peft')}") from error
     return peft
 
 

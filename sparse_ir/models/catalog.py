@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from sparse_ir import extras
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError
 from sparse_ir.models import decoder_settings
@@ -81,7 +82,8 @@ def load_encoder(
     chosen = {key: value for key, value in options.items() if key not in _NOT_FOR_THE_NETWORK}
     if model == LEXICAL_MODEL:
         return _fit_lexical(read or (lambda: iter(())), chosen, options)
-    from sparse_ir.models.encoder import Encoder
+    with extras.importing():
+        from sparse_ir.models.encoder import Encoder
 
     if (place := chosen.get("decoder")) is not None:
         chosen["decoder"] = decoder_settings.read_decoder_file(Path(str(place)))

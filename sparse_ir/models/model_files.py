@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError, DamagedError, ModelError
 from sparse_ir.storage import files
 
@@ -139,7 +140,8 @@ def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
             f"{path} is a pickle; with allow_pickle=True it is read through torch's "
             "weights_only loader"
         )
-    import torch
+    with extras.importing():
+        import torch
 
     tensors = torch.load(path, weights_only=True, map_location="cpu")
     return {key: value.float().numpy() for key, value in tensors.items()}

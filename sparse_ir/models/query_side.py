@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError, DamagedError
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.static_queries import FORMAT, QUERY_FILE, load_static_side
@@ -23,7 +24,8 @@ def load_query_encoder(folder: Path, *, model: str | Path | None = None) -> Quer
             f"{folder / QUERY_FILE}: format is not {FORMAT}, the only one this version reads"
         )
     if record.get("kind") == "neural":
-        from sparse_ir.models.encoder import load_neural_query_encoder
+        with extras.importing():
+            from sparse_ir.models.encoder import load_neural_query_encoder
 
         return load_neural_query_encoder(record, model=model)
     if record.get("kind") != "static":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer, normalizers
 
+from sparse_ir import extras
 from sparse_ir.errors import DataError, ModelError, first_line
 from sparse_ir.storage import files
 
@@ -24,7 +25,8 @@ class Tokens(NamedTuple):
 
 
 def load_owner(folder: Path) -> Any:
-    import transformers
+    with extras.importing():
+        import transformers
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError
 from sparse_ir.indexing import manifest
 from sparse_ir.indexing.quantization import Rule
@@ -31,7 +32,8 @@ def open_index(
         return Index(folder, query_model=query_model, tuned=tuned)
     if query_model is None:
         return Index(folder)  # raises, saying what is missing
-    from sparse_ir.models.encoder import Encoder
+    with extras.importing():
+        from sparse_ir.models.encoder import Encoder
 
     rule = Rule(scale) if scale is not None else None
     query_encoder = Encoder.load(query_model).query_encoder()

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sparse_ir import extras
 from sparse_ir.errors import DamagedError, TrainingError
 from sparse_ir.storage import files
 
@@ -177,7 +178,8 @@ class Log:
         with files.atomic_writer(self._path) as stream:
             stream.writelines(line + "\n" for line in text.splitlines() if _step_of(line) <= first)
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            with extras.importing():
+                from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 

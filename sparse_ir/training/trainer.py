@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError, DamagedError, DataError, TrainingError
 from sparse_ir.models import loading, static_queries
 from sparse_ir.models.idf import compute_idf
@@ -95,7 +96,8 @@ class Trainer:
         teachers: Sequence[tuple[Teacher | None, float]] = (),
         dev: Sequence[DevSet] = (),
     ) -> None:
-        import accelerate
+        with extras.importing():
+            import accelerate
 
         self.config, self.folder, self.dev = config, folder, list(dev)
         self._dev_facts = [

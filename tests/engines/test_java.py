@@ -26,9 +26,8 @@ SEARCH = """
     from pathlib import Path
     import numpy as np
     from scipy import sparse
+    from sparse_ir.engines.lucene import java, parts, writer
     from sparse_ir.engines.lucene.reader import Reader
-    from sparse_ir.engines.lucene import parts
-    from sparse_ir.engines.lucene import writer
     def search(batches=4):
         with tempfile.TemporaryDirectory() as root:
             impacts = sparse.csr_matrix(np.array([[3], [5]], dtype=np.int32))
@@ -224,7 +223,8 @@ def test_pyserini_missing(monkeypatch):
     monkeypatch.delenv("ANSERINI_CLASSPATH", raising=False)
     monkeypatch.setitem(sys.modules, "pyserini", None)
     with pytest.raises(
-        JavaError, match="the package pyserini is not installed; run `pip install pyserini`"
+        JavaError,
+        match=r"the package pyserini, which is not installed: .*sparse-ir-toolkit\[lucene\]",
     ):
         java.find_jar()
 

@@ -66,9 +66,10 @@ FILES = [
 BUILD = """
     import os, signal, sys
     from pathlib import Path
+    from sparse_ir.engines.lucene import java
+    from sparse_ir.indexing import builder, verification
     from sparse_ir.indexing.quantization import Rule
     from sparse_ir.indexing.vectors import Vectors
-    from sparse_ir.indexing import builder
 
     def build(root, threads=1):
         made = Vectors(root / "new")
@@ -115,7 +116,7 @@ WAITS_INSIDE = (
         return read(number)
 
     made.read_shard = read_shard if sys.argv[2] == "wait" else read
-    indexes.build_impact_index(made, root / "index", Rule(10.0, folded=True), made.query_encoder())
+    builder.build_impact_index(made, root / "index", Rule(10.0, folded=True), made.query_encoder())
 """
 )
 
@@ -283,7 +284,7 @@ FULL_DISK = (
                 error = None
             except Exception as caught:
                 error = [type(caught).__name__, str(caught)]
-            after = indexes.verify_index(root / "index")["documents"]
+            after = verification.verify_index(root / "index")["documents"]
             print(json.dumps({"size": size, "error": error, "documents": after,
                               "beside": sorted(path.name for path in root.iterdir())}), flush=True)
             if error is None:
@@ -551,7 +552,7 @@ def test_readers_see_the_old_or_the_new_index_and_nothing_between(root):
     print("begun", flush=True)
     for _ in range(4):
         build(Path(sys.argv[1]))
-        indexes.build_impact_index(other, Path(sys.argv[1]) / "index", Rule(10.0, folded=True), other.query_encoder())
+        builder.build_impact_index(other, Path(sys.argv[1]) / "index", Rule(10.0, folded=True), other.query_encoder())
     """
     )
     seen = set()

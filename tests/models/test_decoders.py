@@ -585,7 +585,8 @@ def test_8_and_4_bits_need_their_package_and_a_decoder(folders, tiny_folder, mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for precision in ("8bit", "4bit"):
         with pytest.raises(
-            ConfigError, match=f"weights in {precision[0]} bits need the package bitsandbytes"
+            ConfigError,
+            match=f"weights in {precision[0]} bits: this needs the package bitsandbytes",
         ):
             Encoder.load(folders["llama"], decoder=settings(), precision=precision)
         with pytest.raises(ConfigError, match=f"precision '{precision}' is for decoders"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from sparse_ir import extras
 from sparse_ir.errors import ClosedError, ConfigError, JavaError
 
 MINIMUM_JAVA = 21
@@ -68,7 +69,7 @@ def find_jar() -> Path:
     if folder is None:
         spec = importlib.util.find_spec("pyserini")
         if spec is None or spec.origin is None:
-            raise JavaError("the package pyserini is not installed; run `pip install pyserini`")
+            raise JavaError(str(extras.missing("pyserini")))
         folder = str(Path(spec.origin).parent / "resources" / "jars")
     jars = sorted(Path(folder).glob("anserini-*-fatjar.jar"), key=lambda jar: jar.stat().st_mtime)
     if not jars:
@@ -85,7 +86,8 @@ def start(heap: str | None = None) -> None:
     jar, and ``ConfigError`` for a bad heap size.
     """
     with _start_lock:
-        config = importlib.import_module("jnius_config")
+        with extras.importing():
+            config = importlib.import_module("jnius_config")
         if not config.vm_running:
             _boot(config, find_runtime(), find_jar(), heap or os.environ.get(HEAP_VARIABLE))
         _adopt()

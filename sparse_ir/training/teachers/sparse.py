@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.training.teachers.bm25 import stack_rows
 from sparse_ir.training.teachers.cache import (
@@ -41,7 +42,8 @@ class SparseTeacher:
         lives. Raises what ``Encoder.load`` raises.
         """
         if isinstance(model, str | Path):
-            from sparse_ir.models.encoder import Encoder
+            with extras.importing():
+                from sparse_ir.models.encoder import Encoder
 
             model = Encoder.load(model, **options)
         elif options:
