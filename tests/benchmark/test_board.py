@@ -316,14 +316,20 @@ def test_published_means_are_over_exactly_our_sets(tmp_path):
     assert found["SPLADE-v3-Doc"]["mean"] == pytest.approx(0.4697, abs=0.0001)
 
 
+def set_sizes(monkeypatch, sizes):
+    """Let these be the published sizes, for the modules that read them."""
+    monkeypatch.setattr(datasets, "SIZES", sizes)
+    monkeypatch.setattr("sparse_ir.benchmark.board.SIZES", sizes)
+
+
 def test_a_set_of_another_size_has_no_published_figures(folders, monkeypatch):
     found = read_rows(folders[0])
-    monkeypatch.setattr(datasets, "SIZES", {"scifact": (30, 20)})
+    set_sizes(monkeypatch, {"scifact": (30, 20)})
     board = make_board(found)
     assert board["published"] and "No published" not in " ".join(board["notes"])
     assert any("SciFact" in name for name in formats.make_mteb_files(found))
     for documents, queries in ((30, 21), (5183, 20)):
-        monkeypatch.setattr(datasets, "SIZES", {"scifact": (documents, queries)})
+        set_sizes(monkeypatch, {"scifact": (documents, queries)})
         board = make_board(found)
         assert board["published"] == []
         assert (

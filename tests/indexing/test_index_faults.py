@@ -29,10 +29,10 @@ from small_indexes import (
 
 from sparse_ir.errors import ConfigError, DamagedError, LockedError
 from sparse_ir.indexing import builder, verification
-from sparse_ir.indexing import manifest as manifest_module
 from sparse_ir.indexing.manifest import read_manifest, write_manifest
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.retrieval import searcher
 from sparse_ir.retrieval.options import SearchOptions
 from sparse_ir.retrieval.searcher import Index
 
@@ -503,7 +503,7 @@ def test_an_index_exchanged_between_two_reads_of_one_file_is_opened_again(root, 
 def test_no_part_of_the_old_version_is_left_when_the_new_one_has_none(root, monkeypatch):
     old, new = Vectors(root / "old"), Vectors(root / "new")
     builder.build_impact_index(old, root / "index", RULE, old.query_encoder(), forward_index=True)
-    version_of, calls = manifest_module.version_of, []
+    version_of, calls = searcher.version_of, []
 
     def exchange_before_the_second(folder):
         calls.append(folder)
@@ -513,7 +513,7 @@ def test_no_part_of_the_old_version_is_left_when_the_new_one_has_none(root, monk
             )
         return version_of(folder)
 
-    monkeypatch.setattr(manifest_module, "version_of", exchange_before_the_second)
+    monkeypatch.setattr(searcher, "version_of", exchange_before_the_second)
     with Index(root / "index") as opened:
         assert opened.manifest["counts"]["documents"] == 80
         assert opened.forward is None
