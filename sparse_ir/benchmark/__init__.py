@@ -1,1 +1,1 @@
-"""How do measured systems become rows, and rows one table?"""
+"""The leaderboard: how do measured systems become rows, and rows one table?"""

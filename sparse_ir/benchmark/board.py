@@ -1,413 +1,397 @@
-"""The leaderboard: measured rows as one table of effectiveness, significance and efficiency, in six
-formats.
+"""The leaderboard as data: effectiveness, significance and cost of every system.
 
-``make_board`` turns rows into plain data, the ``format_*`` functions turn that into text, and the
-verb ``leaderboard`` writes it all. Published figures stand in a table of their own. It measures
-nothing.
+``make_board`` turns rows into a ``Board``, and ``formats`` and ``page`` turn the board into text.
+Published figures have a table of their own. Nothing is measured here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sparse_ir.benchmark import averages, published_figures
-from sparse_ir.benchmark.published_figures import DEFAULT
-from sparse_ir.benchmark.results import COLUMNS, Row
-from sparse_ir.data.datasets import BEIR_13, SIZES, has_published_size
+from sparse_ir.benchmark import averages, columns, comparison, published_figures
+from sparse_ir.benchmark.columns import Measure, Part, mean_of_all
+from sparse_ir.benchmark.comparison import Standing
+from sparse_ir.benchmark.published_figures import DEFAULT, Published
+from sparse_ir.benchmark.rows import HASHES, Row
+from sparse_ir.data import datasets
+from sparse_ir.data.datasets import BEIR_13
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.evaluation import significance
 
-Measure = Literal["nDCG@10", "R@100", "R@1000", "MRR@10"]
-Board = dict[str, Any]
 LEVEL = 0.05  # adjusted p-values below it are marked
-SAMPLES = 20_000  # of the randomization test
-_GROUP = "cqadupstack"
-_SAME_DATA = (
-    "corpus_sha256",
-    "queries_sha256",
-    "qrels_sha256",
-    "remove_identical",
-    "relevance_level",
-)
-LATENCIES = ("p50_ms", "p95_ms", "p99_ms")
-EFFICIENCY = (
-    "query_terms",
-    "document_terms",
-    "flops",
-    "index_megabytes",
-    "documents_per_second",
-    *LATENCIES,
-)
-COMPARISON = (
-    "low",
-    "high",
-    "delta",
-    "delta_low",
-    "delta_high",
-    "p",
-    "p_adjusted",
-    "wins",
-    "ties",
-    "losses",
-)
-PROVENANCE = ("model", "revision", "hash", "run_sha256", "commit", "date", "processor", "command")
+_BEIR_AVERAGE = "beir-13"
+_SAME_DATA = (*HASHES, "remove_identical", "relevance_level")
+
+Grid = Mapping[str, Mapping[str, Row]]  # data set -> system -> row
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is known about one system on one data set, or in the mean over several."""
+
+    measures: dict[str, float | None]
+    standing: Standing
+    efficiency: dict[str, float | None]
+    provenance: dict[str, str | None] | None = None  # None for a mean
+
+    def value(self, name: str) -> float | None:
+        """The number of a column; None if it is unknown."""
+        if name in self.measures:
+            return self.measures[name]
+        if name in self.efficiency:
+            return self.efficiency[name]
+        number: float | None = getattr(self.standing, name, None)
+        return number
+
+    def to_json(self) -> dict[str, Any]:
+        """The cell as ``leaderboard.json`` holds it."""
+        stored: dict[str, Any] = dict(self.measures)
+        stored |= dataclasses.asdict(self.standing)
+        stored["efficiency"] = self.efficiency
+        if self.provenance is not None:
+            stored["provenance"] = self.provenance
+        return stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A system: its mean over the data sets that all systems have, and its cells."""
+
+    name: str
+    kind: str
+    mean: Cell | None  # None if no data set has all systems
+    datasets: dict[str, Cell]
+
+    def cells(self) -> dict[str, Cell]:
+        """The mean (if there is one) and all data sets, by their names in the tables."""
+        cells = {}
+        if self.mean is not None:
+            cells["mean"] = self.mean
+        return cells | self.datasets
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSize:
+    """What the page says about a data set."""
+
+    split: str
+    documents: int
+    queries: int
+    judgements: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedEntry:
+    """Published figures of one system on our data sets, and their mean over exactly our sets."""
+
+    system: str
+    kind: str
+    measure: str
+    values: dict[str, float]
+    source: str
+    status: str
+    note: str
+    mean: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Everything that the tables and the page show; systems by their mean, the best first."""
+
+    measure: str
+    baseline: str
+    datasets: dict[str, DatasetSize]
+    common: list[str]  # the data sets that all systems have: those of the mean
+    systems: list[Entry]
+    published: list[PublishedEntry]
+    not_shown: list[str]
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The board as ``leaderboard.json`` holds it."""
+        entries = []
+        for entry in self.systems:
+            cells = {name: cell.to_json() for name, cell in entry.datasets.items()}
+            mean = entry.mean
+            entries.append(
+                {
+                    "name": entry.name,
+                    "kind": entry.kind,
+                    "mean": mean and mean.to_json(),
+                    "datasets": cells,
+                }
+            )
+        stored = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        stored["datasets"] = {
+            name: dataclasses.asdict(size) for name, size in self.datasets.items()
+        }
+        stored["systems"] = entries
+        stored["published"] = [dataclasses.asdict(record) for record in self.published]
+        return stored
+
+
+def read_board(stored: Mapping[str, Any]) -> Board:
+    """The board in the JSON of a ``leaderboard.json``; columns that it lacks are empty."""
+    systems = []
+    for entry in stored["systems"]:
+        cells = {name: _read_cell(cell) for name, cell in entry["datasets"].items()}
+        mean = None
+        if entry["mean"] is not None:
+            mean = _read_cell(entry["mean"])
+        systems.append(Entry(entry["name"], entry["kind"], mean, cells))
+    return Board(
+        measure=stored["measure"],
+        baseline=stored["baseline"],
+        datasets={name: DatasetSize(**size) for name, size in stored["datasets"].items()},
+        common=stored["common"],
+        systems=systems,
+        published=[PublishedEntry(**record) for record in stored["published"]],
+        not_shown=stored["not_shown"],
+        notes=stored["notes"],
+    )
+
+
+def _read_cell(stored: Mapping[str, Any]) -> Cell:
+    standing = {field.name: stored[field.name] for field in dataclasses.fields(Standing)}
+    return Cell(
+        measures={name: stored.get(name) for name in columns.measure_names()},
+        standing=Standing(**standing),
+        efficiency={column.name: stored["efficiency"].get(column.name) for column in columns.COSTS},
+        provenance=stored.get("provenance"),
+    )
 
 
 def make_board(
-    found: Sequence[Row],
+    rows: Sequence[Row],
     *,
     baseline: str = "bm25",
     measure: Measure = "nDCG@10",
     published: str = DEFAULT,
 ) -> Board:
-    """Everything that the tables and the page show, as JSON-able data; systems by their mean, the
-    best first.
+    """The board of all rows, ordered and compared by ``measure``.
 
-    ``mean`` is over the data sets that all systems have (``common``): each set counts alike,
+    Means are over the data sets that all systems have (``common``). Each data set counts alike,
     however many queries it has, also in the interval and in the test. A measure that looks deeper
-    than a run goes is None. Raises ``ConfigError`` for a baseline without a row, ``DataError`` for
-    two rows of one data set that were measured on different data, and for a run that is not as deep
-    as ``measure`` looks.
+    than a run goes is None.
+
+    Raises:
+        ConfigError: the baseline has no row.
+        DataError: two rows of one data set were measured on different data, or a row lacks the
+            measure or has a run that is too short for it.
     """
     grid: dict[str, dict[str, Row]] = {}
-    for row in merge_forums(found):
+    for row in merge_forums(rows):
         grid.setdefault(row.dataset, {})[row.system] = row
-    systems = {system: row.result["system"] for of in grid.values() for system, row in of.items()}
-    if baseline not in systems:
+    kinds = {}
+    for by_system in grid.values():
+        for system, row in by_system.items():
+            kinds[system] = row.result.system.kind
+    if baseline not in kinds:
         raise ConfigError(
-            f"the baseline {baseline!r} has no row, allowed: {', '.join(sorted(systems))}"
+            f"the baseline {baseline!r} has no row; it must be one of {', '.join(sorted(kinds))}"
         )
-    datasets = {name: _describe_dataset(list(of.values())) for name, of in grid.items()}
+    sizes = {name: _describe_dataset(list(by_system.values())) for name, by_system in grid.items()}
     _check_depths(grid, measure)
-    common = [name for name, of in grid.items() if len(of) == len(systems)]
-    cells = {name: _make_cells(of, found, measure, baseline) for name, of in grid.items()}
+    common = [name for name, by_system in grid.items() if len(by_system) == len(kinds)]
+    cells = {name: _make_cells(grid[name], measure, baseline) for name in grid}
     means = _make_means({name: grid[name] for name in common}, cells, measure, baseline)
-    entries = [
-        {
-            "name": system,
-            "kind": facts["kind"],
-            "mean": means.get(system),
-            "datasets": {name: of[system] for name, of in cells.items() if system in of},
-        }
-        for system, facts in sorted(systems.items())
-    ]
-    entries.sort(key=lambda entry: -entry["mean"][measure] if entry["mean"] else 0.0)
-    whole = [name for name, facts in datasets.items() if is_whole(name, facts)]
-    board = {
-        "measure": measure,
-        "baseline": baseline,
-        "datasets": datasets,
-        "common": common,
-        "systems": entries,
-        "published": _place_published(published, measure, whole, common),
-        "not_shown": [
-            f"{row.dataset}/{row.system}"
-            for row in found
-            if row.dataset not in grid and row.system not in grid[_GROUP]
-        ],
-    }
-    return {**board, "notes": _describe(board)}
+    whole = [name for name, size in sizes.items() if is_whole(name, size)]
+    board = Board(
+        measure=measure,
+        baseline=baseline,
+        datasets=sizes,
+        common=common,
+        systems=_make_entries(kinds, cells, means, measure),
+        published=_place_published(published, measure, whole, common),
+        not_shown=_find_unmerged(rows, grid),
+    )
+    return dataclasses.replace(board, notes=_describe(board))
 
 
-def merge_forums(found: Sequence[Row]) -> list[Row]:
-    """The rows with CQADupStack's forums as one data set, as soon as one system has all twelve;
-    until then singly.
-    """
-    merged = averages.merge_groups(found)
-    return merged if any(row.dataset == _GROUP for row in merged) else list(found)
+def merge_forums(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with CQADupStack's forums as one data set if a system has all twelve of them."""
+    merged = averages.merge_groups(rows)
+    if any(row.dataset == averages.MERGED for row in merged):
+        return merged
+    return list(rows)
 
 
-def _describe_dataset(of: Sequence[Row]) -> dict[str, Any]:
-    first, *others = (row.result["dataset"] for row in of)
-    for row, facts in zip(of[1:], others, strict=True):
-        if changed := [key for key in _SAME_DATA if facts[key] != first[key]]:
+def _find_unmerged(rows: Sequence[Row], grid: Grid) -> list[str]:
+    """Rows of forums whose system lacks others, once the forums are one data set."""
+    unmerged = []
+    for row in rows:
+        if row.dataset not in grid and row.system not in grid[averages.MERGED]:
+            unmerged.append(f"{row.dataset}/{row.system}")
+    return unmerged
+
+
+def _describe_dataset(rows: Sequence[Row]) -> DatasetSize:
+    """The size of a data set; raises ``DataError`` if its rows were measured on different data."""
+    first = rows[0]
+    facts = first.result.dataset
+    for row in rows[1:]:
+        changed = []
+        for field in _SAME_DATA:
+            if getattr(row.result.dataset, field) != getattr(facts, field):
+                changed.append(field)
+        if changed:
             raise DataError(
-                f"rows {row.dataset}/{of[0].system} and {row.dataset}/{row.system} "
-                "were measured on "
-                f"different data ({', '.join(changed)}); make one of them again"
+                f"rows {row.dataset}/{first.system} and {row.dataset}/{row.system} were measured "
+                f"on different data ({', '.join(changed)}); make one of them again"
             )
-    return {key: first[key] for key in ("split", "documents", "queries", "judgements")}
+    return DatasetSize(facts.split, facts.documents, facts.queries, facts.judgements)
 
 
-def _check_depths(grid: Mapping[str, Mapping[str, Row]], measure: str) -> None:
-    for row in (row for of in grid.values() for row in of.values()):
-        if row.shown_measures[measure] is None:
+def _check_depths(grid: Grid, measure: str) -> None:
+    for by_system in grid.values():
+        for row in by_system.values():
+            if row.shown_measure(measure) is not None:
+                continue
+            place = f"row {row.dataset}/{row.system}"
+            if measure not in row.measures:
+                raise DataError(
+                    f"{place} has no {measure}; make the row again, or order by another measure"
+                )
             raise DataError(
-                f"row {row.dataset}/{row.system} has "
-                f"{row.result['run']['hits_per_query']} hits per query, "
-                f"allowed: as many as {measure} looks at; make the row again, or "
-                "order by another measure"
+                f"{place} has {row.result.run.hits_per_query} hits per query; there must be as "
+                f"many as {measure} looks at; make the row again, or order by another measure"
             )
 
 
-def _make_cells(
-    of: Mapping[str, Row], found: Sequence[Row], measure: str, baseline: str
-) -> dict[str, dict[str, Any]]:
-    compared = _compare([_strata(of, measure)], baseline)
-    return {
-        system: {
-            **row.shown_measures,
-            **compared[system],
-            "efficiency": _efficiency(row, timing := _timing(row, found)),
-            "provenance": _provenance(row, timing),
-        }
-        for system, row in of.items()
-    }
-
-
-def _timing(row: Row, found: Sequence[Row]) -> dict[str, Any]:
-    """What a clock measured; of a row put together from others, the means over these."""
-    parts = [
-        other
-        for other in found
-        if other.system == row.system
-        and other.dataset in {facts["name"] for facts in row.parts.values()}
-    ]
-    latencies = [part.timing.get("search_latency_ms") or {} for part in parts]
-    rates = [
-        (part.result["dataset"]["documents"], part.timing.get("encode_documents_per_second"))
-        for part in parts
-    ]
-    return {
-        "documents_per_second": _join_rates(rates),
-        **{
-            key: _mean([latency.get(key.removesuffix("_ms")) for latency in latencies])
-            for key in LATENCIES
-        },
-        "processor": _only([part.timing.get("hardware", {}).get("processor") for part in parts]),
-        "date": max((part.timing.get("date") or "" for part in parts), default="") or None,
-    }
-
-
-def _efficiency(row: Row, timing: Mapping[str, Any]) -> dict[str, Any]:
-    counted = row.result["efficiency"]
-    found = {
-        "query_terms": counted["mean_query_terms"],
-        "document_terms": counted["mean_document_terms"],
-        "flops": counted["flops"],
-        "index_megabytes": counted["index_bytes"] / 1e6,
-        **timing,
-    }
-    return {key: found[key] for key in EFFICIENCY}
-
-
-def _provenance(row: Row, timing: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        **row.result,
-        **row.result["system"],
-        "run_sha256": row.result["run"].get("sha256"),
-        **timing,
-    }
-    return {key: found.get(key) for key in PROVENANCE}
+def _make_cells(by_system: Mapping[str, Row], measure: str, baseline: str) -> dict[str, Cell]:
+    strata = comparison.split_into_strata(by_system, measure)
+    standings = comparison.compare_systems([strata], baseline)
+    cells = {}
+    for system, row in by_system.items():
+        cells[system] = Cell(
+            measures={name: row.shown_measure(name) for name in columns.measure_names()},
+            standing=standings[system],
+            efficiency={column.name: column.value(row) for column in columns.COSTS},
+            provenance={column.name: column.read(row) for column in columns.SOURCES},
+        )
+    return cells
 
 
 def _make_means(
-    grid: Mapping[str, Mapping[str, Row]],
-    cells: Mapping[str, Mapping[str, dict[str, Any]]],
-    measure: str,
-    baseline: str,
-) -> dict[str, dict[str, Any]]:
-    """System -> its cell over all data sets of ``grid``, in which every system stands; nothing for
-    no data set.
-    """
+    grid: Grid, cells: Mapping[str, Mapping[str, Cell]], measure: str, baseline: str
+) -> dict[str, Cell]:
+    """System -> its mean over the data sets of ``grid``, all of which have every system."""
     if not grid:
         return {}
-    systems = next(iter(grid.values()))
-    compared = _compare([_strata(of, measure) for of in grid.values()], baseline)
+    strata = [comparison.split_into_strata(by_system, measure) for by_system in grid.values()]
+    standings = comparison.compare_systems(strata, baseline)
     means = {}
-    for system in systems:
-        parts = [cells[name][system] for name in grid]
-        efficiency = {key: _mean([part["efficiency"][key] for part in parts]) for key in EFFICIENCY}
-        efficiency["index_megabytes"] = sum(part["efficiency"]["index_megabytes"] for part in parts)
-        efficiency["documents_per_second"] = _join_rates(
-            [
-                (
-                    of[system].result["dataset"]["documents"],
-                    cells[name][system]["efficiency"]["documents_per_second"],
-                )
-                for name, of in grid.items()
-            ]
-        )
-        means[system] = {
-            **{column: _mean([part[column] for part in parts]) for column in COLUMNS},
-            **compared[system],
-            "efficiency": efficiency,
-        }
+    for system, standing in standings.items():
+        own = {name: cells[name][system] for name in grid}
+        measures = {}
+        for name in columns.measure_names():
+            measures[name] = mean_of_all([cell.measures[name] for cell in own.values()])
+        efficiency = {}
+        for column in columns.COSTS:
+            parts = []
+            for name, cell in own.items():
+                documents = grid[name][system].result.dataset.documents
+                parts.append(Part(documents, cell.efficiency[column.name]))
+            efficiency[column.name] = column.combine(parts)
+        means[system] = Cell(measures, standing, efficiency)
     return means
 
 
-def _strata(of: Mapping[str, Row], measure: str) -> list[dict[str, dict[str, float]]]:
-    """A data set as parts whose means count alike, each system -> query_id -> value: a forum each,
-    or the whole set.
-    """
-    return [
-        {
-            system: {
-                query_id: value
-                for query_id, value in row.per_query[measure].items()
-                if query_id.startswith(prefix)
-            }
-            for system, row in of.items()
-        }
-        for prefix in next(iter(of.values())).parts
-    ]
+def _make_entries(
+    kinds: Mapping[str, str],
+    cells: Mapping[str, Mapping[str, Cell]],
+    means: Mapping[str, Cell],
+    measure: str,
+) -> list[Entry]:
+    """The systems by their mean, the best first; equal ones and those without a mean by name."""
+    entries = []
+    for system in sorted(kinds):
+        own = {name: by_system[system] for name, by_system in cells.items() if system in by_system}
+        entries.append(Entry(system, kinds[system], means.get(system), own))
+
+    def negative_mean(entry: Entry) -> float:
+        if entry.mean is None:
+            return 0.0
+        return -(entry.mean.value(measure) or 0.0)
+
+    return sorted(entries, key=negative_mean)
 
 
-def _compare(
-    datasets: Sequence[Sequence[Mapping[str, Mapping[str, float]]]], baseline: str
-) -> dict[str, dict[str, Any]]:
-    """System -> interval of its mean over data sets, and its comparison with the baseline (None for
-    that one itself).
-
-    ``datasets`` as ``_strata`` gives them: each data set counts alike, and in it each part.
-    """
-    parts = [part for strata in datasets for part in strata]
-    shares = [1 / (len(datasets) * len(strata)) for strata in datasets for _ in strata]
-    pooled = {system: _pool([part[system] for part in parts], shares) for system in parts[0]}
-    others = {
-        system: values
-        for system, values in pooled.items()
-        if system != baseline and baseline in pooled
-    }
-    found = significance.compare(pooled[baseline], others, samples=SAMPLES) if others else {}
-    compared = {}
-    for system in pooled:
-        low, high = _interval([list(part[system].values()) for part in parts], shares)
-        compared[system] = {**dict.fromkeys(COMPARISON), "low": low, "high": high}
-        if system in found:
-            result = found[system]
-            delta_low, delta_high = _interval(
-                [
-                    [value - part[baseline][query_id] for query_id, value in part[system].items()]
-                    for part in parts
-                ],
-                shares,
-            )
-            compared[system] |= {
-                "delta": result.difference,
-                "delta_low": delta_low,
-                "delta_high": delta_high,
-                "p": result.p,
-                "p_adjusted": result.p_adjusted,
-                "wins": result.wins,
-                "ties": result.ties,
-                "losses": result.losses,
-            }
-    return compared
-
-
-def _pool(values: Sequence[Mapping[str, float]], shares: Sequence[float]) -> dict[str, float]:
-    """All queries of several parts, weighted so that their plain mean is the sum of the parts'
-    means times shares.
-    """
-    total = sum(map(len, values))
-    return {
-        f"{number}/{query_id}": value * (total * share / len(of))
-        for number, (of, share) in enumerate(zip(values, shares, strict=True))
-        for query_id, value in of.items()
-    }
-
-
-def _interval(values: Sequence[Sequence[float]], shares: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap interval of the sum of several parts' means, each times its share.
-
-    The parts are given, only their queries are drawn: so each value counts by its distance from the
-    mean of its part, weighted as in ``_pool``, and the variance of the mean of all is that of
-    drawing within each part.
-    """
-    total = sum(map(len, values))
-    means = [math.fsum(of) / len(of) for of in values]
-    middle = math.fsum(mean * share for mean, share in zip(means, shares, strict=True))
-    return significance.bootstrap_interval(
-        [
-            middle + (value - mean) * (total * share / len(of))
-            for of, mean, share in zip(values, means, shares, strict=True)
-            for value in of
-        ]
-    )
-
-
-def is_whole(name: str, facts: Mapping[str, Any]) -> bool:
-    return has_published_size(name, facts["documents"], facts["queries"])
+def is_whole(name: str, size: DatasetSize) -> bool:
+    """Whether a data set of ours has the size of the published one, or none is published."""
+    return datasets.has_published_size(name, size.documents, size.queries)
 
 
 def _place_published(
-    names: str, measure: str, datasets: list[str], common: list[str]
-) -> list[dict[str, Any]]:
-    """Published figures of this measure, on our data sets only; a mean only over exactly the sets
-    of our own mean.
+    names: str, measure: str, ours: list[str], common: list[str]
+) -> list[PublishedEntry]:
+    """Published figures of this measure for our data sets.
 
-    ``datasets`` are those of ours that have the names and the sizes of published ones.
+    ``ours`` are the sets with the names and the sizes of published ones. A published mean appears
+    only if it is over exactly the sets of our own mean.
     """
-    stated = ["beir-13"] if set(common) == set(BEIR_13) <= set(datasets) else []
-    found = []
-    for record in published_figures.select(names, [*datasets, *stated]):
+    wanted = list(ours)
+    if set(common) == set(BEIR_13) <= set(ours):
+        wanted.append(_BEIR_AVERAGE)
+    entries = []
+    for record in published_figures.select(names, wanted):
         if record.measure == measure:
-            values = dict(record.values)
-            mean = values.pop("beir-13", None)
-            if common and set(common) <= set(values):
-                mean = _mean([values[name] for name in common])
-            found.append({**record._asdict(), "values": values, "mean": mean})
-    return found
+            entries.append(_place_record(record, common))
+    return entries
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None when one value is missing, or all are."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _join_rates(rates: Sequence[tuple[int, float | None]]) -> float | None:
-    """Documents per second over several corpora: all documents over all seconds."""
-    if not rates or any(not rate for _, rate in rates):
-        return None
-    return sum(documents for documents, _ in rates) / sum(
-        documents / rate for documents, rate in rates if rate
+def _place_record(record: Published, common: list[str]) -> PublishedEntry:
+    values = dict(record.values)
+    mean = values.pop(_BEIR_AVERAGE, None)
+    if common and set(common) <= set(values):
+        mean = mean_of_all([values[name] for name in common])
+    return PublishedEntry(
+        system=record.system,
+        kind=record.kind,
+        measure=record.measure,
+        values=values,
+        source=record.source,
+        status=record.status,
+        note=record.note,
+        mean=mean,
     )
-
-
-def _only(values: Iterable[str | None]) -> str | None:
-    """All different values, in one text."""
-    return "; ".join(sorted({value for value in values if value})) or None
 
 
 def _describe(board: Board) -> list[str]:
     """How to read the figures, in sentences."""
-    where = ", ".join(board["common"]) or "none: no data set has all systems"
-    cells = [cell for entry in board["systems"] for cell in entry["datasets"].values()]
-    machines = _only(cell["provenance"]["processor"] for cell in cells)
+    where = ", ".join(board.common) or "none: no data set has all systems"
+    cells = [cell for entry in board.systems for cell in entry.datasets.values()]
+    machines = columns.join_texts((cell.provenance or {}).get("processor") for cell in cells)
     notes = [
         f"Means are over the data sets that all systems have ({where}), each counting alike.",
         (
             "95 %: bootstrap interval over queries. p: paired randomization test against "
-            f"{board['baseline']}, corrected "
-            f"after Holm over the systems; ▲ and ▼ mark p < {LEVEL:g}."
+            f"{board.baseline}, Holm-corrected for the number of systems; ▲ and ▼ mark p < "
+            f"{LEVEL:g}."
         ),
         (
             "Terms and FLOPS are means over queries and documents; MB is the size of the Lucene "
-            "indexes; docs/s is the "
-            "speed of encoding; latency is from text to hits, on one thread (machine: "
-            f"{machines or 'not recorded'})."
+            "indexes; docs/s is the speed of encoding; latency is from text to hits, on one thread "
+            f"(machine: {machines or 'not recorded'})."
         ),
     ]
-    if any(cell[column] is None for cell in cells for column in COLUMNS):
+    if any(value is None for cell in cells for value in cell.measures.values()):
         notes.append(
-            "–: some runs have fewer hits per query than this measure looks at, and are "
-            "not compared by it."
+            "–: some rows lack this measure, or have fewer hits per query than it looks at, and "
+            "are not compared by it."
         )
-    for name in (name for name, facts in board["datasets"].items() if not is_whole(name, facts)):
-        documents, queries = SIZES[name]
+    for name, size in board.datasets.items():
+        published = datasets.published_size(name)
+        if published is not None and not is_whole(name, size):
+            documents, queries = published
+            notes.append(
+                f"No published figures and no MTEB file for {name}: it is not the published set of "
+                f"{documents} documents and {queries} queries."
+            )
+    if board.published:
         notes.append(
-            f"No published figures and no file of MTEB for {name}: it is not the "
-            f"published set of {documents} "
-            f"documents and {queries} queries."
-        )
-    if board["published"]:
-        notes.append(
-            "Published figures are from other people's systems, data and settings: "
-            "primary was read in the "
-            "source, secondary in a digest or quotation of it."
+            "Published figures are from other people's systems, data and settings: primary was "
+            "read in the source, secondary in a digest or quotation of it."
         )
     return notes

@@ -1,159 +1,137 @@
-"""The leaderboard as Markdown, CSV, LaTeX and the files of MTEB."""
+"""The leaderboard as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.resources
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from sparse_ir.benchmark import averages
-from sparse_ir.benchmark.board import (
-    COMPARISON,
-    EFFICIENCY,
-    LATENCIES,
-    LEVEL,
-    PROVENANCE,
-    Board,
-    is_whole,
-)
-from sparse_ir.benchmark.results import COLUMNS, Row
-from sparse_ir.data.datasets import FORUMS
-from sparse_ir.storage import files
+import jinja2
 
-_LATEX_COSTS = {
-    "$|q|$": ("query_terms", 1),
-    "$|d|$": ("document_terms", 1),
-    "FLOPS": ("flops", 3),
-    "MB": ("index_megabytes", 1),
-    "p50 ms": ("p50_ms", 1),
-}
+from sparse_ir.benchmark import columns
+from sparse_ir.benchmark.board import LEVEL, Board, Cell, Entry, PublishedEntry
+from sparse_ir.benchmark.columns import Column
+
+_MISSING = "–"
+_SMALLEST_P = 0.0001
+_MARKS = {1: " ▲", -1: " ▼", 0: ""}
+_LATEX_MARKS = {1: r"$^{\uparrow}$", -1: r"$^{\downarrow}$", 0: ""}
+_LATEX_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def format_markdown(board: Board) -> str:
-    """The whole leaderboard as Markdown: summary, data sets, published figures, and how to read
-    them.
-    """
+    """The whole leaderboard as Markdown: systems, data sets, published figures, and notes."""
     parts = [
         "# Leaderboard",
         format_summary(board),
         "## Data sets",
         format_datasets(board),
-        _markdown_published(board),
-        "\n".join(f"* {note}" for note in board["notes"]),
+        _format_published(board),
+        "\n".join(f"* {note}" for note in board.notes),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def format_summary(board: Board) -> str:
-    """One Markdown table: a line for each system, its means over the data sets in common, and what
-    a search costs.
+    """One Markdown table with a line for each system: its means and what a search costs.
 
-    Empty when the systems have no data set in common.
+    Empty if no data set has all systems.
     """
-    measure, baseline = board["measure"], _escape_markdown(board["baseline"])
-    others = [column for column in COLUMNS if column != measure]
-    header = [
-        "system",
-        measure,
-        "95 %",
-        f"Δ {baseline}",
-        "p",
-        "wins / ties / losses",
-        *others,
-        "terms q / d",
-        "FLOPS",
-        "MB",
-        "docs/s",
-        "p50 / p95 / p99 ms",
-    ]
-    lines = [
-        [_escape_markdown(entry["name"]), *_summary_cells(entry["mean"], measure, others)]
-        for entry in board["systems"]
-        if entry["mean"]
-    ]
-    return _markdown_table(header, lines) if lines else ""
-
-
-def _summary_cells(mean: Mapping[str, Any], measure: str, others: Sequence[str]) -> list[str]:
-    cost = mean["efficiency"]
-    is_baseline = mean["delta"] is None
-    return [
-        _show(mean[measure], 4),
-        f"{_show(mean['low'], 3)}–{_show(mean['high'], 3)}",
-        "" if is_baseline else f"{mean['delta']:+.4f}",
-        "" if is_baseline else _show_p(mean["p_adjusted"]),
-        "" if is_baseline else f"{mean['wins']} / {mean['ties']} / {mean['losses']}",
-        *(_show(mean[column], 4) for column in others),
-        f"{_show(cost['query_terms'], 1)} / {_show(cost['document_terms'], 1)}",
-        _show(cost["flops"], 3),
-        _show(cost["index_megabytes"], 1),
-        _show(cost["documents_per_second"], 0),
-        " / ".join(_show(cost[key], 1) for key in LATENCIES),
-    ]
-
-
-def format_datasets(board: Board) -> str:
-    """One Markdown table: a line for each system, its measure on each data set; ▲ and ▼: chance is
-    unlikely.
-    """
-    names = list(board["datasets"])
-    header = [board["measure"], *map(_escape_markdown, names)]
-    lines = [
-        [
-            _escape_markdown(entry["name"]),
-            *(_mark(entry["datasets"].get(name), board["measure"]) for name in names),
-        ]
-        for entry in board["systems"]
-    ]
+    groups = columns.group_by_title(columns.summary_columns(board.measure))
+    baseline = _escape_markdown(board.baseline)
+    header = ["system"]
+    for group in groups:
+        header.append(group[0].title.format(baseline=baseline))
+    lines = []
+    for entry in board.systems:
+        if entry.mean is not None:
+            cells = [_format_group(entry.mean, group) for group in groups]
+            lines.append([_escape_markdown(entry.name), *cells])
+    if not lines:
+        return ""
     return _markdown_table(header, lines)
 
 
-def _mark(cell: Mapping[str, Any] | None, measure: str) -> str:
-    """A figure, with a sign where it differs from the baseline's by more
-    than chance makes likely.
+def _format_group(cell: Cell, group: Sequence[Column]) -> str:
+    """The values of columns that share a cell."""
+    first = group[0]
+    values = [cell.value(column.name) for column in group]
+    if first.form != "number" and None in values:
+        return ""  # the baseline is not compared with itself
+    shown = [_format_value(value, first) for value in values]
+    return first.joiner.join(shown)
+
+
+def _format_value(value: float | None, column: Column) -> str:
+    if value is None:
+        return _MISSING
+    if column.form == "signed":
+        return f"{value:+.{column.digits}f}"
+    if column.form == "count":
+        return str(int(value))
+    if column.form == "p" and value < _SMALLEST_P:
+        return f"< {_SMALLEST_P}"
+    return f"{value:.{column.digits}f}"
+
+
+def format_datasets(board: Board) -> str:
+    """One Markdown table with a line for each system: its measure on each data set.
+
+    ▲ and ▼ mark values that differ significantly from those of the baseline.
     """
-    return (
-        "–"
-        if cell is None
-        else _show(cell[measure], 4) + {1: " ▲", -1: " ▼", 0: ""}[_verdict(cell)]
-    )
+    header = [board.measure]
+    header.extend(_escape_markdown(name) for name in board.datasets)
+    lines = []
+    for entry in board.systems:
+        line = [_escape_markdown(entry.name)]
+        for name in board.datasets:
+            line.append(_format_marked(entry.datasets.get(name), board.measure))
+        lines.append(line)
+    return _markdown_table(header, lines)
 
 
-def _verdict(cell: Mapping[str, Any]) -> int:
-    """1 for better than the baseline, -1 for worse, 0 for not known to differ."""
-    if cell["p_adjusted"] is None or cell["p_adjusted"] >= LEVEL or not cell["delta"]:
-        return 0
-    return 1 if cell["delta"] > 0 else -1
+def _format_marked(cell: Cell | None, measure: str) -> str:
+    if cell is None:
+        return _MISSING
+    return _format_number(cell.value(measure), 4) + _MARKS[cell.standing.verdict(LEVEL)]
 
 
-def _markdown_published(board: Board) -> str:
-    if not board["published"]:
+def _format_published(board: Board) -> str:
+    if not board.published:
         return ""
-    names = [
-        name
-        for name in board["datasets"]
-        if any(name in record["values"] for record in board["published"])
-    ]
-    header = [board["measure"], "kind", *map(_escape_markdown, names), "mean", "status", "source"]
-    lines = [
-        [
-            record["system"],
-            record["kind"],
-            *(_show(record["values"].get(name), 4) for name in names),
-            _show(record["mean"], 4),
-            record["status"],
-            "; ".join(filter(None, (record["source"], record["note"]))),
-        ]
-        for record in board["published"]
-    ]
-    return "## Published elsewhere, not measured here\n\n" + _markdown_table(header, lines)
+    names = []
+    for name in board.datasets:
+        if any(name in record.values for record in board.published):
+            names.append(name)
+    escaped = [_escape_markdown(name) for name in names]
+    header = [board.measure, "kind", *escaped, "mean", "status", "source"]
+    lines = []
+    for record in board.published:
+        line = [record.system, record.kind]
+        line.extend(_format_number(record.values.get(name), 4) for name in names)
+        line.extend([_format_number(record.mean, 4), record.status, _format_source(record)])
+        lines.append(line)
+    return f"## Published elsewhere, not measured here\n\n{_markdown_table(header, lines)}"
+
+
+def _format_source(record: PublishedEntry) -> str:
+    if record.note:
+        return f"{record.source}; {record.note}"
+    return record.source
+
+
+def _format_number(value: float | None, digits: int) -> str:
+    if value is None:
+        return _MISSING
+    return f"{value:.{digits}f}"
 
 
 def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
 def _escape_markdown(text: str) -> str:
@@ -161,240 +139,140 @@ def _escape_markdown(text: str) -> str:
 
 
 def format_csv(board: Board) -> str:
-    """One line for each system and data set, and for its mean; published figures with ``origin``
-    published.
+    """One line for each system and data set, and for its mean, with unrounded values.
+
+    Published figures have the ``origin`` "published".
     """
-    columns = [
-        "origin",
-        "system",
-        "kind",
-        "dataset",
-        *COLUMNS,
-        *COMPARISON,
-        *EFFICIENCY,
-        *PROVENANCE,
-        "status",
-        "source",
-        "note",
-    ]
+    shown = [*columns.MEASURES, *columns.COMPARISON, *columns.COSTS]
+    numbers = [column.name for column in shown]
+    sources = [column.name for column in columns.SOURCES]
+    header = ["origin", "system", "kind", "dataset", *numbers, *sources]
+    header.extend(["status", "source", "note"])
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer = csv.DictWriter(stream, header, lineterminator="\n")
     writer.writeheader()
-    for entry in board["systems"]:
-        for name, cell in {"mean": entry["mean"], **entry["datasets"]}.items():
-            if cell is not None:
-                line = {**cell, **cell["efficiency"], **cell.get("provenance", {})}
-                writer.writerow(
-                    {
-                        "origin": "measured",
-                        "system": entry["name"],
-                        "kind": entry["kind"],
-                        "dataset": name,
-                        **{key: value for key, value in line.items() if key in columns},
-                    }
-                )
-    for record in board["published"]:
-        for name, value in record["values"].items():
-            known = {key: record[key] for key in ("system", "kind", "status", "source", "note")}
+    for entry in board.systems:
+        for name, cell in entry.cells().items():
+            line: dict[str, object] = {
+                "origin": "measured",
+                "system": entry.name,
+                "kind": entry.kind,
+                "dataset": name,
+            }
+            line |= {number: cell.value(number) for number in numbers}
+            provenance = cell.provenance or {}
+            line |= {source: provenance.get(source) for source in sources}
+            writer.writerow(line)
+    for record in board.published:
+        for name, value in record.values.items():
             writer.writerow(
-                {"origin": "published", "dataset": name, board["measure"]: value, **known}
+                {
+                    "origin": "published",
+                    "system": record.system,
+                    "kind": record.kind,
+                    "dataset": name,
+                    board.measure: value,
+                    "status": record.status,
+                    "source": record.source,
+                    "note": record.note,
+                }
             )
     return stream.getvalue()
 
 
 def format_latex(board: Board) -> str:
-    """A LaTeX table for the package booktabs: figures times 100, the best of ours bold, arrows for
-    p below 0.05.
+    """A LaTeX table for the package booktabs: values times 100, costs, and arrows for p < 0.05.
+
+    The best of our systems in a column is bold.
     """
-    names = [*board["datasets"], *(["mean"] if board["common"] else [])]
-    best = {
-        name: max(_show(cell[board["measure"]], 4) for cell in _column(board, name))
-        for name in names
-    }
-    header = [
-        f"{_escape_latex(board['measure'])} $\\times$ 100",
-        *map(_escape_latex, names),
-        *_LATEX_COSTS,
-    ]
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        r"\toprule",
-        _latex_line(header),
-        r"\midrule",
-    ]
-    for entry in board["systems"]:
-        cells = [
-            _latex_cell(
-                (entry["datasets"] | {"mean": entry["mean"]}).get(name),
-                board["measure"],
-                best[name],
-            )
-            for name in names
-        ]
-        cost = (entry["mean"] or next(iter(entry["datasets"].values())))["efficiency"]
-        costs = [
-            _show(cost[key], digits).replace("–", "--") for key, digits in _LATEX_COSTS.values()
-        ]
-        lines.append(_latex_line([_escape_latex(entry["name"]), *cells, *costs]))
-    if board["published"]:
-        title = r"\emph{published elsewhere, not measured here}"
-        lines += [r"\midrule", f"\\multicolumn{{{len(header)}}}{{l}}{{{title}}} \\\\"]
-    for record in board["published"]:
-        cells = [
-            _percent((record["values"] | {"mean": record["mean"]}).get(name)) for name in names
-        ]
-        name = _escape_latex(f"{record['system']} ({record['status']})")
-        lines.append(_latex_line([name, *cells, *["--"] * len(_LATEX_COSTS)]))
-    sources = [
-        f"% {record['system']}: "
-        f"{record['source']}{'; ' if record['note'] else ''}{record['note'] or ''}"
-        for record in board["published"]
-    ]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *sources]) + "\n"
+    names = list(board.datasets)
+    if board.common:
+        names.append("mean")
+    costs = [column for column in columns.summary_columns(board.measure) if column.latex]
+    best = {name: _best_value(board, name) for name in names}
+    systems = []
+    for entry in board.systems:
+        cells = entry.cells()
+        line = [_escape_latex(entry.name)]
+        line.extend(_latex_measure(cells.get(name), board.measure, best[name]) for name in names)
+        line.extend(_latex_costs(entry, costs))
+        systems.append(line)
+    published = [_latex_published(record, names, len(costs)) for record in board.published]
+    return _latex_template().render(
+        measure=board.measure,
+        names=names,
+        costs=costs,
+        systems=systems,
+        published=published,
+        sources=[f"{record.system}: {_format_source(record)}" for record in board.published],
+    )
 
 
-def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+@functools.cache
+def _latex_template() -> jinja2.Template:
+    """The table's template; its signs for Jinja are those that LaTeX does not use."""
+    environment = jinja2.Environment(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # names are escaped for LaTeX by a filter
+    )
+    environment.filters["latex"] = _escape_latex
+    path = importlib.resources.files("sparse_ir") / "resources" / "leaderboard.tex"
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
-def _column(board: Board, name: str) -> Iterator[dict[str, Any]]:
-    for entry in board["systems"]:
-        cell = entry["mean"] if name == "mean" else entry["datasets"].get(name)
+def _best_value(board: Board, name: str) -> str:
+    values = []
+    for entry in board.systems:
+        cell = entry.cells().get(name)
         if cell is not None:
-            yield cell
+            values.append(_format_number(cell.value(board.measure), 4))
+    return max(values)
 
 
-def _latex_cell(cell: Mapping[str, Any] | None, measure: str, best: str) -> str:
+def _latex_measure(cell: Cell | None, measure: str, best: str) -> str:
     if cell is None:
         return "--"
-    text = _percent(cell[measure])
-    text = f"\\textbf{{{text}}}" if _show(cell[measure], 4) == best else text
-    return text + {1: r"$^{\uparrow}$", -1: r"$^{\downarrow}$", 0: ""}[_verdict(cell)]
+    value = cell.value(measure)
+    text = _format_percent(value)
+    if _format_number(value, 4) == best:
+        text = f"\\textbf{{{text}}}"
+    return text + _LATEX_MARKS[cell.standing.verdict(LEVEL)]
 
 
-def _percent(value: float | None) -> str:
-    return "--" if value is None else f"{100 * value:.1f}"
+def _latex_costs(entry: Entry, costs: Sequence[Column]) -> list[str]:
+    """The costs in the mean over the data sets, or on the first one if there is no mean."""
+    cell = next(iter(entry.cells().values()))
+    return [_format_value(cell.value(column.name), column).replace("–", "--") for column in costs]
+
+
+def _latex_published(record: PublishedEntry, names: Sequence[str], costs: int) -> list[str]:
+    line = [_escape_latex(f"{record.system} ({record.status})")]
+    for name in names:
+        if name == "mean":
+            line.append(_format_percent(record.mean))
+        else:
+            line.append(_format_percent(record.values.get(name)))
+    return line + ["--"] * costs
+
+
+def _format_percent(value: float | None) -> str:
+    if value is None:
+        return "--"
+    return f"{100 * value:.1f}"
 
 
 def _escape_latex(text: str) -> str:
-    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\~^&%$#_{}]", lambda found: signs.get(found[0], "\\" + found[0]), text)
+    return re.sub(r"[\\~^&%$#_{}]", _latex_sign, text)
 
 
-def _show(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _show_p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-_TASKS = {
-    "trec-covid": "TRECCOVID",
-    "nfcorpus": "NFCorpus",
-    "nq": "NQ",
-    "hotpotqa": "HotpotQA",
-    "fiqa": "FiQA2018",
-    "arguana": "ArguAna",
-    "webis-touche2020": "Touche2020",
-    "dbpedia-entity": "DBPedia",
-    "scidocs": "SCIDOCS",
-    "fever": "FEVER",
-    "climate-fever": "ClimateFEVER",
-    "scifact": "SciFact",
-    "quora": "QuoraRetrieval",
-    "msmarco": "MSMARCO",
-    "cqadupstack": "CQADupstackRetrieval",
-    **{f"cqadupstack-{forum}": f"CQADupstack{forum.capitalize()}Retrieval" for forum in FORUMS},
-}
-_MTEB_NAMES = {
-    "nDCG@10": "ndcg_at_10",
-    "R@100": "recall_at_100",
-    "R@1000": "recall_at_1000",
-    "MRR@10": "mrr_at_10",
-}
-
-
-def make_mteb_files(found: Sequence[Row]) -> dict[str, Any]:
-    """``mteb/results/MODEL/REVISION/TASK.json`` and ``model_meta.json`` -> content, in MTEB's
-    layout.
-
-    Of data sets that MTEB does not have, or not in this size, nothing. A system that is not named
-    after a hub model (``OWNER--MODEL``) belongs to the owner ``local``, as MTEB asks for one. Ours
-    come from BEIR's archives, so ``dataset_revision`` is the SHA-256 of corpus, queries and qrels
-    and not a revision of the hub.
-    """
-    made: dict[str, Any] = {}
-    singly = {(row.dataset, row.system): row for row in (*found, *averages.merge_groups(found))}
-    systems: dict[str, list[Row]] = {}
-    for row in singly.values():
-        if row.dataset in _TASKS and is_whole(row.dataset, row.result["dataset"]):
-            systems.setdefault(row.system, []).append(row)
-    for system, of in systems.items():
-        facts = of[0].result["system"]
-        hashes = sorted({row.result["system"]["hash"] for row in of})
-        revision = re.sub(
-            r"^[.]+|[^A-Za-z0-9._+-]",
-            "_",
-            facts.get("revision") or files.sha256_of_json(hashes)[:16],
-        )
-        name = system.replace("--", "/", 1) if "--" in system else f"local/{system}"
-        folder = f"mteb/results/{name.replace('/', '__')}/{revision}"
-        made[f"{folder}/model_meta.json"] = _mteb_model(name, revision)
-        made |= {f"{folder}/{_TASKS[row.dataset]}.json": _mteb_result(row) for row in of}
-    return made
-
-
-def _mteb_result(row: Row) -> dict[str, Any]:
-    facts = row.result["dataset"]
-    scores = {
-        _MTEB_NAMES[column]: value
-        for column, value in row.shown_measures.items()
-        if value is not None
-    }
-    return {
-        "dataset_revision": files.sha256_of_json(
-            [facts[f"{part}_sha256"] for part in ("corpus", "queries", "qrels")]
-        ),
-        "task_name": _TASKS[row.dataset],
-        "mteb_version": None,
-        "scores": {
-            facts["split"]: [
-                {
-                    **scores,
-                    "main_score": row.measures["nDCG@10"],
-                    "hf_subset": "default",
-                    "languages": ["eng-Latn"],
-                }
-            ]
-        },
-        "evaluation_time": None,
-        "kg_co2_emissions": None,
-    }
-
-
-def _mteb_model(name: str, revision: str) -> dict[str, Any]:
-    unknown = (
-        "loader",
-        "release_date",
-        "n_parameters",
-        "memory_usage_mb",
-        "max_tokens",
-        "embed_dim",
-        "license",
-        "open_weights",
-        "public_training_code",
-        "public_training_data",
-        "use_instructions",
-        "training_datasets",
-    )
-    return {
-        "name": name,
-        "revision": revision,
-        "languages": ["eng-Latn"],
-        **dict.fromkeys(unknown),
-        "framework": [],
-        "similarity_fn_name": "dot",
-        "model_type": ["sparse"],
-    }
+def _latex_sign(match: re.Match[str]) -> str:
+    sign = match[0]
+    return _LATEX_SIGNS.get(sign, f"\\{sign}")

@@ -1,9 +1,9 @@
-"""Figures that others have published, as data: to stand beside measured rows, never among them.
+"""Figures that others have published: shown beside measured rows, never among them.
 
 ``resources/published.jsonl`` holds one record for each system, measure and source. All values are
-fractions of 1, also where the source prints them times 100. A status says how a figure was read:
-``primary`` in the source that is named, ``secondary`` in an abstract, a digest or another's
-quotation, ``unverified`` not at all. It computes nothing.
+fractions of 1, even if the source prints them times 100. The status says how a figure was read:
+``primary`` in the named source, ``secondary`` in an abstract, a digest or a quotation,
+``unverified`` not at all.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 from sparse_ir.errors import ConfigError
 
 Status = Literal["primary", "secondary", "unverified"]
-# another set of judgements than webis-touche2020, under the same name in old papers
-TOUCHE_V1 = "webis-touche2020-v1"
-ALL, NONE, DEFAULT = "all", "none", "default"
+ALL = "all"
+NONE = "none"
+DEFAULT = "default"
 DEFAULT_SYSTEMS = (
     "BM25 flat (Pyserini)",
     "BM25 multifield (Pyserini)",
@@ -55,47 +55,48 @@ class Published(NamedTuple):
 
 
 def read_published() -> list[Published]:
-    """All published figures, by system and measure; no system has two values of one measure on one
-    data set.
+    """All published figures, by system and measure.
+
+    No system has two values of one measure on one data set.
     """
-    text = (
-        importlib.resources.files("sparse_ir")
-        .joinpath("resources/published.jsonl")
-        .read_text(encoding="utf-8")
-    )
-    return [Published(**json.loads(line)) for line in text.splitlines()]
+    path = importlib.resources.files("sparse_ir") / "resources" / "published.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Published(**json.loads(line)) for line in lines]
 
 
 def select(systems: str = DEFAULT, datasets: Sequence[str] | None = None) -> list[Published]:
-    """The figures of some systems on some data sets; records that are left without a figure are
-    left out.
+    """The figures of some systems on some data sets, without records that keep no figure.
 
-    ``systems`` is ``default``, ``all``, ``none``, or names separated by semicolons (they have
-    commas of their own); ``datasets`` None means every one. Raises ``ConfigError`` for an unknown
-    name.
+    ``systems`` is ``default``, ``all``, ``none``, or names separated by semicolons (names contain
+    commas). ``datasets`` None means all. Raises ``ConfigError`` for an unknown name.
     """
     records = read_published()
-    names = _names(systems, {record.system for record in records})
-    found = [record for record in records if record.system in names]
-    if datasets is None:
-        return found
-    cut = [
-        record._replace(
-            values={name: record.values[name] for name in datasets if name in record.values}
-        )
-        for record in found
-    ]
-    return [record for record in cut if record.values]
+    names = _choose_names(systems, {record.system for record in records})
+    selected = []
+    for record in records:
+        if record.system not in names:
+            continue
+        if datasets is not None:
+            values = {name: record.values[name] for name in datasets if name in record.values}
+            record = record._replace(values=values)
+        if record.values:
+            selected.append(record)
+    return selected
 
 
-def _names(systems: str, known: set[str]) -> set[str]:
-    if systems in (ALL, NONE, DEFAULT):
-        return {ALL: known, NONE: set(), DEFAULT: set(DEFAULT_SYSTEMS)}[systems]
-    names = {name.strip() for name in systems.split(";") if name.strip()}
-    if unknown := sorted(names - known):
+def _choose_names(systems: str, known: set[str]) -> set[str]:
+    if systems == ALL:
+        return known
+    if systems == NONE:
+        return set()
+    if systems == DEFAULT:
+        return set(DEFAULT_SYSTEMS)
+    stripped = {name.strip() for name in systems.split(";")}
+    names = {name for name in stripped if name}
+    unknown = sorted(names - known)
+    if unknown:
         raise ConfigError(
-            f"published system {unknown[0]!r} is unknown, allowed: {DEFAULT}, "
-            f"{ALL}, {NONE}, or names "
-            f"separated by semicolons: {'; '.join(sorted(known))}"
+            f"published system {unknown[0]!r} is unknown; it must be {DEFAULT}, {ALL}, {NONE}, or "
+            f"names separated by semicolons: {'; '.join(sorted(known))}"
         )
     return names

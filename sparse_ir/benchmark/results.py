@@ -1,11 +1,10 @@
-"""A row of the leaderboard as data: what one system reached on one data set, and everything to
-check it by.
+"""Rows on the disk: measured, written, and read back with every check that needs no data set.
 
     RESULTS/DATASET/SYSTEM/result.json    what every computation repeats: measures, hashes, versions
-    RESULTS/DATASET/SYSTEM/timing.json    all that a clock measured, with the machine and the date
+    RESULTS/DATASET/SYSTEM/timing.json    everything that a clock measured, with machine and date
     RESULTS/DATASET/SYSTEM/run.trec.gz    the run itself, from which the measures are computed
 
-The folder appears whole: where it is, the row is finished.
+The folder appears as a whole: if it exists, the row is finished.
 """
 
 from __future__ import annotations
@@ -15,207 +14,131 @@ import hashlib
 import math
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
+from sparse_ir.benchmark import columns
+from sparse_ir.benchmark.rows import FORMAT, Record, Result, Row, Timing
 from sparse_ir.data import runs
 from sparse_ir.data.records import Qrels, Run
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 from sparse_ir.evaluation.measures import evaluate_run
 from sparse_ir.storage import files
 
-FORMAT = 1
-RESULT, TIMING, RUN = "result.json", "timing.json", "run.trec.gz"
-COLUMNS = ("nDCG@10", "R@100", "R@1000", "MRR@10")
+RESULT = "result.json"
+TIMING = "timing.json"
+RUN = "run.trec.gz"
 MEAN = "mean"  # beside the names of data sets, in tables
-_NUMBER = (int, float)
-_MAYBE = type(None)
-# part of a row -> what is read of it, and as what
-_PARTS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "dataset": {
-        **dict.fromkeys(
-            ("name", "source", "split", "corpus_sha256", "queries_sha256", "qrels_sha256"), str
-        ),
-        **dict.fromkeys(
-            (
-                "documents",
-                "queries",
-                "judgements",
-                "absent_documents",
-                "absent_queries",
-                "relevance_level",
-            ),
-            int,
-        ),
-        "remove_identical": bool,
-    },
-    "system": {
-        **dict.fromkeys(("name", "kind", "hash"), str),
-        **dict.fromkeys(("model", "revision"), (str, _MAYBE)),
-    },
-    "measures": dict.fromkeys(COLUMNS, _NUMBER),
-    "per_query": dict.fromkeys(COLUMNS, dict),
-    "efficiency": dict.fromkeys(
-        ("mean_query_terms", "mean_document_terms", "flops", "index_bytes"), _NUMBER
-    ),
-    "run": {"sha256": str, "hits_per_query": int},
-    "versions": {},
-    "identity": {},
-}
-_TIMES: dict[str, type | tuple[type, ...]] = {
-    "encode_documents_per_second": (*_NUMBER, _MAYBE),
-    "search_latency_ms": (dict, _MAYBE),
-    "hardware": dict,
-    "date": (str, _MAYBE),
-}
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_SHOWN_CHARACTERS = 60
+_RULES = {  # pydantic's kind of error -> the rule that was broken
+    "bool_type": "it must be true or false",
+    "dict_type": "it must be a JSON object",
+    "extra_forbidden": "no such field is known",
+    "finite_number": "it must be a finite number",
+    "float_type": "it must be a number",
+    "greater_than_equal": "it must be 0 or more",
+    "int_type": "it must be a whole number",
+    "model_type": "it must be a JSON object",
+    "string_type": "it must be a string",
+}
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-class Row(NamedTuple):
-    """One system on one data set."""
+class Measured(NamedTuple):
+    """The measures of a run."""
 
-    result: dict[str, Any]  # result.json
-    timing: dict[str, Any]  # timing.json; empty for a row that was put together from others
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set."""
-        return str(self.result["dataset"]["name"])
-
-    @property
-    def system(self) -> str:
-        """Name of the system."""
-        return str(self.result["system"]["name"])
-
-    @property
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """What begins the query ids of a part -> the facts of its data set; of a plain row nothing
-        -> its own.
-        """
-        facts = self.result["dataset"]
-        return {f"{forum}/": of for forum, of in facts.get("parts", {}).items()} or {"": facts}
-
-    @property
-    def measures(self) -> dict[str, float]:
-        """Means over all judged queries, by the names in ``COLUMNS``."""
-        return self.result["measures"]
-
-    @property
-    def shown_measures(self) -> dict[str, float | None]:
-        """The measures; None for one that looks deeper than the run goes, which is another measure
-        in truth.
-        """
-        hits, documents = self.result["run"]["hits_per_query"], self.result["dataset"]["documents"]
-        return {
-            column: None if hits < min(int(column.partition("@")[2]), documents) else value
-            for column, value in self.measures.items()
-        }
-
-    @property
-    def per_query(self) -> dict[str, dict[str, float]]:
-        """Column -> query_id -> value, for all judged queries."""
-        return self.result["per_query"]
+    means: dict[str, float]  # column -> mean over all judged queries
+    per_query: dict[str, dict[str, float]]  # column -> query_id -> value
 
 
-def name_measures(relevance_level: int = 1) -> dict[str, str]:
-    """Column -> measure as ``ir_measures`` names it, under a relevance level.
+def measure(run: Run, qrels: Qrels, relevance_level: int = 1) -> Measured:
+    """All measure columns of a run; errors as in ``measures.evaluate_run``.
 
-    The level is that of ``trec_eval -l``: a document of a lower grade is not relevant to recall and
-    to the reciprocal rank. nDCG takes the grade itself as gain, under any level.
+    Also raises ``DataError`` for a run that answers queries which the qrels do not know.
     """
-    level = "" if relevance_level == 1 else f"(rel={relevance_level})"
-    return {
-        "nDCG@10": "nDCG@10",
-        "R@100": f"R{level}@100",
-        "R@1000": f"R{level}@1000",
-        "MRR@10": f"RR{level}@10",
-    }
-
-
-def measure(
-    run: Run, qrels: Qrels, relevance_level: int = 1
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Means by column, and values per query by column; errors as in ``measures.evaluate_run``.
-
-    Raises ``DataError`` besides for a run that answers queries which the qrels do not know.
-    """
-    if unknown := [query_id for query_id in run if query_id not in qrels]:
+    unknown = [query_id for query_id in run if query_id not in qrels]
+    if unknown:
         raise DataError(
-            f"run: {len(unknown)} of its {len(run)} queries are unknown to the qrels "
-            "(first: "
-            f"{unknown[0]!r}), allowed: judged queries"
+            f"run: {len(unknown)} of its {len(run)} queries are unknown to the qrels (first: "
+            f"{unknown[0]!r}); it must answer judged queries only"
         )
-    names = name_measures(relevance_level)
-    found = evaluate_run(run, qrels, list(names.values()))
-    return (
-        {column: found.mean[name] for column, name in names.items()},
-        {column: found.per_query[name] for column, name in names.items()},
+    names = columns.names_for_ir_measures(relevance_level)
+    evaluation = evaluate_run(run, qrels, list(names.values()))
+    return Measured(
+        {column: evaluation.mean[name] for column, name in names.items()},
+        {column: evaluation.per_query[name] for column, name in names.items()},
     )
 
 
 def sha256_of_content(path: Path) -> str:
-    """SHA-256 of a file's bytes, of the unpacked ones for a ``.gz``: the same for both forms of a
-    data set.
-    """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """SHA-256 of a file's bytes, unpacked for ``.gz``: the same for both forms of a data set."""
+    opener: Any = open
+    if path.suffix == ".gz":
+        opener = gzip.open
+    with opener(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def row_folder(results: Path, dataset: str, system: str) -> Path:
-    """``RESULTS/DATASET/SYSTEM``; raises ``ConfigError`` for a name that is no plain name of a
-    folder.
+    """``RESULTS/DATASET/SYSTEM``; raises ``ConfigError`` for a name that no row can have.
 
-    A data set called ``mean`` is refused too: so the tables call the mean over all of them.
+    Names must be plain folder names. A data set cannot be called ``mean``, because the tables use
+    that name for the mean over all of them.
     """
-    for what, name, remedy in (
-        ("data set", dataset, "rename the folder of the data set"),
-        ("system", system, "give the system a name with NAME=MODEL"),
-    ):
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{what} {name!r}, allowed: letters, digits and . _ + - (its row is "
-                f"a folder); {remedy}"
-            )
     if dataset == MEAN:
         raise ConfigError(
-            f"data set {dataset!r}, allowed: any other name, as this one is that of "
-            "the mean over the "
-            "data sets in all tables; rename the folder of the data set"
+            f"data set {dataset!r}: the tables use this name for the mean over the data sets; "
+            "rename the folder of the data set"
         )
+    _check_name("data set", dataset, "rename the folder of the data set")
+    _check_name("system", system, "give the system a name with NAME=MODEL")
     return results / dataset / system
 
 
-def write_row(results: Path, row: Row, run: Run) -> Path:
-    """Write the three files of a row; the folder, which appears whole, in the place of an older
-    row.
+def _check_name(what: str, name: str, remedy: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name!r}: the name must be letters, digits and . _ + -, because its row is a "
+            f"folder; {remedy}"
+        )
 
-    Adds to the row its format, and the run's counts and SHA-256 (of the TREC text, before it is
-    packed). Queries without hits leave no line in the run. Raises ``DataError`` as
-    ``data.write_run`` does.
+
+def write_row(results: Path, row: Row, run: Run) -> Path:
+    """Write the three files of a row into its folder, which replaces an older one as a whole.
+
+    Adds the counts of the run, and the SHA-256 of its TREC text before packing. Queries without
+    hits leave no line in the run. Raises ``DataError`` as ``runs.write_run`` does.
     """
     target = row_folder(results, row.dataset, row.system)
     files.remove_leftovers(target)
     with files.building(target) as folder:
-        facts = {
+        counts = {
             "sha256": _write_run(folder, run, row.system),
             "queries": len(run),
             "queries_without_hits": sum(not hits for hits in run.values()),
-            "hits": sum(map(len, run.values())),
+            "hits": sum(len(hits) for hits in run.values()),
         }
-        files.write_json(folder / TIMING, row.timing)
-        files.write_json(
-            folder / RESULT, {"format": FORMAT, **row.result, "run": {**row.result["run"], **facts}}
-        )
+        facts = row.result.run.model_copy(update=counts)
+        result = row.result.model_copy(update={"run": facts})
+        files.write_json(folder / TIMING, row.timing.model_dump(exclude_unset=True))
+        files.write_json(folder / RESULT, _dump_result(result))
     return target
 
 
+def _dump_result(result: Result) -> dict[str, Any]:
+    """The JSON of a result: the format first, then the fields that were set."""
+    dumped: dict[str, Any] = {"format": FORMAT}
+    dumped.update(result.model_dump(exclude_unset=True))
+    return dumped
+
+
 def _write_run(folder: Path, run: Run, tag: str) -> str:
-    """Write ``run.trec.gz``, the same bytes for the same run; the SHA-256 of the text in it."""
+    """Write ``run.trec.gz``, the same bytes for the same run; returns the SHA-256 of its text."""
     plain = folder / "run.trec"
     runs.write_run(plain, run, tag)
     with (
@@ -232,105 +155,100 @@ def _write_run(folder: Path, run: Run, tag: str) -> str:
 def read_row(folder: Path) -> Row:
     """The row in a folder.
 
-    Raises ``DamagedError`` where it is missing, of another format, lacks a part, is named otherwise
-    than its folder, or has means that are not those of its queries; ``ConfigError`` as
-    ``row_folder`` does. Whether the run gives these values, ``verify_row`` knows.
+    ``verification.verify_row`` checks in addition that the run gives these values.
+
+    Raises:
+        DamagedError: a file is missing or of another format, a field is missing or impossible, the
+            row belongs to another folder, or its means are not those of its queries.
+        ConfigError: its names are refused by ``row_folder``.
     """
     path = folder / RESULT
-    result = files.read_json(path)
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
+    stored = files.read_json(path)
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise DamagedError(f"{path} is not a row of format {FORMAT}")
-    _check_parts(path, result)
-    timing = files.read_json(folder / TIMING) if (folder / TIMING).is_file() else {}
-    _check_timing(folder / TIMING, timing)
+    result = _parse(Result, path, stored)
+    if result.run.sha256 is None:
+        raise DamagedError(f"{path} lacks run.sha256")
+    timing = Timing()
+    if (folder / TIMING).is_file():
+        timing = _parse(Timing, folder / TIMING, files.read_json(folder / TIMING))
     row = Row(result, timing)
     row_folder(folder, row.dataset, row.system)  # refuses names that no row can have
-    found = "/".join(folder.absolute().parts[-2:])
-    if found != f"{row.dataset}/{row.system}":
+    place = "/".join(folder.absolute().parts[-2:])
+    if place != f"{row.dataset}/{row.system}":
         raise DamagedError(
-            f"{path} is the row {row.dataset}/{row.system}, allowed: {found}, as "
-            "its folder says; make "
-            "the row again under that name, or put the folder back"
+            f"{path} is the row {row.dataset}/{row.system}, but must be {place} like its folder; "
+            "make the row again under that name, or put the folder back"
         )
-    _check_means(path, row)
+    _check_columns(path, row)
     return row
 
 
-def _check_parts(path: Path, result: Mapping[str, Any]) -> None:
-    if missing := sorted(_PARTS.keys() - result.keys()):
+def _parse(kind: type[AnyRecord], path: Path, stored: object) -> AnyRecord:
+    try:
+        return kind.model_validate(stored)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    missing = [_field_name(problem["loc"]) for problem in problems if problem["type"] == "missing"]
+    if missing:
         raise DamagedError(f"{path} lacks {', '.join(missing)}")
-    for part, fields in _PARTS.items():
-        if not isinstance(result[part], dict):
-            raise DamagedError(f"{path}: {part} is {result[part]!r:.60}, allowed: a JSON object")
-        if missing := [f"{part}.{field}" for field in fields if field not in result[part]]:
-            raise DamagedError(f"{path} lacks {', '.join(missing)}")
-        for field, kind in fields.items():
-            _check_value(f"{path}: {part}.{field}", result[part][field], kind)
-    for field in ("commit", "command"):
-        _check_value(f"{path}: {field}", result.get(field), (str, _MAYBE))
-    if "parts" in result["dataset"]:
-        raise DamagedError(
-            f"{path}: dataset.parts is what only a row has that was put together in memory"
-        )
+    problem = problems[0]
+    value = f"{problem['input']!r:.{_SHOWN_CHARACTERS}}"
+    rule = _RULES.get(problem["type"], problem["msg"])
+    raise DamagedError(f"{path}: {_field_name(problem['loc'])} is {value}; {rule}")
 
 
-def _check_value(where: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise DamagedError(f"{where} is {value!r:.60}, which is of another type")
-    if isinstance(value, _NUMBER) and not (math.isfinite(value) and value >= 0):
-        raise DamagedError(f"{where} is {value}, allowed: finite numbers from 0 on")
+def _field_name(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "the content"
 
 
-def _check_timing(path: Path, timing: Any) -> None:
-    if not isinstance(timing, dict):
-        raise DamagedError(f"{path} is no JSON object")
-    for field in _TIMES.keys() & timing.keys():
-        _check_value(f"{path}: {field}", timing[field], _TIMES[field])
-    for field, value in (timing.get("search_latency_ms") or {}).items():
-        _check_value(f"{path}: search_latency_ms.{field}", value, _NUMBER)
-    _check_value(
-        f"{path}: hardware.processor", timing.get("hardware", {}).get("processor"), (str, _MAYBE)
-    )
+def _check_columns(path: Path, row: Row) -> None:
+    """Check that the stored columns are complete, and that each mean is that of its queries.
 
-
-def _check_means(path: Path, row: Row) -> None:
-    """Cheap enough for every reading: the stored means are those of the stored queries, which are
-    counted.
+    A row that was stored before a column existed may lack it.
     """
-    for column in COLUMNS:
-        values = list(row.per_query[column].values())
-        if len(values) != row.result["dataset"]["queries"]:
-            raise DamagedError(
-                f"{path}: {column} has {len(values)} queries, its data set "
-                f"{row.result['dataset']['queries']}"
-            )
-        if not all(isinstance(value, _NUMBER) and math.isfinite(value) for value in values):
-            raise DamagedError(f"{path}: {column} has a value that is no finite number")
-        mean = math.fsum(values) / max(len(values), 1)
-        if not math.isclose(mean, row.measures[column], rel_tol=1e-9, abs_tol=1e-9):
-            raise DamagedError(
-                f"{path}: {column} is {row.measures[column]}, the mean of its "
-                f"queries {mean}; make the "
-                "row again"
-            )
+    for part, stored in (("measures", row.measures), ("per_query", row.per_query)):
+        missing = []
+        for column in columns.MEASURES:
+            is_expected = column.in_every_row or column.name in row.measures
+            if is_expected and column.name not in stored:
+                missing.append(f"{part}.{column.name}")
+        if missing:
+            raise DamagedError(f"{path} lacks {', '.join(missing)}")
+    for column in columns.MEASURES:
+        if column.name in row.measures:
+            _check_mean(path, row, column.name)
+
+
+def _check_mean(path: Path, row: Row, column: str) -> None:
+    values = row.per_query[column].values()
+    queries = row.result.dataset.queries
+    if len(values) != queries:
+        raise DamagedError(f"{path}: {column} has {len(values)} queries, its data set {queries}")
+    mean = math.fsum(values) / max(len(values), 1)
+    if not math.isclose(mean, row.measures[column], rel_tol=1e-9, abs_tol=1e-9):
+        raise DamagedError(
+            f"{path}: {column} is {row.measures[column]}, the mean of its queries {mean}; make the "
+            "row again"
+        )
 
 
 def row_folders(results: Path) -> list[Path]:
-    found = sorted(
-        {path.parent for name in (RESULT, RUN) for path in results.glob(f"[!.]*/[!.]*/{name}")}
-    )
-    if lost := next((folder for folder in found if not (folder / RESULT).is_file()), None):
-        raise DamagedError(
-            f"{lost / RESULT} is missing, and its {RUN} is there; make the row again"
-        )
-    return found
+    """The folders of all finished rows, sorted; hidden folders are not looked at.
+
+    Raises ``DamagedError`` for a folder that has a run, but no result.
+    """
+    folders: set[Path] = set()
+    for name in (RESULT, RUN):
+        folders.update(path.parent for path in results.glob(f"[!.]*/[!.]*/{name}"))
+    for folder in sorted(folders):
+        if not (folder / RESULT).is_file():
+            raise DamagedError(
+                f"{folder / RESULT} is missing, but its {RUN} is there; make the row again"
+            )
+    return sorted(folders)
 
 
 def read_rows(results: Path) -> list[Row]:
-    """All finished rows below a folder, by data set and system; a row in the making is not there
-    yet.
-
-    Raises as ``read_row`` does, and ``DamagedError`` for a folder that has a run only.
-    """
+    """All finished rows below a folder, by data set and system; errors as in ``read_row``."""
     return [read_row(folder) for folder in row_folders(results)]

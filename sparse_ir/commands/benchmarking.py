@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sparse_ir.benchmark import page, verification
-from sparse_ir.benchmark.board import Board, Measure, make_board, merge_forums
-from sparse_ir.benchmark.formats import format_csv, format_latex, format_markdown, make_mteb_files
+from sparse_ir.benchmark.board import Board, make_board, merge_forums
+from sparse_ir.benchmark.columns import Measure
+from sparse_ir.benchmark.formats import format_csv, format_latex, format_markdown
+from sparse_ir.benchmark.measuring import ImpactOptions, Plan
+from sparse_ir.benchmark.mteb import make_mteb_files
+from sparse_ir.benchmark.page import Selection
 from sparse_ir.benchmark.published_figures import DEFAULT
 from sparse_ir.benchmark.results import RESULT, read_rows, row_folder
-from sparse_ir.benchmark.suite import (
-    Plan,
-    describe_suite,
-    group_by_corpus,
-    measure_corpus,
-    read_systems,
-)
+from sparse_ir.benchmark.suite import Suite, describe_suite, group_by_corpus
+from sparse_ir.benchmark.systems import read_systems
 from sparse_ir.data.datasets import expand_names, fetch, reason_to_skip
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.indexing import builder
@@ -68,7 +67,7 @@ def beir(
     if hits < 1:
         raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
     builder.check_index_options(scale, bits, 1)
-    plan = Plan(output, hits, {"scale": scale, "bits": bits, "fold": fold}, options, keep, progress)
+    plan = Plan(output, hits, ImpactOptions(scale, bits, fold), options, keep, progress)
     systems = read_systems(model, baselines)
     names = expand_names(datasets, data_dir)
     skipped = {name: reason for name in names if (reason := reason_to_skip(name, data_dir))}
@@ -78,11 +77,11 @@ def beir(
         row_folder(output, name.replace(":", "-"), system.name)
     with files.write_lock(output / "suite"):
         fetched = ((name, fetch(name, data_dir, progress=progress)) for name in wanted)
-        made = sum(
-            measure_corpus(plan, system, sets)
-            for sets in group_by_corpus(fetched)
-            for system in systems
-        )
+        suite = Suite(plan)
+        made = 0
+        for sets in group_by_corpus(fetched):
+            for system in systems:
+                made += suite.measure_corpus(system, sets)
     return describe_suite(plan, systems, wanted, made, skipped)
 
 
@@ -129,14 +128,13 @@ def leaderboard(
     if not found:
         raise DataError(f"{results} holds no row (DATASET/SYSTEM/{RESULT})")
     board = make_board(found, baseline=baseline, measure=measure, published=published)
-    details = page.collect_queries(
-        merge_forums(found), results, data_dir, baseline, measure, queries, documents
-    )
+    selection = Selection(results, data_dir, baseline, measure, queries, documents)
+    details = page.collect_queries(merge_forums(found), selection)
     texts = {
         "leaderboard.md": format_markdown(board),
         "leaderboard.csv": format_csv(board),
         "leaderboard.tex": format_latex(board),
-        "leaderboard.json": files.format_json(board),
+        "leaderboard.json": files.format_json(board.to_json()),
         "leaderboard.html": page.format_page(board, details),
         **{name: files.format_json(content) for name, content in make_mteb_files(found).items()},
     }
@@ -146,22 +144,25 @@ def leaderboard(
     return {
         "output": str(output),
         "files": len(texts),
-        "mean_over": board["common"],
+        "mean_over": board.common,
         "systems": _summary(board),
-        "published": len(board["published"]),
+        "published": len(board.published),
         **({"verified_rows": len(verified)} if verify else {}),
-        **({"not_shown": board["not_shown"]} if board["not_shown"] else {}),
+        **({"not_shown": board.not_shown} if board.not_shown else {}),
     }
 
 
 def _summary(board: Board) -> dict[str, dict[str, Any]]:
     """What the command prints for each system."""
-    measure = board["measure"]
-    return {
-        entry["name"]: {
-            measure: entry["mean"][measure],
-            **{key: entry["mean"][key] for key in ("delta", "p_adjusted", "wins", "losses")},
-        }
-        for entry in board["systems"]
-        if entry["mean"]
-    }
+    summary = {}
+    for entry in board.systems:
+        if entry.mean is not None:
+            standing = entry.mean.standing
+            summary[entry.name] = {
+                board.measure: entry.mean.value(board.measure),
+                "delta": standing.delta,
+                "p_adjusted": standing.p_adjusted,
+                "wins": standing.wins,
+                "losses": standing.losses,
+            }
+    return summary

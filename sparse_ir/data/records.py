@@ -1,10 +1,11 @@
-"""Documents, queries, qrels and runs, and what an id, a text and a score must be."""
+"""Documents, queries, qrels and runs, and what ids, texts and scores must be."""
 
 from __future__ import annotations
 
 import array
 import re
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import NamedTuple
 
 from sparse_ir.errors import DataError
@@ -24,7 +25,7 @@ class Document(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One query; the text may be empty (it finds nothing)."""
+    """One query; an empty text is legal and finds nothing."""
 
     query_id: str
     text: str
@@ -35,60 +36,78 @@ Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best fi
 FORBIDDEN_IN_ID = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 FLOAT32_MAX = 3.4028234663852886e38
+_SHOWN_CHARACTERS = 80
+
+
+def rank_hits(hits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The hits, best first, in trec_eval's order: by score as float32, then doc_id, descending."""
+    hits = list(hits)
+    scores = array.array("f", [score for _, score in hits])
+    keyed = [(score, hit[0], hit) for score, hit in zip(scores, hits, strict=True)]
+    keyed.sort(key=itemgetter(0, 1), reverse=True)
+    return [hit for _, _, hit in keyed]
 
 
 def check_text(text: str, name: str = "the text") -> None:
-    """Raise ``DataError`` for what neither a tokenizer nor Java can take: no text at all, or half
-    of a character.
+    """Raise ``DataError`` for a text that neither a tokenizer nor Java can read.
+
+    Such is anything but a ``str``, and a ``str`` with half of a character (a lone surrogate).
     """
     if not isinstance(text, str):
-        raise DataError(f"{text!r:.60} is a {type(text).__name__}; allowed: a text")
+        raise DataError(f"{text!r:.60} is a {type(text).__name__}; it must be a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{name} holds a lone surrogate ({text[error.start]!r} at character "
-            f"{error.start}); allowed: "
-            "Unicode text"
+            f"{name} holds a lone surrogate ({text[error.start]!r} at character {error.start}); it "
+            "must be Unicode text"
         ) from error
 
 
-def rank_hits(hits: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The hits, best first, in trec_eval's order: by score as float32, then by doc_id, both
-    descending.
-    """
-    hits = list(hits)
-    keys = zip(array.array("f", [score for _, score in hits]), hits, strict=True)
-    return [hit for _, hit in sorted(keys, key=lambda key: (key[0], key[1][0]), reverse=True)]
+def check_string(what: str, value: object) -> str:
+    """The string itself; raises ``DataError`` that begins with ``what`` for anything else."""
+    if not isinstance(value, str):
+        raise DataError(f"{what} is {show(value)}; it must be a string")
+    if not value.isascii() and LONE_SURROGATE.search(value):
+        raise DataError(
+            f"{what} is {show(value)}; it must be text without lone surrogates, which UTF-8 cannot "
+            "hold"
+        )
+    return value
 
 
 def check_id(what: str, value: object) -> str:
-    """The id itself, when runs and qrels can hold it: a non-empty ``str`` without white space or
-    control characters.
+    """The id itself, if runs and qrels can hold it.
 
-    Raises ``DataError`` that begins with ``what`` (a place and a field) otherwise.
+    Such is a non-empty ``str`` without white space and control characters. Raises ``DataError``
+    that begins with ``what`` (a place and a field) for anything else.
     """
     if not isinstance(value, str):
-        raise DataError(f'{what} is {show(value)}, allowed: a string, such as "42" in quotes')
+        raise DataError(f'{what} is {show(value)}; it must be a string, such as "42" in quotes')
     if not value:
-        raise DataError(f"{what} is empty, allowed: a string of at least one character")
+        raise DataError(f"{what} is empty; it must be a string of at least one character")
     if FORBIDDEN_IN_ID.search(value):
         raise DataError(
-            f"{what} is {show(value)}, allowed: no white space, control character or "
-            "lone surrogate "
-            "(runs and qrels are columns between spaces)"
+            f"{what} is {show(value)}; it must be without white space, control characters and lone "
+            "surrogates (runs and qrels are columns between spaces)"
         )
     return value
 
 
 def check_score(where: str, score: object) -> float:
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    # Scores are float32 to trec_eval; a NaN fails every comparison.
-    if not number or not -FLOAT32_MAX <= score <= FLOAT32_MAX:  # type: ignore[operator]
-        raise DataError(f"{where}: score is {show(score)}, allowed: a finite number within float32")
+    """The score as a float; raises ``DataError`` that begins with ``where`` if it is not finite."""
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    # trec_eval reads scores as float32; a NaN fails every comparison
+    if not is_number or not -FLOAT32_MAX <= score <= FLOAT32_MAX:  # type: ignore[operator]
+        raise DataError(
+            f"{where}: score is {show(score)}; it must be a finite number within float32"
+        )
     return float(score)  # type: ignore[arg-type]
 
 
 def show(value: object) -> str:
+    """The value as messages show it, cut to 80 characters."""
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    return f"{text[: _SHOWN_CHARACTERS - 3]}..."

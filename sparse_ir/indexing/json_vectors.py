@@ -13,8 +13,8 @@ import numpy as np
 from scipy import sparse
 
 from sparse_ir.data.lines import parse_jsonl
-from sparse_ir.data.readers import open_seen_ids, remember_id
 from sparse_ir.data.records import FLOAT32_MAX, check_id, show
+from sparse_ir.data.seen_ids import open_seen_ids, remember_id
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.indexing.quantization import Rule, quantize
 from sparse_ir.indexing.vectors import (

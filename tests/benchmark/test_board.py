@@ -15,17 +15,21 @@ import pytest
 from made_rows import make_run, write_dataset, write_results, write_row
 from shell import read_tree
 
-from sparse_ir.benchmark import averages, formats, page
-from sparse_ir.benchmark.board import SAMPLES, _pool, make_board, merge_forums
-from sparse_ir.benchmark.formats import _TASKS
-from sparse_ir.benchmark.results import COLUMNS, read_row, read_rows
+from sparse_ir.benchmark import averages, formats, mteb, page
+from sparse_ir.benchmark.board import Board, make_board, merge_forums
+from sparse_ir.benchmark.columns import measure_names
+from sparse_ir.benchmark.comparison import SAMPLES, pool
+from sparse_ir.benchmark.page import Selection
+from sparse_ir.benchmark.results import read_row, read_rows
+from sparse_ir.benchmark.rows import Row
 from sparse_ir.commands import benchmarking
 from sparse_ir.data import datasets
-from sparse_ir.data.datasets import BEIR_13, FORUMS, GROUPS
+from sparse_ir.data.datasets import BEIR_13, GROUPS, REGISTRY
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 from sparse_ir.evaluation import significance
 from sparse_ir.storage import files
 
+FORUMS = [name.removeprefix("cqadupstack-") for name in GROUPS["cqadupstack"]]
 # gain of the one relevant document at rank 1, 2, 3; a document that is not found gains nothing
 G1, G2, G3 = 1.0, 1 / math.log2(3), 0.5
 RANKS = {
@@ -38,7 +42,7 @@ RANKS = {
 def any_size():
     """Sets of any size stand for those of the names that they have here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "SIZES", {})
+        patch.setattr(datasets, "published_size", {}.get)
         yield
 
 
@@ -49,13 +53,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def board(folders: tuple[Path, Path]) -> dict[str, Any]:
+def board(folders: tuple[Path, Path]) -> Board:
     return make_board(read_rows(folders[0]))
 
 
-def cell_of(board: Mapping[str, Any], system: str, dataset: str | None = None) -> dict[str, Any]:
-    entry = next(entry for entry in board["systems"] if entry["name"] == system)
-    return entry["mean"] if dataset is None else entry["datasets"][dataset]
+def cell_of(board: Board, system: str, dataset: str | None = None) -> dict[str, Any]:
+    """A cell as leaderboard.json holds it."""
+    entry = next(entry for entry in board.systems if entry.name == system)
+    cell = entry.mean if dataset is None else entry.datasets[dataset]
+    assert cell is not None
+    return cell.to_json()
 
 
 def read_markdown(text: str) -> list[list[list[str]]]:
@@ -117,8 +124,8 @@ def test_in_the_mean_each_data_set_counts_alike(board):
     model = cell_of(board, "my_model+v1")
     assert model["delta"] == pytest.approx(1 - (first + second) / 2)
     assert (model["wins"], model["ties"], model["losses"]) == (13, 11, 0)
-    assert [entry["name"] for entry in board["systems"]] == ["my_model+v1", "bm25", "weak"]
-    assert board["common"] == ["made", "scifact"]
+    assert [entry.name for entry in board.systems] == ["my_model+v1", "bm25", "weak"]
+    assert board.common == ["made", "scifact"]
 
 
 def test_the_cost_of_several_data_sets(board):
@@ -135,7 +142,7 @@ def test_the_cost_of_several_data_sets(board):
 def test_the_board_says_where_each_figure_comes_from(board, folders):
     found = cell_of(board, "weak", "made")["provenance"]
     row = read_row(folders[0] / "made" / "weak")
-    assert found["run_sha256"] == row.result["run"]["sha256"]
+    assert found["run_sha256"] == row.result.run.sha256
     assert (found["hash"], found["commit"], found["date"]) == (
         "hash of weak",
         "abc",
@@ -148,8 +155,8 @@ def test_the_board_says_where_each_figure_comes_from(board, folders):
 def test_a_system_without_a_data_set_narrows_the_mean_and_leaves_a_gap(tmp_path):
     results, _ = write_results(tmp_path, RANKS | {"other": {"bm25": [1, 2], "weak": [0, 0]}})
     found = make_board(read_rows(results))
-    assert found["common"] == ["made", "scifact"]
-    assert list(found["datasets"]) == ["made", "other", "scifact"]
+    assert found.common == ["made", "scifact"]
+    assert list(found.datasets) == ["made", "other", "scifact"]
     lines = read_markdown(formats.format_markdown(found))[1]
     assert next(line for line in lines if line[0] == "my_model+v1")[2] == "–"
     assert "--" in next(
@@ -160,8 +167,8 @@ def test_a_system_without_a_data_set_narrows_the_mean_and_leaves_a_gap(tmp_path)
 def test_without_a_data_set_in_common_there_is_no_mean(tmp_path):
     results, _ = write_results(tmp_path, {"one": {"bm25": [1, 2]}, "two": {"weak": [0, 1]}})
     found = make_board(read_rows(results), published="none")
-    assert found["common"] == []
-    assert [entry["mean"] for entry in found["systems"]] == [None, None]
+    assert found.common == []
+    assert [entry.mean for entry in found.systems] == [None, None]
     assert cell_of(found, "weak", "two")["delta"] is None
     assert formats.format_summary(found) == ""
     assert "none: no data set has all systems" in formats.format_markdown(found)
@@ -195,14 +202,14 @@ def test_forums_of_cqadupstack_are_one_data_set_when_a_system_has_all_twelve(tmp
                 )
     found = read_rows(tmp_path / "results")
     board = make_board(found)
-    assert list(board["datasets"]) == ["cqadupstack"]
-    assert board["not_shown"] == [f"cqadupstack-{forum}/half" for forum in FORUMS[:6]]
+    assert list(board.datasets) == ["cqadupstack"]
+    assert board.not_shown == [f"cqadupstack-{forum}/half" for forum in FORUMS[:6]]
     assert cell_of(board, "bm25", "cqadupstack")["nDCG@10"] == pytest.approx((G1 + G2) / 2)
     # the mean of 1 to 12
     assert cell_of(board, "bm25", "cqadupstack")["efficiency"]["p50_ms"] == 6.5
     singly = make_board([row for row in found if row.dataset != "cqadupstack-tex"])
-    assert len(singly["datasets"]) == 11
-    assert singly["not_shown"] == []
+    assert len(singly.datasets) == 11
+    assert singly.not_shown == []
 
 
 def test_forums_count_alike_in_the_figure_and_in_all_that_is_said_of_it(tmp_path):
@@ -264,32 +271,27 @@ def test_a_board_with_forums_has_their_texts(tmp_path):
     assert (report["verified_rows"], report["mean_over"]) == (24, ["cqadupstack"])
     found = page.collect_queries(
         merge_forums(read_rows(tmp_path / "results")),
-        tmp_path / "results",
-        tmp_path / "data",
-        "bm25",
-        "nDCG@10",
-        40,
-        2,
+        Selection(tmp_path / "results", tmp_path / "data", "bm25", "nDCG@10", 40, 2),
     )["cqadupstack"]
-    assert found["total"] == 24
-    assert [query["id"] for query in found["queries"]] == [f"{forum}/q1" for forum in FORUMS]
-    query = found["queries"][0]
-    assert query["text"].startswith("question 1 ")
-    assert query["hits"] == {"bm25": ["android/f0", "android/d1"], "other": ["android/d1"]}
-    assert found["qrels"]["unix/q1"] == {"unix/d1": 1}
-    assert found["documents"]["unix/d1"].startswith("answer 1 ")
+    assert found.total == 24
+    assert [query.id for query in found.queries] == [f"{forum}/q1" for forum in FORUMS]
+    query = found.queries[0]
+    assert query.text.startswith("question 1 ")
+    assert query.hits == {"bm25": ["android/f0", "android/d1"], "other": ["android/d1"]}
+    assert found.qrels["unix/q1"] == {"unix/d1": 1}
+    assert found.documents["unix/d1"].startswith("answer 1 ")
 
 
 # --- published figures ---
 
 
 def test_published_figures_stand_apart_and_only_for_our_data_sets(board):
-    assert {entry["name"] for entry in board["systems"]} == {"bm25", "my_model+v1", "weak"}
-    found = {record["system"]: record for record in board["published"]}
-    assert found["BM25 flat (Pyserini)"]["values"] == {"scifact": 0.6789}
-    assert all(set(record["values"]) <= {"scifact"} for record in found.values())
+    assert {entry.name for entry in board.systems} == {"bm25", "my_model+v1", "weak"}
+    found = {record.system: record for record in board.published}
+    assert found["BM25 flat (Pyserini)"].values == {"scifact": 0.6789}
+    assert all(set(record.values) <= {"scifact"} for record in found.values())
     # no one has published our set "made"
-    assert all(record["mean"] is None for record in found.values())
+    assert all(record.mean is None for record in found.values())
     assert "Echo-Mistral-SPLADE" not in found  # only an average of 13 sets is known
     text = formats.format_markdown(board)
     assert text.index("## Data sets") < text.index("## Published elsewhere, not measured here")
@@ -304,50 +306,44 @@ def test_published_figures_stand_apart_and_only_for_our_data_sets(board):
 
 def test_published_means_are_over_exactly_our_sets(tmp_path):
     results, _ = write_results(tmp_path, {name: {"bm25": [1]} for name in ("scifact", "nfcorpus")})
-    found = {record["system"]: record for record in make_board(read_rows(results))["published"]}
-    assert found["BM25 flat (Pyserini)"]["mean"] == pytest.approx((0.6789 + 0.3218) / 2)
+    found = {record.system: record for record in make_board(read_rows(results)).published}
+    assert found["BM25 flat (Pyserini)"].mean == pytest.approx((0.6789 + 0.3218) / 2)
     assert "Echo-Mistral-SPLADE" not in found
     for name in set(BEIR_13) - {"scifact", "nfcorpus"}:
         write_dataset(tmp_path / "data", name, 1)
         write_row(results, tmp_path / "data", name, "bm25", [1])
-    found = {record["system"]: record for record in make_board(read_rows(results))["published"]}
-    assert found["Echo-Mistral-SPLADE"]["mean"] == 0.5507
-    assert found["Echo-Mistral-SPLADE"]["status"] == "secondary"
-    assert found["SPLADE-v3-Doc"]["mean"] == pytest.approx(0.4697, abs=0.0001)
-
-
-def set_sizes(monkeypatch, sizes):
-    """Let these be the published sizes, for the modules that read them."""
-    monkeypatch.setattr(datasets, "SIZES", sizes)
-    monkeypatch.setattr("sparse_ir.benchmark.board.SIZES", sizes)
+    found = {record.system: record for record in make_board(read_rows(results)).published}
+    assert found["Echo-Mistral-SPLADE"].mean == 0.5507
+    assert found["Echo-Mistral-SPLADE"].status == "secondary"
+    assert found["SPLADE-v3-Doc"].mean == pytest.approx(0.4697, abs=0.0001)
 
 
 def test_a_set_of_another_size_has_no_published_figures(folders, monkeypatch):
     found = read_rows(folders[0])
-    set_sizes(monkeypatch, {"scifact": (30, 20)})
+    monkeypatch.setattr(datasets, "published_size", {"scifact": (30, 20)}.get)
     board = make_board(found)
-    assert board["published"] and "No published" not in " ".join(board["notes"])
-    assert any("SciFact" in name for name in formats.make_mteb_files(found))
+    assert board.published and "No published" not in " ".join(board.notes)
+    assert any("SciFact" in name for name in mteb.make_mteb_files(found))
     for documents, queries in ((30, 21), (5183, 20)):
-        set_sizes(monkeypatch, {"scifact": (documents, queries)})
+        monkeypatch.setattr(datasets, "published_size", {"scifact": (documents, queries)}.get)
         board = make_board(found)
-        assert board["published"] == []
+        assert board.published == []
         assert (
-            "No published figures and no file of MTEB for scifact: it is not the published "
+            "No published figures and no MTEB file for scifact: it is not the published "
             f"set of {documents} "
             f"documents and {queries} queries."
-        ) in board["notes"]
-        assert formats.make_mteb_files(found) == {}
+        ) in board.notes
+        assert mteb.make_mteb_files(found) == {}
 
 
 def test_published_figures_can_be_chosen_or_left_out(folders):
     found = read_rows(folders[0])
-    assert make_board(found, published="none")["published"] == []
+    assert make_board(found, published="none").published == []
     assert "Published" not in formats.format_markdown(make_board(found, published="none"))
-    chosen = make_board(found, published="SPLADE-v3; TAS-B")["published"]
-    assert {record["system"] for record in chosen} == {"SPLADE-v3", "TAS-B"}
-    recall = make_board(found, measure="R@100")["published"]
-    assert {record["system"]: record["values"] for record in recall}["BM25 flat (Pyserini)"] == {
+    chosen = make_board(found, published="SPLADE-v3; TAS-B").published
+    assert {record.system for record in chosen} == {"SPLADE-v3", "TAS-B"}
+    recall = make_board(found, measure="R@100").published
+    assert {record.system: record.values for record in recall}["BM25 flat (Pyserini)"] == {
         "scifact": 0.9253
     }
     with pytest.raises(ConfigError, match="published system 'nobody' is unknown"):
@@ -383,8 +379,8 @@ def test_csv_gives_every_figure_back_to_the_last_digit(board, folders):
     assert len(measured) == 9  # three systems; two data sets and a mean
     for row in read_rows(folders[0]):
         line = measured[row.system, row.dataset]
-        assert {column: float(line[column]) for column in COLUMNS} == row.measures
-        assert line["run_sha256"] == row.result["run"]["sha256"]
+        assert {column: float(line[column]) for column in measure_names()} == row.measures
+        assert line["run_sha256"] == row.result.run.sha256
     assert float(measured["weak", "mean"]["p_adjusted"]) == cell_of(board, "weak")["p_adjusted"]
     published = [line for line in lines if line["origin"] == "published"]
     assert {line["dataset"] for line in published} == {"scifact"}
@@ -414,7 +410,7 @@ def test_latex_and_markdown_escape_what_means_something_to_them():
 
 
 def test_mteb_files_have_its_layout(folders):
-    made = formats.make_mteb_files(read_rows(folders[0]))
+    made = mteb.make_mteb_files(read_rows(folders[0]))
     revision = files.sha256_of_json(["hash of weak"])[:16]
     result = made[f"mteb/results/local__weak/{revision}/SciFact.json"]
     assert set(result) == {
@@ -446,8 +442,12 @@ def test_mteb_names_of_hub_models_and_of_all_data_sets(tmp_path):
     write_dataset(tmp_path / "data", "fiqa", 1)
     write_row(tmp_path / "results", tmp_path / "data", "fiqa", "naver--splade-v3", [1])
     found = read_row(tmp_path / "results" / "fiqa" / "naver--splade-v3")
-    found.result["system"]["revision"] = "0123abcd"
-    made = formats.make_mteb_files([found])
+
+    def with_revision(revision: str) -> Row:
+        system = found.result.system.model_copy(update={"revision": revision})
+        return Row(found.result.model_copy(update={"system": system}))
+
+    made = mteb.make_mteb_files([with_revision("0123abcd")])
     assert set(made) == {
         "mteb/results/naver__splade-v3/0123abcd/FiQA2018.json",
         "mteb/results/naver__splade-v3/0123abcd/model_meta.json",
@@ -456,12 +456,20 @@ def test_mteb_names_of_hub_models_and_of_all_data_sets(tmp_path):
         made["mteb/results/naver__splade-v3/0123abcd/model_meta.json"]["name"] == "naver/splade-v3"
     )
     for revision, folder in (("../../evil", "__.._evil"), ("refs/pr/1", "refs_pr_1"), ("..", "_")):
-        found.result["system"]["revision"] = revision
-        assert {name.rpartition("/")[0] for name in formats.make_mteb_files([found])} == {
+        made = mteb.make_mteb_files([with_revision(revision)])
+        assert {name.rpartition("/")[0] for name in made} == {
             f"mteb/results/naver__splade-v3/{folder}"
         }
     public = {*BEIR_13, *GROUPS["cqadupstack"], "cqadupstack", "msmarco"}
-    assert set(_TASKS) == public
+    tasks = {}
+    for name in (*REGISTRY, "cqadupstack"):
+        facts = datasets.find_facts(name)
+        assert facts is not None
+        if facts.mteb:
+            tasks[name] = facts.mteb
+    assert set(tasks) == public
+    assert len(set(tasks.values())) == len(public)
+    assert tasks["cqadupstack-gis"] == "CQADupstackGisRetrieval"
 
 
 # --- the command ---
@@ -481,7 +489,7 @@ def test_the_command_writes_everything_and_twice_the_same(folders, tmp_path):
     assert report["verified_rows"] == 6
     assert report["systems"]["weak"]["losses"] == 23
     assert report["mean_over"] == ["made", "scifact"]
-    assert json.loads(written["leaderboard.json"]) == make_board(read_rows(results))
+    assert json.loads(written["leaderboard.json"]) == make_board(read_rows(results)).to_json()
     benchmarking.leaderboard(results, tmp_path / "two", data_dir=data_dir, documents=2)
     assert read_tree(tmp_path / "two") == written
 
@@ -509,7 +517,7 @@ def test_what_is_refused(folders, tmp_path):
     results, _ = folders
     with pytest.raises(
         ConfigError,
-        match=r"the baseline 'bm52' has no row, allowed: bm25, "
+        match=r"the baseline 'bm52' has no row; it must be one of bm25, "
         r"my_model\+v1, weak",
     ):
         benchmarking.leaderboard(results, tmp_path / "out", baseline="bm52")
@@ -547,18 +555,18 @@ def test_a_measure_deeper_than_the_run_is_left_out(tmp_path):
         cell = cell_of(board, "shallow", name)
         assert (cell["nDCG@10"], cell["R@100"], cell["R@1000"]) == (1.0, 1.0, None)
         assert cell_of(board, "bm25", name)["R@1000"] == 1.0
-    assert any("fewer hits per query than" in note for note in board["notes"])
+    assert any("fewer hits per query than" in note for note in board.notes)
     assert "–" in next(
         line for line in formats.format_summary(board).splitlines() if "shallow" in line
     )
-    made = formats.make_mteb_files(read_rows(results))
+    made = mteb.make_mteb_files(read_rows(results))
     (scores,) = next(of for name, of in made.items() if "shallow" in name and "SciFact" in name)[
         "scores"
     ]["test"]
     assert "recall_at_1000" not in scores and scores["recall_at_100"] == 1.0
     with pytest.raises(
         DataError,
-        match=r"row scifact/shallow has 100 hits per query, allowed: as "
+        match=r"row scifact/shallow has 100 hits per query; there must be as "
         r"many as R@1000",
     ):
         make_board(read_rows(results), measure="R@1000")
@@ -581,7 +589,7 @@ def test_the_mean_of_pooled_queries_is_the_mean_of_the_means():
         {"a": 0.25, "b": 0.75},
         {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.3},
     ]
-    pooled = _pool(values, [0.5, 0.5])
+    pooled = pool(values, [0.5, 0.5])
     assert len(pooled) == 6
     assert sum(pooled.values()) / 6 == pytest.approx((0.5 + 0.45) / 2)
     assert make_run([2])["q0"] == [("f0", 100.0), ("d0", 99.0)]

@@ -4,6 +4,7 @@ headless Chromium.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -15,8 +16,8 @@ from browser import PDF, needs_chromium, run_chromium
 from made_rows import HOSTILE, write_dataset, write_results, write_row
 
 import sparse_ir
-from sparse_ir.benchmark import board
-from sparse_ir.benchmark.page import _embed, collect_queries
+from sparse_ir.benchmark import board, columns
+from sparse_ir.benchmark.page import Selection, ShownDataset, _template, collect_queries
 from sparse_ir.benchmark.results import read_rows
 from sparse_ir.commands import benchmarking
 from sparse_ir.data import datasets
@@ -51,7 +52,7 @@ class Scripts(HTMLParser):
 def any_size():
     """Sets of any size stand for those of the names that they have here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "SIZES", {})
+        patch.setattr(datasets, "published_size", {}.get)
         yield
 
 
@@ -68,11 +69,9 @@ def page(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     return (output / "leaderboard.html").read_text(encoding="utf-8")
 
 
-def collect(folders: tuple[Path, Path], **options: Any) -> dict[str, dict[str, Any]]:
-    given = {"baseline": "bm25", "measure": "nDCG@10", "queries": 40, "documents": 0, **options}
-    return collect_queries(
-        read_rows(folders[0]), folders[0], given.pop("data_dir", folders[1]), **given
-    )
+def collect(folders: tuple[Path, Path], **options: Any) -> dict[str, ShownDataset]:
+    selection = Selection(folders[0], folders[1], "bm25", "nDCG@10", queries=40, documents=0)
+    return collect_queries(read_rows(folders[0]), dataclasses.replace(selection, **options))
 
 
 # --- data ---
@@ -82,38 +81,38 @@ def test_the_queries_that_differ_most_with_their_texts(folders):
     found = collect(folders, queries=2)["made"]
     # model differs most in q3 (not found, first) and q2 (third, first); weak in q4 (first, not
     # found) and q2
-    assert [query["id"] for query in found["queries"]] == ["q2", "q3", "q4"]
-    assert found["total"] == 6
-    assert found["queries"][1]["values"] == {"bm25": 0.0, "model": 1.0, "weak": 0.0}
-    assert found["queries"][1]["text"] == f"question 3 {HOSTILE[3]}"
-    assert found["queries"][1]["hits"] == {}
-    assert found["documents"] == {}
+    assert [query.id for query in found.queries] == ["q2", "q3", "q4"]
+    assert found.total == 6
+    assert found.queries[1].values == {"bm25": 0.0, "model": 1.0, "weak": 0.0}
+    assert found.queries[1].text == f"question 3 {HOSTILE[3]}"
+    assert found.queries[1].hits == {}
+    assert found.documents == {}
     # q5 is the same for all
-    assert [query["id"] for query in collect(folders)["made"]["queries"]] == [
+    assert [query.id for query in collect(folders)["made"].queries] == [
         "q0",
         "q1",
         "q2",
         "q3",
         "q4",
     ]
-    assert collect(folders, queries=0)["made"]["queries"] == []
+    assert collect(folders, queries=0)["made"].queries == []
 
 
 def test_documents_with_their_relevance_when_asked_for(folders):
     found = collect(folders, documents=2)["made"]
-    query = next(query for query in found["queries"] if query["id"] == "q1")
-    assert query["hits"] == {"bm25": ["f0", "d1"], "model": ["d1"], "weak": ["f0", "f1"]}
-    assert found["qrels"]["q1"] == {"d1": 1}
-    assert found["documents"]["d1"] == f"answer 1 {HOSTILE[1]}"
-    assert found["documents"]["f0"] == "filler"
-    assert "f2" not in found["documents"]
+    query = next(query for query in found.queries if query.id == "q1")
+    assert query.hits == {"bm25": ["f0", "d1"], "model": ["d1"], "weak": ["f0", "f1"]}
+    assert found.qrels["q1"] == {"d1": 1}
+    assert found.documents["d1"] == f"answer 1 {HOSTILE[1]}"
+    assert found.documents["f0"] == "filler"
+    assert "f2" not in found.documents
 
 
 def test_without_the_data_set_there_are_ids(folders, tmp_path):
     found = collect(folders, documents=1, data_dir=tmp_path)["made"]
-    assert {query["text"] for query in found["queries"]} == {None}
-    assert found["queries"][0]["hits"]["weak"] == ["f0"]
-    assert (found["documents"], found["qrels"]) == ({}, {})
+    assert {query.text for query in found.queries} == {None}
+    assert found.queries[0].hits["weak"] == ["f0"]
+    assert (found.documents, found.qrels) == ({}, {})
 
 
 def test_long_texts_are_cut(tmp_path):
@@ -121,8 +120,8 @@ def test_long_texts_are_cut(tmp_path):
     (folder / "queries.jsonl").write_text(json.dumps({"_id": "q0", "text": "x" * 501}) + "\n")
     for system, ranks in (("bm25", [1]), ("weak", [2])):
         write_row(tmp_path / "results", tmp_path / "data", "made", system, ranks)
-    (query,) = collect((tmp_path / "results", tmp_path / "data"))["made"]["queries"]
-    assert query["text"] == "x" * 499 + "…"
+    (query,) = collect((tmp_path / "results", tmp_path / "data"))["made"].queries
+    assert query.text == "x" * 499 + "…"
 
 
 def test_texts_of_other_data_than_the_rows_are_refused(tmp_path):
@@ -131,7 +130,7 @@ def test_texts_of_other_data_than_the_rows_are_refused(tmp_path):
     path.write_text('{"_id": "q0", "text": "another question"}\n')
     with pytest.raises(
         DataError,
-        match=r"queries\.jsonl: sha256 is \w{64}, allowed: \w{64}, the "
+        match=r"queries\.jsonl: sha256 is \w{64}, but must be \w{64}, the "
         r"queries that the rows "
         "of made were measured on; name another data folder",
     ):
@@ -150,8 +149,12 @@ def test_the_page_holds_the_data_as_they_are_and_no_element_of_theirs(page, fold
     parsed = Scripts(page)
     assert len(parsed.scripts) == 2  # the data, and the one script
     found = json.loads(parsed.scripts[0])
-    assert found["board"] == board.make_board(read_rows(folders[0]))
-    assert found["details"] == collect(folders, documents=2)
+    made = board.make_board(read_rows(folders[0]))
+    assert found["board"] == made.to_json()
+    shown = collect(folders, documents=2)
+    assert found["details"] == {name: dataclasses.asdict(one) for name, one in shown.items()}
+    described = columns.describe_for_page("nDCG@10", "bm25")
+    assert found["columns"] == json.loads(json.dumps(described))
     assert {"img", "iframe", "object", "embed", "form"}.isdisjoint(parsed.tags)
     assert page.isascii() or not re.search("[\u2028\u2029]", page)
 
@@ -160,20 +163,23 @@ def test_the_page_holds_the_data_as_they_are_and_no_element_of_theirs(page, fold
     "text", [*HOSTILE, "</SCRIPT >", "<!--<script>", "&amp;", "\u2029\x00\x1f\ud7ff", "]]>"]
 )
 def test_no_text_leaves_the_script_element(text):
-    embedded = _embed({text: [text]})
+    embedded = (
+        _template().environment.from_string("{{ data | tojson }}").render(data={text: [text]})
+    )
     assert json.loads(embedded) == {text: [text]}
     assert embedded.isascii()
     assert not re.search("[<>&\u2028]", embedded)
 
 
 def test_the_template_is_filled_once_whatever_the_data_say(page):
-    assert "@DATA@" in json.loads(Scripts(page).scripts[0])["details"]["made"]["queries"][3]["text"]
+    query = json.loads(Scripts(page).scripts[0])["details"]["made"]["queries"][3]
+    assert "{{ data }}" in query["text"]
     template = (Path(sparse_ir.__file__).parent / "resources" / "leaderboard.html").read_text(
         encoding="utf-8"
     )
-    assert template.count("@DATA@") == 1
-    assert page.startswith(template.split("@DATA@")[0])
-    assert page.endswith(template.split("@DATA@")[1])
+    (before, after) = template.split("{{ data | tojson }}")
+    assert page.startswith(before)
+    assert page.endswith(after)
 
 
 def test_the_page_asks_nothing_of_the_network_and_writes_no_html():

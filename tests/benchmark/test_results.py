@@ -18,19 +18,18 @@ import sparse_ir
 from sparse_ir import environment
 from sparse_ir.benchmark import averages, verification
 from sparse_ir.benchmark import results as results_module
+from sparse_ir.benchmark.columns import measure_names, names_for_ir_measures
 from sparse_ir.benchmark.results import (
-    COLUMNS,
     RESULT,
     TIMING,
-    Row,
     measure,
-    name_measures,
     read_row,
     read_rows,
     row_folder,
     sha256_of_content,
     write_row,
 )
+from sparse_ir.benchmark.rows import Result, Row, Timing
 from sparse_ir.data import readers, runs
 from sparse_ir.data.datasets import GROUPS, Collection
 from sparse_ir.data.records import Qrels, Run
@@ -97,7 +96,7 @@ def make_row(
             f"{part}_sha256": sha256_of_content(path) for part, path in parts_of(qrels_path).items()
         },
     }
-    return Row(
+    result = Result.model_validate(
         {
             "dataset": facts,
             "measures": means,
@@ -118,9 +117,9 @@ def make_row(
             "versions": {"sparse_ir": "1"},
             "identity": {},
             "per_query": per_query,
-        },
-        {"date": "today"},
+        }
     )
+    return Row(result, Timing(date="today"))
 
 
 @pytest.fixture
@@ -156,7 +155,7 @@ def change(path: Path, *keys: str, value: Any) -> None:
 
 def test_worked_example_of_the_four_columns():
     means, per_query = measure(RUN, QRELS)
-    assert tuple(means) == tuple(per_query) == COLUMNS
+    assert list(means) == list(per_query) == measure_names()
     # q1 finds its one document in place 2: nDCG 1 / log2(3); q2 finds both in the ideal order; q3
     # nothing
     assert per_query["nDCG@10"] == pytest.approx({"q1": 0.63093, "q2": 1.0, "q3": 0.0}, abs=1e-5)
@@ -173,14 +172,14 @@ def test_the_relevance_level_of_deep_learning_counts_grades_of_two_and_more():
     assert per_query["R@100"] == {"q2": 1.0}
     # grades are gains as ever
     assert means["nDCG@10"] == pytest.approx((1 + 2 / 1.5849625) / (2 + 1 / 1.5849625))
-    assert name_measures(2)["R@1000"] == "R(rel=2)@1000"
+    assert names_for_ir_measures(2)["R@1000"] == "R(rel=2)@1000"
 
 
 def test_a_run_that_answers_unknown_queries_or_nothing_is_refused():
     with pytest.raises(
         DataError,
         match=r"run: 1 of its 2 queries are unknown to the qrels "
-        r"\(first: 'q7'\), allowed",
+        r"\(first: 'q7'\); it must answer judged queries only",
     ):
         measure({"q1": [("d1", 1.0)], "q7": []}, QRELS)
     with pytest.raises(DataError, match="none of its 0 queries has both hits and judgements"):
@@ -243,11 +242,11 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
 def test_a_row_comes_back_as_it_was_written(tmp_path, qrels_path, folder):
     assert folder == tmp_path / "results" / "made" / "bm25"
     row = read_row(folder)
-    assert (row.dataset, row.system, row.timing) == ("made", "bm25", {"date": "today"})
+    assert (row.dataset, row.system, row.timing) == ("made", "bm25", Timing(date="today"))
     written = make_row(qrels_path)
     assert row.measures == written.measures
     assert row.per_query == written.per_query
-    assert row.result["run"] == {
+    assert row.result.run.model_dump() == {
         "hits_per_query": 1000,
         "queries": 3,
         "queries_without_hits": 1,
@@ -293,17 +292,16 @@ def test_rows_are_read_in_order_and_unfinished_ones_are_not_there(tmp_path, qrel
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "a b", "naïve"])
 def test_names_that_are_no_folders_are_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"system .* allowed: letters, digits and"):
+    with pytest.raises(ConfigError, match=r"system .* must be letters, digits and"):
         row_folder(tmp_path, "scifact", name)
-    with pytest.raises(ConfigError, match=r"data set .* allowed: letters, digits and"):
+    with pytest.raises(ConfigError, match=r"data set .* must be letters, digits and"):
         row_folder(tmp_path, name, "bm25")
 
 
 def test_a_data_set_is_not_called_as_the_mean_of_all(tmp_path, qrels_path):
     with pytest.raises(
         ConfigError,
-        match=r"data set 'mean', allowed: any other name, .* rename "
-        r"the folder",
+        match=r"data set 'mean': the tables use this name for the mean .* rename the folder",
     ):
         write_row(tmp_path / "results", make_row(qrels_path, dataset="mean"), RUN)
     assert row_folder(tmp_path, "meaning", "mean") == tmp_path / "meaning" / "mean"
@@ -339,14 +337,15 @@ def test_damaged_results_are_refused(folder):
         with pytest.raises(DamagedError, match=rf"result.json lacks {name}$"):
             read_row(folder)
     files.write_json(path, {**json.loads(good), "efficiency": 7})
-    with pytest.raises(DamagedError, match=r"result.json: efficiency is 7, allowed: a JSON object"):
+    with pytest.raises(
+        DamagedError, match=r"result.json: efficiency is 7; it must be a JSON object"
+    ):
         read_row(folder)
     files.write_json(path, json.loads(good))
     change(path, "dataset", "relevance_level", value="1")
     with pytest.raises(
         DamagedError,
-        match=r"dataset.relevance_level is '1', which is of another "
-        r"type",
+        match=r"dataset.relevance_level is '1'; it must be a whole number",
     ):
         read_row(folder)
     path.unlink()
@@ -363,14 +362,12 @@ def test_a_row_in_the_folder_of_another_is_refused(tmp_path, folder):
         shutil.copytree(folder, copy)
         with pytest.raises(
             DamagedError,
-            match=rf"is the row made/bm25, allowed: {place}, as its "
-            rf"folder says",
+            match=rf"is the row made/bm25, but must be {place} like its folder",
         ):
             read_rows(tmp_path / "results")
         with pytest.raises(
             DamagedError,
-            match=rf"is the row made/bm25, allowed: {place}, as its "
-            rf"folder says",
+            match=rf"is the row made/bm25, but must be {place} like its folder",
         ):
             verification.verify_rows(tmp_path / "results", tmp_path / "data")
         shutil.rmtree(copy)
@@ -391,8 +388,7 @@ def test_means_that_are_not_those_of_their_queries_are_noticed_by_every_reader(f
     change(path, "per_query", "R@100", "q3", value=float("nan"))
     with pytest.raises(
         DamagedError,
-        match=r"result.json: R@100 has a value that is no finite "
-        r"number",
+        match=r"result.json: per_query.R@100.q3 is nan; it must be a finite number",
     ):
         read_row(folder)
 
@@ -482,7 +478,7 @@ def test_other_qrels_are_noticed(tmp_path, folder, collection):
     other = write_qrels(tmp_path / "other.tsv", {**QRELS, "q3": {"d5": 1}})
     with pytest.raises(
         DataError,
-        match=r"other.tsv: sha256 is [0-9a-f]{64}, allowed: "
+        match=r"other.tsv: sha256 is [0-9a-f]{64}, but must be "
         r"[0-9a-f]{64}, the qrels that",
     ):
         verification.verify_row(folder, collection._replace(qrels=other))
@@ -506,8 +502,7 @@ def test_a_forged_run_with_a_score_that_is_no_number_is_refused(folder, collecti
     change(folder / RESULT, "run", "sha256", value=sha256_of_content(folder / results_module.RUN))
     with pytest.raises(
         DataError,
-        match=r"run.trec.gz:1: score is '?nan'?, allowed: a finite "
-        r"number",
+        match=r"run.trec.gz:1: score is 'nan'; it must be a finite number",
     ):
         verification.verify_row(folder, collection)
 
@@ -547,7 +542,7 @@ def test_another_corpus_and_other_queries_are_noticed(folder, collection, part, 
         stream.write(line)
     with pytest.raises(
         DataError,
-        match=rf"{part}.jsonl: sha256 is [0-9a-f]{{64}}, allowed: .*, "
+        match=rf"{part}.jsonl: sha256 is [0-9a-f]{{64}}, but must be .*, "
         rf"the {part} that ",
     ):
         verification.verify_row(folder, collection)
@@ -590,42 +585,47 @@ def test_a_row_that_says_otherwise_of_its_data_or_its_run_is_noticed(
             TIMING,
             ("search_latency_ms",),
             "x",
-            "timing.json: search_latency_ms is 'x', which is of another type",
+            "timing.json: search_latency_ms is 'x'; it must be a JSON object",
         ),
         (
             TIMING,
             ("search_latency_ms",),
             {"p50": float("nan")},
-            "search_latency_ms.p50 is nan, allowed: finite",
+            "search_latency_ms.p50 is nan; it must be a finite number",
         ),
-        (TIMING, ("hardware",), "x", "timing.json: hardware is 'x'"),
-        (TIMING, ("hardware",), {"processor": 3}, "hardware.processor is 3"),
-        (TIMING, ("encode_documents_per_second",), "x", "encode_documents_per_second is 'x'"),
+        (TIMING, ("hardware",), "x", "timing.json: hardware is 'x'; it must be a JSON object"),
+        (TIMING, ("hardware",), {"processor": 3}, "hardware.processor is 3; it must be a string"),
+        (
+            TIMING,
+            ("encode_documents_per_second",),
+            "x",
+            "encode_documents_per_second is 'x'; it must be a number",
+        ),
         (
             RESULT,
             ("efficiency", "flops"),
             float("inf"),
-            "result.json: efficiency.flops is inf, allowed: finite",
+            "result.json: efficiency.flops is inf; it must be a finite number",
         ),
         (
             RESULT,
             ("efficiency", "flops"),
             True,
-            "efficiency.flops is True, which is of another type",
+            "efficiency.flops is True; it must be a number",
         ),
         (
             RESULT,
             ("efficiency", "index_bytes"),
             -1,
-            "efficiency.index_bytes is -1, allowed: finite numbers from 0",
+            "efficiency.index_bytes is -1; it must be 0 or more",
         ),
-        (RESULT, ("system", "revision"), 7, "system.revision is 7, which is of another type"),
-        (RESULT, ("commit",), {}, "commit is {}, which is of another type"),
+        (RESULT, ("system", "revision"), 7, "system.revision is 7; it must be a string"),
+        (RESULT, ("commit",), {}, "commit is {}; it must be a string"),
         (
             RESULT,
             ("dataset", "parts"),
             {},
-            "dataset.parts is what only a row has that was put together",
+            "dataset.parts is {}; no such field is known",
         ),
     ],
 )
@@ -639,7 +639,7 @@ def test_a_row_whose_figures_were_deleted_does_not_vanish(tmp_path, folder):
     (folder / RESULT).unlink()
     with pytest.raises(
         DamagedError,
-        match=r"result.json is missing, and its run.trec.gz is "
+        match=r"result.json is missing, but its run.trec.gz is "
         r"there; make the row again",
     ):
         read_rows(tmp_path / "results")
@@ -669,17 +669,17 @@ def test_cqadupstack_is_the_mean_of_its_twelve_forums(qrels_path):
     ]
     row = merged[0]
     assert row.measures["MRR@10"] == pytest.approx((6 * 1 + 6 / 3) / 12)
-    assert row.result["dataset"]["documents"] == 12 * 9
+    assert row.result.dataset.documents == 12 * 9
     assert len(row.per_query["nDCG@10"]) == 36
     assert (row.per_query["R@100"]["android/q2"], row.per_query["R@100"]["english/q2"]) == (
         0.0,
         1.0,
     )
-    assert (row.result["efficiency"]["index_bytes"], row.result["efficiency"]["flops"]) == (
+    assert (row.result.efficiency.index_bytes, row.result.efficiency.flops) == (
         1200,
         0.5,
     )
-    assert len(row.result["dataset"]["parts"]) == 12
+    assert len(row.parts) == 12
 
 
 def test_the_average_is_over_complete_systems_only(qrels_path):
@@ -691,7 +691,8 @@ def test_the_average_is_over_complete_systems_only(qrels_path):
     assert set(found) == {"bm25"}
     assert found["bm25"]["MRR@10"] == pytest.approx((0.5 + 8 / 12) / 2)
     assert averages.average(whole) == {}
-    whole[3].result["run"]["hits_per_query"] = 5  # of 9 documents
+    run = whole[3].result.run.model_copy(update={"hits_per_query": 5})  # of 9 documents
+    whole[3] = Row(whole[3].result.model_copy(update={"run": run}))
     shallow = averages.average(whole, names)["bm25"]
-    assert shallow == {**dict.fromkeys(COLUMNS), "MRR@10": None}
+    assert shallow == {**dict.fromkeys(measure_names()), "MRR@10": None}
     assert averages.average(whole[:1], names[:1])["bm25"]["R@1000"] == whole[0].measures["R@1000"]

@@ -19,12 +19,13 @@ import pytest
 from shell import ENVIRONMENT, read_tree, write_collection, write_lines
 from small_indexes import changed_environment
 
-from sparse_ir.benchmark import results, suite, verification
-from sparse_ir.benchmark.results import COLUMNS, RESULT, RUN, TIMING
-from sparse_ir.benchmark.suite import System
+from sparse_ir.benchmark import results, systems, verification
+from sparse_ir.benchmark.columns import measure_names
+from sparse_ir.benchmark.results import RESULT, RUN, TIMING
+from sparse_ir.benchmark.systems import System
 from sparse_ir.commands import benchmarking, evaluating, indexing, searching
 from sparse_ir.data import readers, runs
-from sparse_ir.data.datasets import BEIR_13, FORUMS, GROUPS, LICENSED, REGISTRY, Benchmark
+from sparse_ir.data.datasets import BEIR_13, GROUPS, LICENSED, REGISTRY, Benchmark
 from sparse_ir.data.records import Document, Run
 from sparse_ir.engines.base import Bm25
 from sparse_ir.engines.lucene import parts
@@ -35,6 +36,7 @@ from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
 
+FORUMS = [name.removeprefix("cqadupstack-") for name in GROUPS["cqadupstack"]]
 SETS = {"alpha": 30, "beta": 24, "gamma": 17}
 KILLED = """
     import os, signal, sys
@@ -91,7 +93,7 @@ def lasting_files(output: Path) -> dict[str, bytes]:
 
 
 def read_result(output: Path, dataset: str, system: str) -> dict[str, Any]:
-    return results.read_row(output / dataset / system).result
+    return json.loads((output / dataset / system / RESULT).read_text())
 
 
 def rewrite_qrels(folder: Path, change: Any) -> None:
@@ -126,7 +128,9 @@ def test_a_row_says_what_the_single_commands_say(whole, data_dir, tmp_path):
         tmp_path / "run.trec", str(data_dir / "alpha"), measures="nDCG@10 R@100 R@1000 MRR@10"
     )
     result = read_result(whole, "alpha", "bm25")
-    assert result["measures"] == {name: measured[name.replace("MRR", "RR")] for name in COLUMNS}
+    assert result["measures"] == {
+        name: measured[name.replace("MRR", "RR")] for name in measure_names()
+    }
     assert result["run"]["sha256"] == results.sha256_of_content(tmp_path / "run.trec")
 
 
@@ -165,14 +169,14 @@ def test_the_facts_of_a_row(whole, data_dir):
 
 
 def test_what_a_clock_measured_stands_apart(whole):
-    timing = results.read_row(whole / "alpha" / "lexical").timing
+    timing = json.loads((whole / "alpha" / "lexical" / TIMING).read_text())
     assert timing["encode_documents_per_second"] > 0
     latency = timing["search_latency_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
     assert timing["query_encode_ms"]["p50"] > 0
     assert timing["hardware"]["cores"] >= 1
     assert timing["date"].endswith("Z")
-    assert results.read_row(whole / "alpha" / "bm25").timing["encode_documents_per_second"] is None
+    assert results.read_row(whole / "alpha" / "bm25").timing.encode_documents_per_second is None
 
 
 def test_efficiency_by_another_road(whole, data_dir):
@@ -520,18 +524,15 @@ def test_judged_documents_and_queries_that_are_absent_are_counted(data_dir, tmp_
         (
             lambda query_id, doc_id, grade: (query_id, f"x{doc_id}", grade),
             (
-                r"test.tsv: none of its 8 documents is in .*corpus.jsonl \(first: 'xd\d+'\), "
-                r"allowed: "
-                r"qrels "
-                r"of this data set"
+                r"test.tsv: none of its 8 documents is in .*corpus.jsonl \(first: 'xd\d+'\); "
+                r"these must be the qrels of this data set"
             ),
         ),
         (
             lambda query_id, doc_id, grade: (f"x{query_id}", doc_id, grade),
             (
-                r"test.tsv: none of its 8 queries is in .*queries.jsonl \(first: 'xq0'\), allowed: "
-                r"qrels of "
-                r"this data set"
+                r"test.tsv: none of its 8 queries is in .*queries.jsonl \(first: 'xq0'\); these "
+                r"must be the qrels of this data set"
             ),
         ),
     ],
@@ -610,18 +611,18 @@ def test_query_weights_know_the_corpus_that_they_ask(tiny_folder, data_dir, tmp_
 
 
 def test_systems_and_their_names(tiny_folder):
-    assert suite.read_systems("naver/splade-v3, lexical", "bm25") == [
+    assert systems.read_systems("naver/splade-v3, lexical", "bm25") == [
         System("naver--splade-v3", "impact", "naver/splade-v3"),
         System("lexical", "lexical", "lexical"),
         System("bm25", "bm25", "bm25"),
     ]
-    assert suite.read_systems("default", "none") == [System("default", "impact", "default")]
-    assert suite.read_systems(f"mine={tiny_folder}", "none") == [
+    assert systems.read_systems("default", "none") == [System("default", "impact", "default")]
+    assert systems.read_systems(f"mine={tiny_folder}", "none") == [
         System("mine", "impact", str(tiny_folder))
     ]
-    assert suite.read_systems(str(tiny_folder), "none")[0].name == tiny_folder.name
-    assert suite.read_systems("bm25", "bm25") == [System("bm25", "bm25", "bm25")]
-    assert suite.read_systems("default", "none")[0].name == "default"
+    assert systems.read_systems(str(tiny_folder), "none")[0].name == tiny_folder.name
+    assert systems.read_systems("bm25", "bm25") == [System("bm25", "bm25", "bm25")]
+    assert systems.read_systems("default", "none")[0].name == "default"
 
 
 @pytest.mark.parametrize(
@@ -632,13 +633,17 @@ def test_systems_and_their_names(tiny_folder):
             "none",
             r"two systems would be called 'a--b'; name one of them with NAME=MODEL",
         ),
-        ("a/b", "bm26", r"baseline 'bm26' is unknown, allowed: bm25, .*lexical, or none alone"),
+        (
+            "a/b",
+            "bm26",
+            r"baseline 'bm26' is unknown; it must be one of bm25, .*lexical, or none alone",
+        ),
         (" , ", "none", r"no system is named; name a model, or baselines"),
     ],
 )
 def test_systems_that_cannot_be_told_apart_or_found(model, baselines, message):
     with pytest.raises(ConfigError, match=message):
-        suite.read_systems(model, baselines)
+        systems.read_systems(model, baselines)
 
 
 @pytest.mark.parametrize("name", ["my set", "mean"])
@@ -647,7 +652,7 @@ def test_names_that_no_row_can_have_are_refused_before_any_work(data_dir, tmp_pa
         shutil.copytree(data_dir / "gamma", tmp_path / "data" / folder)
     with pytest.raises(
         ConfigError,
-        match=rf"data set '{name}', allowed: .*; rename the folder of "
+        match=rf"data set '{name}': .*; rename the folder of "
         rf"the data set",
     ):
         run_suite("bm25", tmp_path / "rows", datasets="local", data_dir=tmp_path / "data")

@@ -127,31 +127,31 @@ def test_records_before_a_broken_one_are_given_out(tmp_path):
 
 
 BROKEN_RECORDS = {
-    '{"_id": "a", "text": ': r":2: not JSON \(.*\): '\{\"_id\".*allowed: one object",
+    '{"_id": "a", "text": ': r":2: not JSON \(.*\): '\{\"_id\".*; it must be one object",
     '{"_id": "a", "_id": "b", "text": ""}': r":2: not JSON \(key '_id' twice in one object\)",
-    "[" * 200_000: r":2: not JSON \(.*\): '\[\[\[.*\.\.\., allowed: one object",
-    "[1, 2]": r":2: not a JSON object but \[1, 2\], allowed",
+    "[" * 200_000: r":2: not JSON \(.*\): '\[\[\[.*\.\.\.; it must be one object",
+    "[1, 2]": r":2: not a JSON object but \[1, 2\]; each line must be one",
     "null": r":2: not a JSON object but None",
     "   ": r":2: not JSON",
-    '{"text": "x"}': r':2: "_id" is missing \(keys: text\), allowed: a non-empty string',
+    '{"text": "x"}': r':2: "_id" is missing \(keys: text\); it must be a non-empty string',
     "{}": r':2: "_id" is missing \(keys: none\)',
-    '{"_id": "", "text": "x"}': r':2: "_id" is empty, allowed',
-    '{"_id": null, "text": "x"}': r':2: "_id" is None, allowed: a string',
-    '{"_id": 42, "text": "x"}': r':2: "_id" is 42, allowed: a string, such as "42" in quotes',
-    '{"_id": "a b", "text": "x"}': r""":2: "_id" is 'a b', allowed: no white space""",
-    '{"_id": "a\\u00a0b", "text": "x"}': r':2: "_id" is .*allowed: no white space',
-    '{"_id": "a\\tb", "text": "x"}': r':2: "_id" is .*allowed: no white space',
-    '{"_id": "a\\u0000", "text": "x"}': r":2: \"_id\" is 'a\\x00', allowed: no white space, "
+    '{"_id": "", "text": "x"}': r':2: "_id" is empty; it must be',
+    '{"_id": null, "text": "x"}': r':2: "_id" is None; it must be a string',
+    '{"_id": 42, "text": "x"}': r':2: "_id" is 42; it must be a string, such as "42" in quotes',
+    '{"_id": "a b", "text": "x"}': r""":2: "_id" is 'a b'; it must be without white space""",
+    '{"_id": "a\\u00a0b", "text": "x"}': r':2: "_id" is .*; it must be without white space',
+    '{"_id": "a\\tb", "text": "x"}': r':2: "_id" is .*; it must be without white space',
+    '{"_id": "a\\u0000", "text": "x"}': r":2: \"_id\" is 'a\\x00'; it must be without white space, "
     r"control",
     '{"_id": "a\\u0085", "text": "x"}': r":2: \"_id\" is .*control character",
-    '{"_id": "\\ud800", "text": "x"}': r":2: \"_id\" is '\\ud800', allowed: .*lone surrogate",
-    '{"_id": "a"}': r':2: "text" is missing \(keys: _id\), allowed: a string',
-    '{"_id": "a", "text": null}': r':2: "text" is None, allowed: a string',
-    '{"_id": "a", "text": ["x"]}': r""":2: "text" is \['x'\], allowed: a string""",
-    '{"_id": "a", "text": "\\udfff"}': r':2: "text" is .*allowed: text without lone surrogates',
-    '{"_id": "a", "title": 3, "text": "x"}': r':2: "title" is 3, allowed: a string',
-    '{"_id": "d1", "text": "x"}': r""":2: "_id" is 'd1' as in line 1, allowed: each id once""",
-    "": r":2: empty line, allowed: a record on every line",
+    '{"_id": "\\ud800", "text": "x"}': r":2: \"_id\" is '\\ud800'; it must be .*lone surrogate",
+    '{"_id": "a"}': r':2: "text" is missing \(keys: _id\); it must be a string',
+    '{"_id": "a", "text": null}': r':2: "text" is None; it must be a string',
+    '{"_id": "a", "text": ["x"]}': r""":2: "text" is \['x'\]; it must be a string""",
+    '{"_id": "a", "text": "\\udfff"}': r':2: "text" is .*; it must be text without lone surrogates',
+    '{"_id": "a", "title": 3, "text": "x"}': r':2: "title" is 3; it must be a string',
+    '{"_id": "d1", "text": "x"}': r""":2: "_id" is 'd1' as in line 1; each id must be unique""",
+    "": r":2: empty line; each must hold a record",
 }
 
 
@@ -169,10 +169,10 @@ def test_broken_records_are_named_with_their_line(tmp_path, read, line, name):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("no tab", r"c\.tsv:2: 1 columns, 'no tab', allowed: id<TAB>text"),
+        ("no tab", r"c\.tsv:2: 1 columns, 'no tab'; they must be id<TAB>text"),
         ("3\ttitle\ttext", r"c\.tsv:2: 3 columns"),
         ("\ttext", r'c\.tsv:2: "_id" is empty'),
-        (" 3\ttext", r'c\.tsv:2: "_id" is \' 3\', allowed: no white space'),
+        (" 3\ttext", r'c\.tsv:2: "_id" is \' 3\'; it must be without white space'),
         ("1\ttext", r"c\.tsv:2: \"_id\" is '1' as in line 1"),
         ("", r"c\.tsv:2: empty line"),
     ],
@@ -209,14 +209,14 @@ def test_a_truncated_gzip_file_is_refused(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
         DataError,
-        match=r"corpus\.jsonl\.gz:\d{3,4}: cannot be read on "
+        match=r"corpus\.jsonl\.gz:\d{3,4}: cannot be read to its end "
         r"\(Compressed file ended",
     ):
         list(read_documents(path))
     path.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
     with pytest.raises(
         DataError,
-        match=r"corpus\.jsonl\.gz:\d+: (cannot be read on|not JSON|not "
+        match=r"corpus\.jsonl\.gz:\d+: (cannot be read to its end|not JSON|not "
         r"UTF-8)",
     ):
         list(read_documents(path))
@@ -227,7 +227,7 @@ def test_a_plain_file_named_gz_is_refused(tmp_path):
     path.write_text(CORPUS)
     with pytest.raises(
         DataError,
-        match=r"corpus\.jsonl\.gz:1: cannot be read on \(Not a gzipped "
+        match=r"corpus\.jsonl\.gz:1: cannot be read to its end \(Not a gzipped "
         r"file.*ends in \.gz",
     ):
         list(read_documents(path))
@@ -238,7 +238,7 @@ def test_two_corpora_in_one_folder_are_refused(tmp_path):
     write(tmp_path / "corpus.jsonl.gz", CORPUS)
     with pytest.raises(
         DataError,
-        match=r"corpus is there twice: .*corpus\.jsonl and "
+        match=r"corpus exists twice: .*corpus\.jsonl and "
         r".*corpus\.jsonl\.gz; name",
     ):
         read_documents(tmp_path)
@@ -258,7 +258,7 @@ def test_a_missing_file_is_refused_at_once_with_what_was_looked_for(tmp_path, re
         rf".*{stem}\.jsonl\.gz",
     ):
         read(tmp_path)
-    with pytest.raises(DataError, match=r"x\.csv: unknown format of .*allowed: \.jsonl, \.tsv"):
+    with pytest.raises(DataError, match=r"x\.csv: unknown format of .*must end in \.jsonl, \.tsv"):
         read(write(tmp_path / "x.csv", ""))
     with pytest.raises(ConfigError, match=r"revision 'v1' is for data sets of the hub"):
         read(write(tmp_path / f"{stem}.jsonl", ""), revision="v1")
@@ -274,8 +274,7 @@ def test_duplicates_are_found_exactly_among_many_and_only_when_asked(tmp_path):
     path = write(tmp_path / "corpus.jsonl", "\n".join(lines))
     with pytest.raises(
         DataError,
-        match=rf"jsonl:5001: \"_id\" is '{ids[1234]}' as in line 1235, "
-        rf"allowed: each",
+        match=rf"jsonl:5001: \"_id\" is '{ids[1234]}' as in line 1235; each id",
     ):
         list(read_documents(path))
     assert len(list(read_documents(path, check_unique=False))) == 5003
@@ -353,7 +352,7 @@ def test_broken_data_sets_of_the_hub_are_named(hub_folder, tmp_path):
     with pytest.raises(DataError, match=r"tiny-qrels: split 'dev' cannot be loaded .*Bad split"):
         read_qrels(hub_folder, "dev")
     write(tmp_path / "tiny/queries.jsonl", '{"_id": 1, "text": "what"}\n')
-    with pytest.raises(DataError, match=r'hf:.*tiny/queries:1: "_id" is 1, allowed: a string'):
+    with pytest.raises(DataError, match=r'hf:.*tiny/queries:1: "_id" is 1; it must be a string'):
         list(read_queries(hub_folder))
 
 
@@ -398,24 +397,35 @@ def test_a_pair_judged_twice_alike_is_one_judgement(tmp_path):
         (
             "query_id\tdoc_id\tscore\nq\td\t1\n",
             (
-                r"q\.tsv:1: first line of the qrels is .*allowed: "
+                r"q\.tsv:1: first line of the qrels is .*; it must be "
                 r"the header query-id"
             ),
         ),
-        ("q\td\t1\n", r"q\.tsv:1: first line of the qrels is 'q\\td\\t1', allowed"),
-        (HEADER + "q\td\n", r"q\.tsv:2: 2 columns, .*allowed: query-id<TAB>corpus-id<TAB>score"),
+        ("q\td\t1\n", r"q\.tsv:1: first line of the qrels is 'q\\td\\t1'; it must be"),
+        (
+            HEADER + "q\td\n",
+            r"q\.tsv:2: 2 columns, .*; they must be query-id<TAB>corpus-id<TAB>score",
+        ),
         (HEADER + "q d 1\n", r"q\.tsv:2: 1 columns"),
-        ("q 0 d 1\nq 0 d\n", r"q\.tsv:2: 3 columns, .*allowed: query_id 0 doc_id relevance"),
-        (HEADER + "q\td\t1.0\n", r"q\.tsv:2: relevance is '1.0', allowed: an integer"),
+        ("q 0 d 1\nq 0 d\n", r"q\.tsv:2: 3 columns, .*; they must be query_id 0 doc_id relevance"),
+        (HEADER + "q\td\t1.0\n", r"q\.tsv:2: relevance is '1.0'; it must be an integer"),
         (HEADER + "q\td\t\n", r"q\.tsv:2: relevance is ''"),
         (
             HEADER + "q\td\t12345678901\n",
             (
-                r"q\.tsv:2: relevance is '12345678901', allowed: .* at "
+                r"q\.tsv:2: relevance is '12345678901'; it must be .* at "
                 r"most 9 digits"
             ),
         ),
         ("q 0 d high\n", r"q\.tsv:1: relevance is 'high'"),
+        # what Python's int() takes, and the formats do not
+        ("q 0 d 1_0\n", r"q\.tsv:1: relevance is '1_0'; it must be an integer"),
+        ("q 0 d +1\n", r"q\.tsv:1: relevance is '\+1'"),
+        ("q 0 d \u0661\n", r"q\.tsv:1: relevance is '\u0661'"),
+        ("q 0 d\u00a01 1\n", r"q\.tsv:1: doc id is 'd\\xa01'; it must be without white space"),
+        (HEADER + "q\td\t 1 \n", r"q\.tsv:2: relevance is ' 1 '"),
+        (HEADER + "q\td\t1_0\n", r"q\.tsv:2: relevance is '1_0'"),
+        (HEADER + "q\td\t\u0661\n", r"q\.tsv:2: relevance is '\u0661'"),
         (
             HEADER + "q\td\t1\nq\td\t2\n",
             (
@@ -423,9 +433,9 @@ def test_a_pair_judged_twice_alike_is_one_judgement(tmp_path):
                 r"1 and 2"
             ),
         ),
-        (HEADER + "q 1\td\t1\n", r"q\.tsv:2: query id is 'q 1', allowed: no white space"),
+        (HEADER + "q 1\td\t1\n", r"q\.tsv:2: query id is 'q 1'; it must be without white space"),
         (HEADER + "q\t\t1\n", r"q\.tsv:2: doc id is empty"),
-        (HEADER, r"q\.tsv: no judgement in it; at least one"),
+        (HEADER, r"q\.tsv: no judgement in it; there must be at least one"),
         ("", r"q\.tsv: no judgement in it"),
         (HEADER + "\nq\td\t1\n", r"q\.tsv:2: empty line"),
     ],
@@ -529,16 +539,37 @@ def test_runs_in_json(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("text", "score"),
+    [("1", 1.0), ("-2.50", -2.5), ("+.5", 0.5), ("3.", 3.0), ("1e-3", 0.001), ("2E+1", 20.0)],
+)
+def test_all_forms_of_a_decimal_number_are_scores(tmp_path, text, score):
+    run = read_run(write(tmp_path / "r.txt", f"q Q0 d 1 {text} t\n"))
+    assert run == {"q": [("d", score)]}
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("q Q0 d 2 1.0", r"r\.txt:2: 5 columns, .*allowed: query_id Q0 doc_id rank score tag"),
+        (
+            "q Q0 d 2 1.0",
+            r"r\.txt:2: 5 columns, .*; they must be query_id Q0 doc_id rank score tag",
+        ),
         ("q Q0 d 2 1.0 my tag", r"r\.txt:2: 7 columns"),
-        ("q Q0 d 2 high t", r"r\.txt:2: score is 'high', allowed: a finite number"),
-        ("q Q0 d 2 nan t", r"r\.txt:2: score is nan, allowed: a finite number within float32"),
-        ("q Q0 d 2 -inf t", r"r\.txt:2: score is -inf"),
+        ("q Q0 d 2 high t", r"r\.txt:2: score is 'high'; it must be a finite number"),
+        ("q Q0 d 2 nan t", r"r\.txt:2: score is 'nan'; it must be a finite number"),
+        # what Python's float() takes, and trec_eval does not
+        ("q Q0 d 2 1_0 t", r"r\.txt:2: score is '1_0'; it must be a finite number"),
+        ("q Q0 d 2 \u0661 t", r"r\.txt:2: score is '\u0661'"),
+        ("q Q0 d 2 infinity t", r"r\.txt:2: score is 'infinity'"),
+        ("q Q0 d 2 0x1p3 t", r"r\.txt:2: score is '0x1p3'"),
+        ("q\u00a0Q0 d 2 1.0 t", r"r\.txt:2: 5 columns"),
+        ("q Q0 d 2 -inf t", r"r\.txt:2: score is '-inf'"),
         ("q Q0 d 2 1e39 t", r"r\.txt:2: score is 1e\+39"),
         ("q Q0 a 2 0.5 t", r"r\.txt:2: query 'q' finds document 'a' twice"),
-        ("q Q0 d\x7f 2 0.5 t", r"r\.txt:2: doc id is 'd\\x7f', allowed: no white space, control"),
+        (
+            "q Q0 d\x7f 2 0.5 t",
+            r"r\.txt:2: doc id is 'd\\x7f'; it must be without white space, control",
+        ),
         ("\nq Q0 d 2 0.5 t", r"r\.txt:2: empty line"),
     ],
 )
@@ -550,20 +581,26 @@ def test_broken_lines_of_a_run_are_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"q": {"a": 1', r"r\.json: not a JSON run \(.*allowed: \{query_id: \{doc_id: score\}\}"),
+        (
+            '{"q": {"a": 1',
+            r"r\.json: not a JSON run \(.*; it must be \{query_id: \{doc_id: score\}\}",
+        ),
         ("[]", r"r\.json: not a JSON object but \[\]"),
         (
             '{"q": [["a", 1]]}',
             (
-                r"r\.json: query 'q': the hits are \[\['a', 1\]\], allowed: an "
+                r"r\.json: query 'q': the hits are \[\['a', 1\]\]; they must be an "
                 r"object"
             ),
         ),
-        ('{"q": {"a": "1"}}', r"r\.json: query 'q': score is '1', allowed: a finite number"),
+        ('{"q": {"a": "1"}}', r"r\.json: query 'q': score is '1'; it must be a finite number"),
         ('{"q": {"a": true}}', r"r\.json: query 'q': score is True"),
         ('{"q": {"a": NaN}}', r"r\.json: query 'q': score is nan"),
         ('{"q": {"a": 1, "a": 2}}', r"r\.json: not a JSON run \(key 'a' twice in one object\)"),
-        ('{"q": {"a b": 1}}', r"r\.json: query 'q': doc id is 'a b', allowed: no white space"),
+        (
+            '{"q": {"a b": 1}}',
+            r"r\.json: query 'q': doc id is 'a b'; it must be without white space",
+        ),
         ('{"": {"a": 1}}', r"r\.json: query id is empty"),
     ],
 )
@@ -575,7 +612,7 @@ def test_broken_runs_in_json_are_named(tmp_path, text, message):
 def test_a_missing_run_is_refused(tmp_path):
     with pytest.raises(
         DataError,
-        match=r"absent\.txt: no such run, allowed: a TREC file \(plain "
+        match=r"absent\.txt: no such run; it must be a TREC file \(plain "
         r"or \.gz\)",
     ):
         read_run(tmp_path / "absent.txt")
@@ -587,35 +624,35 @@ def test_a_missing_run_is_refused(tmp_path):
         (
             {"q": [("a", math.nan)]},
             (
-                r"run, query 'q': score is nan, allowed: a finite number "
+                r"run, query 'q': score is nan; it must be a finite number "
                 r"within float32"
             ),
         ),
         ({"q": [("a", math.inf)]}, r"run, query 'q': score is inf"),
         ({"q": [("a", 1e39)]}, r"run, query 'q': score is 1e\+39"),
-        ({"q": [("a b", 1.0)]}, r"run, query 'q': doc id is 'a b', allowed: no white space"),
+        ({"q": [("a b", 1.0)]}, r"run, query 'q': doc id is 'a b'; it must be without white space"),
         ({"q": [("", 1.0)]}, r"run, query 'q': doc id is empty"),
-        ({"q\t": [("a", 1.0)]}, r"run: query id is 'q\\t', allowed: no white space"),
-        ({"q": [(7, 1.0)]}, r"run, query 'q': doc id is 7, allowed: a string"),
+        ({"q\t": [("a", 1.0)]}, r"run: query id is 'q\\t'; it must be without white space"),
+        ({"q": [(7, 1.0)]}, r"run, query 'q': doc id is 7; it must be a string"),
         (
             {"q": [("a", 2.0), ("b", 1.0), ("a", 1.0)]},
             (
-                r"run, query 'q': document 'a' is there "
+                r"run, query 'q': document 'a' appears "
                 r"twice"
             ),
         ),
         (
             {"q": [("a", 1.0), ("b", 2.0)]},
             (
-                r"run, query 'q': rank 1 is \('a', 1\.0\), allowed: "
+                r"run, query 'q': rank 1 is \('a', 1\.0\); it must be "
                 r"\('b', 2\.0\)"
             ),
         ),
         (
             {"q": [("c", 3.0), ("a", 1.0), ("b", 1.0)]},
             (
-                r"rank 2 is \('a', 1\.0\), allowed: \('b', "
-                r"1\.0\) \(hits in the"
+                r"rank 2 is \('a', 1\.0\); it must be \('b', "
+                r"1\.0\), as rank_hits"
             ),
         ),
     ],
@@ -632,12 +669,12 @@ def test_names_that_promise_another_format_and_broken_tags_are_refused(tmp_path)
     for name in ("run.txt.gz", "run.json"):
         with pytest.raises(
             ConfigError,
-            match=r"runs are plain TREC text, allowed: a name without "
+            match=r"runs are plain TREC text; the name must not end in "
             r"\.(gz|json)",
         ):
             write_run(tmp_path / name, {})
     for tag in ("", "my tag"):
-        with pytest.raises(ConfigError, match=r"tag of the run, '.*', allowed: one word"):
+        with pytest.raises(ConfigError, match=r"tag of the run is '.*'; it must be one word"):
             write_run(tmp_path / "run.txt", {}, tag=tag)
     assert list(tmp_path.iterdir()) == []
 
@@ -649,5 +686,5 @@ def test_importing_loads_nothing_heavy():
 
 def test_a_run_that_is_no_regular_file_is_named_as_such(tmp_path):
     for path, what in ((tmp_path, "not a regular file"), (tmp_path / "none", "no such run")):
-        with pytest.raises(DataError, match=f"{path}: {what}, allowed: a TREC file"):
+        with pytest.raises(DataError, match=f"{path}: {what}; it must be a TREC file"):
             read_run(path)

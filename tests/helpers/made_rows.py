@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ir.benchmark import results as results_module
-from sparse_ir.benchmark.results import Row, measure, read_row, sha256_of_content
+from sparse_ir.benchmark.results import measure, read_row, sha256_of_content
+from sparse_ir.benchmark.rows import Result, Row, Timing
 from sparse_ir.data import readers
 from sparse_ir.data.records import Run
 
@@ -19,7 +20,7 @@ HOSTILE = (
     "</script><script>document.title = 'taken'</script>",
     "<!-- <script> --> &lt;b&gt; \u2028 ]]>",
     "<img src=x onerror=\"document.title = 'taken'\">",
-    "naïve 検索 \\u003c {{x}} @DATA@",
+    "naïve 検索 \\u003c {{x}} {{ data }}",
 )
 FILLERS = [f"f{number}" for number in range(10)]
 
@@ -116,7 +117,8 @@ def write_row(
             "index_bytes": 1_000_000,
         },
     }
-    results_module.write_row(results, Row(result, timing), run)
+    row = Row(Result.model_validate(result), Timing.model_validate(timing))
+    results_module.write_row(results, row, run)
     return read_row(results / result["dataset"]["name"] / system)
 
 

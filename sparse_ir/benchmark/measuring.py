@@ -1,0 +1,303 @@
+"""Making one row: search the queries of a data set, measure the run, and record the cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from sparse_ir import environment
+from sparse_ir.benchmark import columns, results
+from sparse_ir.benchmark.rows import (
+    HASHES,
+    DatasetFacts,
+    Efficiency,
+    Hardware,
+    Result,
+    Row,
+    RunFacts,
+    SystemFacts,
+    Timing,
+)
+from sparse_ir.benchmark.systems import NO_BASELINES, System, read_system
+from sparse_ir.benchmark.verification import Survey
+from sparse_ir.data import readers
+from sparse_ir.data.datasets import Collection
+from sparse_ir.data.records import Query, Run
+from sparse_ir.engines.lucene.parts import analyze
+from sparse_ir.engines.lucene.terms import term_of_token
+from sparse_ir.errors import DataError
+from sparse_ir.models.catalog import DEFAULT_MODEL, EncodeOptions
+from sparse_ir.retrieval.searcher import Index
+from sparse_ir.storage import files
+
+WARM_UP_QUERIES = 100
+_DEFAULT_HITS = 1000
+_ENCODING_TIME = "encode.json"
+_PACKAGES = ("pyserini", "ir_measures", "pytrec_eval-terrier", "numpy", "scipy")
+_MODEL_PACKAGES = {"impact": ("tokenizers", "torch", "transformers"), "lexical": ("tokenizers",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpactOptions:
+    """How weights become impacts; None means the default of ``builder.choose_rule``."""
+
+    scale: float | None = None
+    bits: int | None = None
+    fold: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The options of one call of the suite."""
+
+    output: Path
+    hits: int
+    impacts: ImpactOptions
+    options: EncodeOptions
+    keep: bool  # vectors and indexes in OUTPUT/.work
+    progress: bool
+
+
+class Data(NamedTuple):
+    """A data set, and the name under which it was found."""
+
+    source: str
+    collection: Collection
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Everything that decides a row."""
+
+    corpus_sha256: str
+    queries_sha256: str
+    qrels_sha256: str
+    split: str
+    remove_identical: bool
+    relevance_level: int
+    hits: int
+    kind: str
+    options: dict[str, Any]
+    fingerprint: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Searched:
+    """The run of a data set, and the seconds of each query."""
+
+    run: Run
+    search_seconds: np.ndarray  # float64 (Q,), from text to hits
+    encode_seconds: Sequence[float]  # of these, before the engine starts
+
+
+def make_row(
+    plan: Plan,
+    system: System,
+    index: Index,
+    work: Path,
+    data: Data,
+    survey: Survey,
+    identity: Identity,
+) -> None:
+    """Search, measure and write one row; raises ``DataError`` that names it for a useless run."""
+    collection = data.collection
+    qrels = readers.read_qrels(collection.qrels)
+    queries = []
+    for query in readers.read_queries(collection.queries):
+        if query.query_id in qrels:
+            queries.append(query)
+    terms, encode_seconds = _query_terms(index, queries)
+    run, search_seconds = _search(plan, index, queries, collection.remove_identical)
+    try:
+        measured = results.measure(run, qrels, collection.relevance_level)
+    except DataError as error:
+        raise DataError(f"{collection.name} / {system.name}: {error}") from error
+    result = Result(
+        dataset=_describe_dataset(data, survey, identity),
+        system=_describe_system(system, index.manifest, plan.impacts),
+        measures=measured.means,
+        measured_as=columns.names_for_ir_measures(collection.relevance_level),
+        efficiency=_count_costs(index, terms, survey.documents),
+        run=RunFacts(hits_per_query=plan.hits),
+        versions=_find_versions(system, index.manifest),
+        commit=environment.find_commit(),
+        command=_command(plan, system, data.source),
+        identity=dataclasses.asdict(identity),
+        per_query=measured.per_query,
+    )
+    timing = _describe_timing(work, _Searched(run, search_seconds, encode_seconds))
+    results.write_row(plan.output, Row(result, timing), run)
+
+
+def _describe_dataset(data: Data, survey: Survey, identity: Identity) -> DatasetFacts:
+    collection = data.collection
+    return DatasetFacts(
+        name=collection.name,
+        split=collection.split,
+        source=data.source,
+        **dataclasses.asdict(survey),
+        remove_identical=collection.remove_identical,
+        relevance_level=collection.relevance_level,
+        **{field: getattr(identity, field) for field in HASHES},
+    )
+
+
+def _query_terms(index: Index, queries: Sequence[Query]) -> tuple[list[list[str]], list[float]]:
+    """The distinct Lucene terms of each query, and the seconds that it took to find them.
+
+    These are the seconds of encoding, or of BM25's analysis.
+    """
+    terms = []
+    seconds = []
+    for query in queries:
+        begun = time.perf_counter()
+        if index.query_encoder is None:
+            query_terms = sorted(set(next(analyze([query.text]))))
+        else:
+            query_terms = [term_of_token(token) for token in index.encode_query(query.text)]
+        seconds.append(time.perf_counter() - begun)
+        terms.append(query_terms)
+    return terms, seconds
+
+
+def _search(
+    plan: Plan, index: Index, queries: Sequence[Query], remove_query: bool
+) -> tuple[Run, np.ndarray]:
+    """The run, and the seconds of each query on one thread and a warm index."""
+    index.search_batch(queries[:WARM_UP_QUERIES], plan.hits)
+    bar = tqdm(
+        total=len(queries),
+        desc="searching",
+        unit=" queries",
+        disable=None if plan.progress else True,
+    )
+    with bar:
+        return index.search_batch(
+            queries, plan.hits, remove_query=remove_query, progress=bar.update
+        )
+
+
+def _describe_system(
+    system: System, manifest: Mapping[str, Any], impacts: ImpactOptions
+) -> SystemFacts:
+    """The system by its parts, with one hash over everything that decides its scores."""
+    model = None
+    revision = None
+    parts: dict[str, Any]
+    if system.is_bm25:
+        parts = {"parameters": manifest["parameters"]}
+    else:
+        encoder = manifest["encoder"]
+        parts = {
+            "encoder": encoder,
+            "query": manifest["query"],
+            "rule": manifest["rule"],
+            "options": dataclasses.asdict(impacts),
+        }
+        model = system.model
+        if model != DEFAULT_MODEL:
+            model = encoder.get("name", model)
+        revision = encoder.get("revision")
+    return SystemFacts(
+        name=system.name,
+        kind=system.kind,
+        model=model,
+        revision=revision,
+        hash=files.sha256_of_json(parts),
+        **parts,
+    )
+
+
+def _count_costs(index: Index, terms: Sequence[Sequence[str]], documents: int) -> Efficiency:
+    """What a search costs, without a clock.
+
+    ``flops`` is ``sum over terms j of p_j(query) x p_j(document)``, with ``p_j`` the share of the
+    queries, and of the documents, that hold ``j`` (Formal et al. 2021, SPLADE, section 4). It is
+    the mean number of postings that a query meets, divided by the number of documents. Document
+    terms are counted after quantization; BM25's fields are counted one by one.
+    """
+    distinct: set[str] = set()
+    for query_terms in terms:
+        distinct.update(query_terms)
+    frequencies = index.reader.document_frequencies(distinct)
+    postings_met = 0
+    for query_terms in terms:
+        postings_met += sum(frequencies[term] for term in query_terms)
+    return Efficiency(
+        mean_query_terms=sum(len(query_terms) for query_terms in terms) / len(terms),
+        mean_document_terms=index.reader.statistics()["postings"] / documents,
+        flops=postings_met / len(terms) / documents,
+        index_bytes=files.folder_size(index.folder / "lucene"),
+    )
+
+
+def _find_versions(system: System, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    packages = (*_PACKAGES, *_MODEL_PACKAGES.get(system.kind, ()))
+    versions: dict[str, Any] = dict(environment.find_versions(packages))
+    versions["lucene"] = manifest["versions"]["lucene"]
+    return versions
+
+
+def add_encoding_time(work: Path, documents: int, seconds: float) -> None:
+    """Add what this process encoded to the work of the processes before it."""
+    path = work / _ENCODING_TIME
+    before = _read_encoding_time(path)
+    files.write_json(
+        path,
+        {"documents": before["documents"] + documents, "seconds": before["seconds"] + seconds},
+    )
+
+
+def _read_encoding_time(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"documents": 0, "seconds": 0.0}
+    stored: dict[str, Any] = files.read_json(path)
+    return stored
+
+
+def _describe_timing(work: Path, searched: _Searched) -> Timing:
+    encoded = _read_encoding_time(work / _ENCODING_TIME)
+    documents_per_second = None
+    if encoded["seconds"]:
+        documents_per_second = round(encoded["documents"] / encoded["seconds"], 2)
+    return Timing(
+        encode_documents_per_second=documents_per_second,
+        search_latency_ms=environment.describe_latency(searched.search_seconds),
+        query_encode_ms=environment.describe_latency(searched.encode_seconds),
+        hardware=Hardware(**environment.describe_machine()),
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _command(plan: Plan, system: System, source: str) -> str:
+    """The command that makes this row alone; the reader adds where data and rows are."""
+    model = system.model
+    if read_system(model).name != system.name:
+        model = f"{system.name}={model}"
+    parts = ["sparse-ir", "beir", "--model", model]
+    parts += ["--baselines", NO_BASELINES, "--datasets", source]
+    options: dict[str, Any] = {}
+    if plan.hits != _DEFAULT_HITS:
+        options["hits"] = plan.hits
+    if not system.is_bm25:
+        options |= dataclasses.asdict(plan.impacts)
+    if system.is_neural:
+        options |= plan.options
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            parts.append(flag)
+        elif value is False:
+            if name == "fold":
+                parts.append("--no-fold")
+        elif value is not None:
+            parts += [flag, str(value)]
+    return shlex.join(parts)

@@ -1,0 +1,100 @@
+"""The leaderboard as MTEB's result files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sparse_ir.benchmark import averages, columns
+from sparse_ir.benchmark.rows import HASHES, Row
+from sparse_ir.data import datasets
+from sparse_ir.storage import files
+
+_MAIN_MEASURE = "nDCG@10"
+_UNKNOWN_FACTS = (
+    "loader",
+    "release_date",
+    "n_parameters",
+    "memory_usage_mb",
+    "max_tokens",
+    "embed_dim",
+    "license",
+    "open_weights",
+    "public_training_code",
+    "public_training_data",
+    "use_instructions",
+    "training_datasets",
+)
+
+
+def make_mteb_files(rows: Sequence[Row]) -> dict[str, Any]:
+    """Path -> content of ``mteb/results/MODEL/REVISION/TASK.json`` and ``model_meta.json``.
+
+    Data sets that MTEB does not have, or not in this size, get no file. MTEB asks for the owner of
+    a model: a system that is not named after a hub model (``OWNER--MODEL``) belongs to ``local``.
+    The data come from BEIR's archives, so ``dataset_revision`` is the SHA-256 of corpus, queries
+    and qrels, and not a revision of the hub.
+    """
+    made: dict[str, Any] = {}
+    distinct = {(row.dataset, row.system): row for row in (*rows, *averages.merge_groups(rows))}
+    by_system: dict[str, list[Row]] = {}
+    for row in distinct.values():
+        if find_task(row):
+            by_system.setdefault(row.system, []).append(row)
+    for system, own in by_system.items():
+        revision = _name_revision(own)
+        name = f"local/{system}"
+        if "--" in system:
+            name = system.replace("--", "/", 1)
+        folder = f"mteb/results/{name.replace('/', '__')}/{revision}"
+        made[f"{folder}/model_meta.json"] = _describe_model(name, revision)
+        for row in own:
+            task = find_task(row)
+            made[f"{folder}/{task}.json"] = _describe_result(row, task)
+    return made
+
+
+def find_task(row: Row) -> str:
+    """MTEB's name for the data set of a row; "" if MTEB does not have it, or not in this size."""
+    size = row.result.dataset
+    facts = datasets.find_facts(row.dataset)
+    if facts is None or not datasets.has_published_size(row.dataset, size.documents, size.queries):
+        return ""
+    return facts.mteb
+
+
+def _name_revision(rows: Sequence[Row]) -> str:
+    """The revision of a system as a safe folder name; without one, a hash of its row hashes."""
+    revision = rows[0].result.system.revision
+    if not revision:
+        hashes = sorted({row.result.system.hash for row in rows})
+        revision = files.sha256_of_json(hashes)[:16]
+    return re.sub(r"^[.]+|[^A-Za-z0-9._+-]", "_", revision)
+
+
+def _describe_result(row: Row, task: str) -> dict[str, Any]:
+    facts = row.result.dataset
+    scores: dict[str, Any] = {}
+    for column in columns.MEASURES:
+        value = row.shown_measure(column.name)
+        if value is not None and column.mteb:
+            scores[column.mteb] = value
+    scores["main_score"] = row.measures[_MAIN_MEASURE]
+    scores["hf_subset"] = "default"
+    scores["languages"] = ["eng-Latn"]
+    return {
+        "dataset_revision": files.sha256_of_json([getattr(facts, field) for field in HASHES]),
+        "task_name": task,
+        "mteb_version": None,
+        "scores": {facts.split: [scores]},
+        "evaluation_time": None,
+        "kg_co2_emissions": None,
+    }
+
+
+def _describe_model(name: str, revision: str) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": name, "revision": revision, "languages": ["eng-Latn"]}
+    described |= dict.fromkeys(_UNKNOWN_FACTS)
+    described |= {"framework": [], "similarity_fn_name": "dot", "model_type": ["sparse"]}
+    return described
