@@ -434,7 +434,7 @@ def test_files_that_are_broken_are_one_line_with_the_place(error, root, collecti
     (tmp_path / "run").write_text("q1 Q0 d1 1 high x\n")
     assert (
         error("evaluate", "--run", tmp_path / "run", "--qrels", collection)
-        == f"{tmp_path / 'run'}:1: score is 'high', allowed: a finite number"
+        == f"{tmp_path / 'run'}:1: score is 'high'; it must be a finite number"
     )
 
 

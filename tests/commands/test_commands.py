@@ -408,7 +408,7 @@ def test_runs_are_measured_from_trec_and_json_alike(root, collection, tmp_path):
                 r"of the qrels: 'q0'\)"
             ),
         ),
-        ("q0 Q0 d1 1 NaN t\n", r"run:1: score is nan, allowed: a finite number"),
+        ("q0 Q0 d1 1 NaN t\n", r"run:1: score is 'NaN'; it must be a finite number"),
     ],
 )
 def test_runs_that_say_nothing_are_named(text, match, collection, tmp_path):

@@ -239,7 +239,7 @@ def test_what_cannot_be_compared(folder, names, options, message):
                 r"query.*'x1'"
             ),
         ),
-        ("q1 Q0 d1 1 nan x\n", r"bad:1: score is nan, allowed: a finite number"),
+        ("q1 Q0 d1 1 nan x\n", r"bad:1: score is 'nan'; it must be a finite number"),
         ("q1 Q0 d1 1 x\n", r"bad:1: 5 columns"),
         ("q1 Q0 d1 1 2 x\nq1 Q0 d1 2 1 x\n", r"bad:2: query 'q1' finds document 'd1' twice"),
     ],

@@ -252,15 +252,15 @@ def test_scores_that_are_not_finite_are_refused(score):
         (
             "\ud800",
             {"q": {"a": 1}},
-            r"run, query 'q': doc id is '\\ud800', allowed: no white space",
+            r"run, query 'q': doc id is '\\ud800'; it must be without white space",
         ),
-        ("a b", {"q": {"a": 1}}, r"run, query 'q': doc id is 'a b', allowed: no white space"),
-        (7, {"q": {"a": 1}}, r"run, query 'q': doc id is 7, allowed: a string"),
+        ("a b", {"q": {"a": 1}}, r"run, query 'q': doc id is 'a b'; it must be without white space"),
+        (7, {"q": {"a": 1}}, r"run, query 'q': doc id is 7; it must be a string"),
         (
             "a",
             {"q": {"\udfff": 1}},
             (
-                r"qrels, query 'q': doc id is '\\udfff', allowed: no white "
+                r"qrels, query 'q': doc id is '\\udfff'; it must be without white "
                 r"space"
             ),
         ),

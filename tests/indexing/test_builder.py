@@ -693,7 +693,7 @@ def test_what_is_no_question_is_refused_in_one_sentence(folded, tmp_path, kind):
         assert len(opened.search("t1", np.int64(1)).doc_ids) == 1
         with pytest.raises(DataError, match=r"lone surrogate .* at character 3"):
             opened.search("t1 \ud800")
-        with pytest.raises(DataError, match="None is a NoneType; allowed: a text"):
+        with pytest.raises(DataError, match="None is a NoneType; it must be a text"):
             opened.search(None)
     with pytest.raises(ClosedError, match="closed"):
         opened.search("t1")

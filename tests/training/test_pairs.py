@@ -181,7 +181,7 @@ def test_a_folder_without_any_judged_document_is_refused(tmp_path):
         ),
         ({"query_id": "q2", "negatives": ["d1"]}, r'mined.jsonl:2: "positives" is missing'),
         ({"positives": [], "negatives": []}, r'mined.jsonl:2: "query_id" is missing'),
-        (mined(2, ["d2"], []), r'mined.jsonl:2: "query_id" is 2, allowed: a string'),
+        (mined(2, ["d2"], []), r'mined.jsonl:2: "query_id" is 2; it must be a string'),
         (mined("q7", ["d2"], ["d1"]), r"mined.jsonl:2: query 'q7' is not judged in .*split train"),
         (
             mined("q1", ["d1"], ["d2"]),
@@ -343,9 +343,9 @@ def without(*keys, **changed):
             without(positive="\u2060\u00a0"),
             r"""a.jsonl:2: "positive" is '\\u2060\\xa0', allowed: a text""",
         ),
-        (without(query=None), r'a.jsonl:2: "query" is None, allowed: a string'),
+        (without(query=None), r'a.jsonl:2: "query" is None; it must be a string'),
         (without(positive=""), r"""a.jsonl:2: "positive" is '', allowed: a text"""),
-        (without(positive=["a", 3]), r'a.jsonl:2: "positive" is 3, allowed: a string'),
+        (without(positive=["a", 3]), r'a.jsonl:2: "positive" is 3; it must be a string'),
         (without(negatives=["\n"]), r"""a.jsonl:2: "negatives" is '\\n', allowed: a text"""),
         (
             without(negatives=["a", "a"]),
@@ -379,7 +379,7 @@ def without(*keys, **changed):
             without(query_id="1"),
             r'a.jsonl:2: "query_id" is \'1\' as in line 1, allowed: each id once',
         ),
-        (without(query_id="a b"), r'a.jsonl:2: "query_id" is \'a b\', allowed: no white space'),
+        (without(query_id="a b"), r'a.jsonl:2: "query_id" is \'a b\'; it must be without white space'),
         (
             without(label=[1, 2, 3]),
             (
