@@ -366,7 +366,7 @@ def test_numbers_out_of_range_are_one_line(error, root, collection, tmp_path):
     assert error(*search, "--hits", 0) == "0 hits are not allowed; ask for at least 1"
     assert error(*search, "--hits", -3) == "-3 hits are not allowed; ask for at least 1"
     assert error(*search, "--threads", 0) == "0 threads are not allowed; use at least 1"
-    assert error(*search, "--tag", "a b").startswith("tag of the run, 'a b', allowed: one word")
+    assert error(*search, "--tag", "a b").startswith("tag of the run is 'a b'; it must be one word")
     index = ["index", "--vectors", root / "index.vectors", "--output", tmp_path / "index"]
     assert error(*index, "--threads", 0) == "0 threads are not allowed; use at least 1"
     assert error(*index, "--bits", 99) == "99 bits are not allowed; choose 2 to 16"
@@ -410,7 +410,7 @@ def test_places_that_are_wrong_are_one_line(error, root, collection, tmp_path):
     assert "choose another output or delete it" in error(
         "index", "--vectors", root / "index.vectors", "--output", collection
     )
-    assert "is a folder, allowed: the name of a file" in error(
+    assert "is a folder; it must be the name of a file" in error(
         "search", "--index", root / "index", "--queries", collection, "--output", collection
     )
 

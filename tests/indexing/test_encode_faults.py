@@ -483,7 +483,7 @@ def test_a_worker_killed_with_a_shard_in_its_hands_is_replaced(collection, undis
     [
         ('{"_id": "d60", "text": "cut in the mid', "not JSON"),
         ('{"_id": "d60", "text": 7}', '"text" is 7; it must be a string'),
-        ('{"_id": "d7", "text": "again"}', "\"_id\" is 'd7' as in line 8, allowed: each id once"),
+        ('{"_id": "d7", "text": "again"}', "\"_id\" is 'd7' as in line 8; each id must be unique"),
         ('{"text": "no id"}', '"_id" is missing'),
     ],
 )

@@ -263,7 +263,7 @@ def test_many_shards_share_one_growing_vocabulary(tmp_path):
         ('{"vector": {"a": 1}}', '"id" is None; it must be a string'),
         ('{"id": 2, "vector": {"a": 1}}', '"id" is 2; it must be a string'),
         ('{"id": "d 2", "vector": {"a": 1}}', "must be without white space"),
-        ('{"id": "d1", "vector": {"a": 1}}', "is 'd1' as in line 1, allowed: each id once"),
+        ('{"id": "d1", "vector": {"a": 1}}', "is 'd1' as in line 1; each id must be unique"),
         ('{"id": "d2"}', '"vector" is None, allowed: an object of token: weight'),
         (
             '{"id": "d2", "vector": [1, 2]}',
@@ -306,5 +306,5 @@ def test_a_broken_line_is_named(line, message, tmp_path):
 def test_an_id_may_not_return_in_another_file(tmp_path):
     folder = write_json_vectors(tmp_path / "json" / "a.jsonl", [vector("d1", a=1)])
     write_json_vectors(folder / "b.jsonl", [vector("d0", a=1), vector("d1", a=1)])
-    with pytest.raises(DataError, match=r"b\.jsonl:2: .*'d1' as in line 1, allowed: each id once"):
+    with pytest.raises(DataError, match=r"b\.jsonl:2: .*'d1' as in line 1; each id must be unique"):
         json_vectors.open_vectors(folder, tmp_path / "scratch")
