@@ -254,7 +254,11 @@ def test_scores_that_are_not_finite_are_refused(score):
             {"q": {"a": 1}},
             r"run, query 'q': doc id is '\\ud800'; it must be without white space",
         ),
-        ("a b", {"q": {"a": 1}}, r"run, query 'q': doc id is 'a b'; it must be without white space"),
+        (
+            "a b",
+            {"q": {"a": 1}},
+            r"run, query 'q': doc id is 'a b'; it must be without white space",
+        ),
         (7, {"q": {"a": 1}}, r"run, query 'q': doc id is 7; it must be a string"),
         (
             "a",
@@ -268,7 +272,7 @@ def test_scores_that_are_not_finite_are_refused(score):
             "a",
             {"q": {"a": 1}, "\ud800": {"a": 1}},
             (
-                r"qrels: query id is '\\ud800', allowed: no "
+                r"qrels: query id is '\\ud800'; it must be without "
                 r"white space"
             ),
         ),

@@ -379,7 +379,10 @@ def without(*keys, **changed):
             without(query_id="1"),
             r'a.jsonl:2: "query_id" is \'1\' as in line 1, allowed: each id once',
         ),
-        (without(query_id="a b"), r'a.jsonl:2: "query_id" is \'a b\'; it must be without white space'),
+        (
+            without(query_id="a b"),
+            r'a.jsonl:2: "query_id" is \'a b\'; it must be without white space',
+        ),
         (
             without(label=[1, 2, 3]),
             (
