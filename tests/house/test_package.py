@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
 import importlib.metadata
 import re
@@ -104,20 +103,3 @@ def test_the_command_is_there_and_is_that_function():
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="sparse-ir")
     assert entry.load() is cli.run
     assert importlib.metadata.distribution("sparse-ir-toolkit").version == sparse_ir.__version__
-
-
-def test_every_library_that_is_imported_is_asked_for():
-    asked = importlib.metadata.requires("sparse-ir-toolkit") or []
-    # what only the tests need is no help to users
-    offered = [line for line in asked if 'extra == "test"' not in line]
-    names = {re.split(r"[><=~!; ]", line)[0].lower().replace("-", "_") for line in offered}
-    provides = {"jnius": "pyjnius", "jnius_config": "pyjnius"}
-    nodes = [
-        node
-        for path in PACKAGE.glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    ]
-    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    found |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    packages = {path.split(".")[0] for path in found} - sys.stdlib_module_names - {"sparse_ir"}
-    assert {provides.get(name, name) for name in packages} <= names
