@@ -399,6 +399,7 @@ def run_killed(output: Path, data_dir: Path, rename: int) -> subprocess.Complete
 
 # into the first vectors and then its index; into a run's writing and then, four rows later, into
 # another set's vectors
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(6, 8), (20, 33)])
 def test_a_suite_that_is_killed_twice_gives_the_same_bytes(
     whole, data_dir, tmp_path, first, second

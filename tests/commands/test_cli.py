@@ -290,6 +290,7 @@ def test_a_reader_that_leaves_early_is_no_error(root):
     process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_time_goes_on_where_it_stopped(root, collection, tmp_path):
     index, folder = tmp_path / "index", tmp_path / "index.vectors"
     arguments = [

@@ -15,6 +15,8 @@ from sparse_ir.data import pydocs, readers, runs
 from sparse_ir.data.records import Query
 from sparse_ir.evaluation import measures
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

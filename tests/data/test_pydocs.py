@@ -237,6 +237,7 @@ def test_order_of_packages_does_not_matter(fake: dict[str, Document]) -> None:
     assert set(fake.values()) <= set(forth)
 
 
+@pytest.mark.slow
 def test_second_process_imports_no_big_package_and_reads_the_same(
     collection: list[Document],
 ) -> None:

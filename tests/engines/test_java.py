@@ -267,6 +267,7 @@ def test_an_old_java_on_the_machine_does_no_harm(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, "mine"])
 def test_pyserini_on_our_machine_is_as_quiet_and_leaves_the_environment_alone(key):
     """Pyserini and its searcher are imported and used; then our reader: not

@@ -8,18 +8,23 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-# CI installs Chromium, so there these tests fail without it
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"),
-    reason="no Chromium on PATH (chromium, chromium-browser, google-chrome)",
-)
 PDF = "page.pdf"
+
+
+def needs_chromium(test: Any) -> Any:
+    """Mark a test that opens a page in a real browser; where CI runs, a missing one is a failure."""
+    missing = pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"),
+        reason="no Chromium on PATH (chromium, chromium-browser, google-chrome)",
+    )
+    return pytest.mark.slow(pytest.mark.browser(missing(test)))
 
 
 def run_chromium(page: Path, *options: str) -> str:

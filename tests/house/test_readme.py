@@ -95,6 +95,7 @@ def run_in(folder: Path, command: list[str] | str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_commands_run_in_their_order(folder_with_corpus: Path) -> None:
     assert len(COMMANDS) >= 10
     outputs = {command: run_in(folder_with_corpus, command) for command in COMMANDS}

@@ -178,6 +178,7 @@ def copy_tree(source: Path, target: Path) -> Path:
 # --- killed ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kills"), [("lexical", 4), ("neural", 2)])
 def test_killed_at_random_moments_and_run_again_is_byte_identical(
     model, kills, collection, tiny_folder, undisturbed, tmp_path
@@ -204,6 +205,7 @@ def test_killed_at_random_moments_and_run_again_is_byte_identical(
     assert read_tree(tmp_path / "out") == read_tree(undisturbed[model])
 
 
+@pytest.mark.slow
 def test_killed_at_every_flush_to_the_disk_and_run_again_is_byte_identical(tmp_path):
     corpus = write_lines(tmp_path / "corpus.jsonl", make_documents(12))
     process = run_script(KILLED_AT_EVERY_FLUSH, corpus, tmp_path / "killed")
@@ -432,6 +434,7 @@ def test_a_folder_that_holds_something_else_is_refused(collection, tmp_path):
 # --- several processes ---
 
 
+@pytest.mark.slow
 def test_three_processes_at_once_encode_each_shard_once(collection, undisturbed, tmp_path):
     logs = [tmp_path / f"log-{number}" for number in range(3)]
     processes = [run_script(WORKER, collection, tmp_path / "out", log, "slow") for log in logs]
@@ -457,6 +460,7 @@ def test_three_commands_at_once_succeed(collection, undisturbed, tmp_path):
     assert read_tree(tmp_path / "out") == read_tree(undisturbed["lexical"])
 
 
+@pytest.mark.slow
 def test_a_worker_killed_with_a_shard_in_its_hands_is_replaced(collection, undisturbed, tmp_path):
     stuck = run_script(WORKER, collection, tmp_path / "out", tmp_path / "stuck", "stuck")
     while not (tmp_path / "stuck").exists():

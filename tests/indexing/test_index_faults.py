@@ -181,6 +181,7 @@ def test_kill_at_any_moment_leaves_a_whole_index(root, event, part, count, threa
     assert_next_build_cleans_up(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.03, 0.2, 0.5, 0.9, 1.3])
 def test_kill_from_outside_leaves_a_whole_index(root, seconds):
     with start(KILLED_ANY_TIME, root) as process:

@@ -1063,6 +1063,7 @@ def test_every_token_reaches_lucene_and_comes_back(kind, folded, tmp_path):
 # --- memory ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sentences", [1, 16])
 def test_peak_memory_does_not_grow_with_length_times_vocabulary(sentences, tmp_path):
     """At 128,000 terms the logits of one batch of 2048 tokens would take 1000 MiB, those of one

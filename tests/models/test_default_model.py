@@ -109,6 +109,7 @@ def test_sentence_transformers_reads_the_same_vectors(model):
     assert np.count_nonzero(asked) == len(token_ids)
 
 
+@pytest.mark.slow
 def test_default_builds_and_answers_offline_and_knows_the_collection(corpus, tmp_path):
     done = run_command(
         "build", "--model", "default", "--input", corpus, "--output", tmp_path / "index", "--json"

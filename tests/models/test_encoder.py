@@ -689,6 +689,7 @@ print(mib("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float32-int8"])
 def test_peak_memory_does_not_grow_with_texts_tokens_and_vocabulary(precision, tmp_path):
     folder = tiny_models.build("bert", tmp_path / "wide", extra_outputs=60_000)

@@ -70,6 +70,7 @@ def test_under_autocast_the_products_run_in_its_type():
     assert inputs[1].grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length_times_vocabulary():
     """One step on 8 x 256 tokens over 60,000 terms: full logits would take 490 MB, and their
     gradient as much.

@@ -95,6 +95,7 @@ def test_every_benchmark_is_listed_here() -> None:
     assert sorted(path.name for path in SCRIPTS.glob("bench_*.py")) == sorted(SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
@@ -209,6 +210,7 @@ def compare_decoders(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_decoders_are_compared_at_the_same_sparsity_and_what_is_done_stays(
     compare_decoders, tmp_path, capsys
 ):

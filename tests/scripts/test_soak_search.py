@@ -35,6 +35,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "i"
 
 
+@pytest.mark.slow
 def test_sixteen_callers_while_versions_are_exchanged(soak_search, place):
     found = soak_search.soak(place, TEXTS, callers=16, seconds=6.0, k=20, replace=True)
     assert found["wrong"] == 0

@@ -343,6 +343,7 @@ def test_a_process_without_a_token_to_predict_keeps_no_other_waiting(folders, tm
     assert None in losses[:4] and any(loss for loss in losses[:4] if loss)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(folders, pairs_file, tmp_path):
     """Adaptation by masked tokens of packed sequences, then ranking, with adapters."""
     config = make_config(
@@ -744,6 +745,7 @@ def first_state_sees_more(states):
     return not torch.allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
     folder = tiny_decoders.build(
         "llama", tmp_path / "m", extra_outputs=64_000, max_position_embeddings=1024

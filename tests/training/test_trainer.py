@@ -320,6 +320,7 @@ def launch(config, path, output, processes=2):
     return json.loads(done.stdout)  # one report, not two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("query", "stops"), [("learned", [3]), ("neural", [2, 3])])
 def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, query, stops):
     """Also when they were stopped on their way."""
@@ -345,6 +346,7 @@ def test_two_processes_give_the_weights_of_one(model, pairs_file, tmp_path, quer
     )
 
 
+@pytest.mark.slow
 def test_three_processes_of_unequal_shares_go_on_bit_for_bit(model, pairs_file, tmp_path):
     """One of them has more micro-batches than the others, and sums over three depend on their
     order.
