@@ -356,15 +356,20 @@ def test_no_torch_at_query_time(words, tmp_path):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_question_takes_less_than_a_tenth_of_a_millisecond(tiny_tokenizer):
-    encoder = static_queries.ones(tiny_tokenizer, max_length=64)
-    question = "what is the capital city of france , and why ?"
+def shortest_time(action, question):
     times = []
     for _ in range(300):
         start = time.perf_counter()
-        encoder.encode(question)
+        action(question)
         times.append(time.perf_counter() - start)
-    assert min(times) < 1e-4
+    return min(times)
+
+
+def test_a_question_takes_little_longer_than_its_tokenizer(tiny_tokenizer):
+    encoder = static_queries.ones(tiny_tokenizer, max_length=64)
+    question = "what is the capital city of france , and why ?"
+    encoding = shortest_time(encoder.encode, question)
+    assert encoding < 10 * shortest_time(tiny_tokenizer.encode, question)
 
 
 def odd_texts(seed: int, count: int) -> list[str]:
