@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 
 from sparse_ir import environment
 from sparse_ir.commands import indexing
@@ -56,8 +57,8 @@ OPTIONS = (
     EXACT,
     *(SearchOptions(mass=mass, candidates=20) for mass in (0.8, 0.6, 0.5, 0.4, 0.3)),
     *(SearchOptions(mass=mass, candidates=5) for mass in (0.7, 0.6, 0.5, 0.4, 0.3)),
-    SearchOptions(top_terms=8, candidates=10), SearchOptions(stop_share=0.1, candidates=5),
-    SearchOptions(mass=0.8), SearchOptions(mass=0.5), SearchOptions(stop_share=0.1),
+    SearchOptions(top_terms=8, candidates=10),
+    SearchOptions(mass=0.8), SearchOptions(mass=0.5),
 )  # fmt: skip
 BM25, PYSERINI = "bm25", "pyserini"
 
@@ -218,7 +219,7 @@ def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict
     losses = find_losses(opened, cases, asked, qrels)
     systems = {
         BM25: tuning.timed_search(bm25, arguments.hits),
-        PYSERINI: timing.pyserini_bm25(work / BM25 / "lucene", arguments.hits),
+        PYSERINI: peers.pyserini_bm25(work / BM25 / "lucene", arguments.hits),
     }
     systems |= {
         name: tuning.timed_search(opened[place], arguments.hits, options)
@@ -231,7 +232,7 @@ def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict
     exact = opened[str(EXACT)]
     counts = [len(exact.encode_query(query.text)) for query in asked]
     return {
-        "documents": exact.reader.num_documents, "queries": len(asked), "hits": arguments.hits,
+        "documents": exact.statistics().documents, "queries": len(asked), "hits": arguments.hits,
         "rounds": arguments.rounds, "expanded": arguments.expand, "mean_query_terms": statistics.mean(counts),
         "encode_ms": encode_ms,
         "machine": environment.describe_machine(), "lucene": exact.manifest["versions"]["lucene"],

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir.engines.base import Batch
+from sparse_ir.engines.base import SPARSE, Batch, FieldTerms
 from sparse_ir.engines.lucene import java, writer
-from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.indexing import builder, json_vectors, quantization
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.vectors import Vectors
@@ -223,12 +223,13 @@ def same_hits(work: Path, count: int) -> bool:
     """
     generator = np.random.default_rng(1)
     collection = [vector for _, vector in json_vectors.read_json_vectors(work / "json")]
-    readers = [Reader(lucene_folder(work, system), "impact") for system in SYSTEMS]
+    readers = [ImpactReader(lucene_folder(work, system)) for system in SYSTEMS]
     equal = True
     for _ in range(count):
         terms = list(collection[generator.integers(len(collection))])[:QUERY_TERMS]
         boosts = generator.integers(1, 50, len(terms)).tolist()
-        found = [reader.search_terms(terms, boosts, 100) for reader in readers]
+        query = {SPARSE: FieldTerms(terms, boosts)}
+        found = [reader.search(query, 100) for reader in readers]
         equal &= all(
             (hits.doc_ids, hits.scores.tolist()) == (found[0].doc_ids, found[0].scores.tolist())
             for hits in found[1:]

@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 from scipy import sparse
 
 from sparse_ir.commands import indexing
 from sparse_ir.data import pydocs, readers
 from sparse_ir.data.records import Document
-from sparse_ir.engines import exact
-from sparse_ir.engines.lucene import parts
-from sparse_ir.engines.lucene.reader import _finds_all
+from sparse_ir.engines.lucene import checking
+from sparse_ir.engines.lucene.opened import scores_all
 from sparse_ir.engines.lucene.terms import term_of_token
 from sparse_ir.indexing import builder, manifest
 from sparse_ir.indexing.vectors import Vectors
@@ -144,7 +144,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             "documents": index.manifest["counts"]["documents"],
             "postings": index.manifest["counts"]["postings"],
             "rounds": arguments.rounds,
-            "lucene": parts.lucene_version(),
+            "lucene": checking.lucene_version(),
             "questions": {
                 name: {"count": len(texts), "terms": mean_terms(index, texts)}
                 for name, texts in questions.items()
@@ -166,7 +166,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         throughput = {
             str(threads): {
                 name: float(np.median(speeds))
-                for name, speeds in timing.measure_throughput(
+                for name, speeds in peers.measure_throughput(
                     found, texts, threads=threads, rounds=arguments.rounds
                 ).items()
             }
@@ -260,8 +260,8 @@ def read_questions(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 def systems(work: Path, index: Index, k: int, arguments: argparse.Namespace) -> dict[str, Search]:
     found = {
-        BM25: timing.pyserini_bm25(work / "bm25" / "lucene", k),
-        PEER: timing.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
+        BM25: peers.pyserini_bm25(work / "bm25" / "lucene", k),
+        PEER: peers.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
         OURS: tuning.timed_search(index, k),
     }
     for options in arguments.options:
@@ -273,17 +273,18 @@ def lucene_alone(index: Index, k: int) -> Search:
     """Lucene's part of our exact search, its queries made before: what nobody who asks Lucene can
     stay below.
     """
-    reader = index.reader
+    reader = index._ranker._reader
 
     @functools.cache
     def prepare(text: str) -> tuple[object, bool]:
-        asked = lucene_query(index)(text)
-        return reader._impact_query([*asked], [*asked.values()]), _finds_all(k, len(asked))
+        encoded = index.encode(text)
+        query = reader._lucene_query(encoded.engine_query)
+        return query, scores_all(k, len(encoded.tokens))
 
     def search(text: str) -> list[tuple[str, float]]:
         query, finds_all = prepare(text)
         if finds_all:
-            manager = reader._make_manager(k)
+            manager = reader._make_collector(k)
             reader._scanner.search(query, manager)
         else:
             reader._searcher.search(query, k)
@@ -327,7 +328,7 @@ def time_sets(
     result, start = {}, 0
     for name, texts in questions.items():
         part = {system: values[:, start : start + len(texts)] for system, values in seconds.items()}
-        against_bm25, against_peer = timing.ratios(part, BM25), timing.ratios(part, PEER)
+        against_bm25, against_peer = peers.ratios(part, BM25), peers.ratios(part, PEER)
         result[name] = {
             system: {
                 "ms": timing.summarize(values)._asdict(),
@@ -341,26 +342,19 @@ def time_sets(
 
 
 def count_equal(index: Index, vectors: Vectors, questions: dict[str, list[str]], k: int) -> str:
-    """How many of some queries have exactly the hits of brute force, document by document and score
-    by score.
-    """
-    doc_ids, impacts = builder.impact_matrix(
-        vectors, index.rule, builder.folded_weights(index.query_encoder, index.rule)
-    )
+    """How many of some queries have exactly the hits and scores of the exact engine."""
     texts = [text for part in questions.values() for text in part[:CHECKED]]
-    numbers = {token: position for position, token in enumerate(vectors.vocabulary)}
-    equal = 0
-    for text in texts:
-        weights = index.encode_query(text)
-        columns = [numbers[token] for token in weights]
-        query = sparse.csr_matrix(
-            (list(weights.values()), columns, [0, len(columns)]), shape=(1, impacts.shape[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "exact"
+        builder.build_impact_index(
+            vectors, place, index.rule, index.query_encoder, engine="exact", forward_index=False
         )
-        expected = [
-            (doc_id, float(score))
-            for doc_id, score in exact.search_exact(query, impacts, doc_ids, k)[0]
-        ]
-        equal += tuning.timed_search(index, k)(text) == expected
+        equal = 0
+        with Index(place, query_encoder=index.query_encoder) as truth:
+            expected = tuning.timed_search(truth, k)
+            ours = tuning.timed_search(index, k)
+            for text in texts:
+                equal += ours(text) == expected(text)
     return f"{equal} of {len(texts)}"
 
 
@@ -389,8 +383,8 @@ def measure_memory(system: str, work: Path, arguments: argparse.Namespace) -> fl
     texts = [text for part in read_questions(arguments).values() for text in part]
     with Index(work / "index") as index:
         search = {
-            BM25: lambda k: timing.pyserini_bm25(work / "bm25" / "lucene", k),
-            PEER: lambda k: timing.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
+            BM25: lambda k: peers.pyserini_bm25(work / "bm25" / "lucene", k),
+            PEER: lambda k: peers.pyserini_impact(index.folder / "lucene", k, lucene_query(index)),
             OURS: lambda k: tuning.timed_search(index, k),
         }[system](arguments.hits[0])
         for text in texts * 3:

@@ -376,9 +376,9 @@ def answer(index: Path, texts: str, run: Path, **options: Any) -> dict[str, Any]
     searching.search(index, texts, run, hits=100, **options)
     report = evaluating.evaluate(run, texts, measures="nDCG@10", per_query=True)
     with Index(index) as opened:
-        counted = opened.reader.statistics()
+        counted = opened.statistics()
     return {
-        "terms": counted["postings"] / counted["documents"],
+        "terms": counted.postings / counted.documents,
         "nDCG@10": report["nDCG@10"],
         "per_query": report["per_query"]["nDCG@10"],
     }

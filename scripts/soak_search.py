@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ir.data import readers
-from sparse_ir.engines.lucene import java, parts
+from sparse_ir.engines.lucene import java
 from sparse_ir.engines.lucene.java import HEAP_VARIABLE
+from sparse_ir.engines.threads import run_threads
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
 
@@ -111,12 +112,13 @@ def soak(
 
         memory: list[float] = []
         watch = functools.partial(read_memory, memory, (end - 0.5 * seconds, end - 0.02 * seconds))
-        parts.run_threads(
+        run_threads(
             [
                 *(functools.partial(call, caller) for caller in range(callers)),
                 watch,
                 *([exchange] if replace else []),
-            ]
+            ],
+            java.detach_thread,
         )
         # the version that was opened first is still whole
         after = {text: answer(index, text, k) for text in texts}

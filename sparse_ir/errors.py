@@ -6,6 +6,7 @@ SparseIRError                 the one class the command line catches: one line, 
 ├── ModelError                a checkpoint cannot be used as a sparse encoder
 ├── IndexMismatch             an index and an encoder (or a rule) do not belong together
 ├── DamagedError              stored bytes differ from what their manifest promises
+├── UncheckedError            something could not be checked (no permission), which is no damage
 ├── LockedError               another process is writing to the same place
 ├── ClosedError               something is used after it was closed
 ├── TrainingError             training cannot go on
@@ -40,6 +41,10 @@ class IndexMismatch(SparseIRError, ValueError):
 
 class DamagedError(SparseIRError, RuntimeError):
     """Stored bytes are missing, truncated or changed."""
+
+
+class UncheckedError(SparseIRError, RuntimeError):
+    """Stored bytes could not be checked, for example for lack of permission."""
 
 
 class LockedError(SparseIRError, RuntimeError):

@@ -31,10 +31,9 @@ from sparse_ir.benchmark.verification import Survey
 from sparse_ir.data import readers
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Query, Run
-from sparse_ir.engines.lucene.parts import analyze
-from sparse_ir.engines.lucene.terms import term_of_token
 from sparse_ir.errors import DataError
 from sparse_ir.models.catalog import DEFAULT_MODEL, EncodeOptions
+from sparse_ir.retrieval.encoded_query import EncodedQuery
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
 
@@ -114,7 +113,7 @@ def make_row(
     for query in readers.read_queries(collection.queries):
         if query.query_id in qrels:
             queries.append(query)
-    terms, encode_seconds = _query_terms(index, queries)
+    encoded, encode_seconds = _encode_queries(index, queries)
     run, search_seconds = _search(plan, index, queries, collection.remove_identical)
     try:
         measured = results.measure(run, qrels, collection.relevance_level)
@@ -125,7 +124,7 @@ def make_row(
         system=_describe_system(system, index.manifest, plan.impacts),
         measures=measured.means,
         measured_as=columns.names_for_ir_measures(collection.relevance_level),
-        efficiency=_count_costs(index, terms, survey.documents),
+        efficiency=_count_costs(index, encoded, survey.documents),
         run=RunFacts(hits_per_query=plan.hits),
         versions=_find_versions(system, index.manifest),
         commit=environment.find_commit(),
@@ -150,22 +149,19 @@ def _describe_dataset(data: Data, survey: Survey, identity: Identity) -> Dataset
     )
 
 
-def _query_terms(index: Index, queries: Sequence[Query]) -> tuple[list[list[str]], list[float]]:
-    """The distinct Lucene terms of each query, and the seconds that it took to find them.
-
-    These are the seconds of encoding, or of BM25's analysis.
-    """
-    terms = []
+def _encode_queries(
+    index: Index, queries: Sequence[Query]
+) -> tuple[list[EncodedQuery], list[float]]:
+    """Each query encoded (analysed for BM25), and the seconds that it took."""
+    encoded = []
     seconds = []
     for query in queries:
         begun = time.perf_counter()
-        if index.query_encoder is None:
-            query_terms = sorted(set(next(analyze([query.text]))))
-        else:
-            query_terms = [term_of_token(token) for token in index.encode_query(query.text)]
+        one = index.encode(query.text)
+        _ = one.terms  # a BM25 index analyses a text when its terms are read
         seconds.append(time.perf_counter() - begun)
-        terms.append(query_terms)
-    return terms, seconds
+        encoded.append(one)
+    return encoded, seconds
 
 
 def _search(
@@ -216,7 +212,7 @@ def _describe_system(
     )
 
 
-def _count_costs(index: Index, terms: Sequence[Sequence[str]], documents: int) -> Efficiency:
+def _count_costs(index: Index, queries: Sequence[EncodedQuery], documents: int) -> Efficiency:
     """What a search costs, without a clock.
 
     ``flops`` is ``sum over terms j of p_j(query) x p_j(document)``, with ``p_j`` the share of the
@@ -224,18 +220,12 @@ def _count_costs(index: Index, terms: Sequence[Sequence[str]], documents: int) -
     the mean number of postings that a query meets, divided by the number of documents. Document
     terms are counted after quantization; BM25's fields are counted one by one.
     """
-    distinct: set[str] = set()
-    for query_terms in terms:
-        distinct.update(query_terms)
-    frequencies = index.reader.document_frequencies(distinct)
-    postings_met = 0
-    for query_terms in terms:
-        postings_met += sum(frequencies[term] for term in query_terms)
+    postings_met = sum(index.count_postings(query) for query in queries)
     return Efficiency(
-        mean_query_terms=sum(len(query_terms) for query_terms in terms) / len(terms),
-        mean_document_terms=index.reader.statistics()["postings"] / documents,
-        flops=postings_met / len(terms) / documents,
-        index_bytes=files.folder_size(index.folder / "lucene"),
+        mean_query_terms=sum(len(query.terms) for query in queries) / len(queries),
+        mean_document_terms=index.statistics().postings / documents,
+        flops=postings_met / len(queries) / documents,
+        index_bytes=files.folder_size(index.engine_folder),
     )
 
 

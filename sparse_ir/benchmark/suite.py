@@ -31,6 +31,7 @@ from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError
 from sparse_ir.indexing import builder, vectors
+from sparse_ir.indexing.bm25_builder import build_bm25_index
 from sparse_ir.models import catalog
 from sparse_ir.models.catalog import LEXICAL_MODEL
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
@@ -153,7 +154,7 @@ class Suite:
         if system.is_bm25:
             if not folder.exists():
                 parameters = BM25_SYSTEMS[system.kind]
-                builder.build_bm25_index(read, folder, parameters, progress=self.plan.progress)
+                build_bm25_index(read, folder, parameters, progress=self.plan.progress)
             return Index(folder)
         if not folder.exists():
             self._build_impacts(system, collection, work)

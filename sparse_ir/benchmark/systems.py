@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from sparse_ir.engines.base import Bm25
+from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError
 from sparse_ir.models.catalog import DEFAULT_MODEL, LEXICAL_MODEL
 

@@ -6,14 +6,17 @@ import functools
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from sparse_ir import extras
 from sparse_ir.data import readers
-from sparse_ir.engines.base import Bm25
+from sparse_ir.engines.catalog import DEFAULT_ENGINE, EngineName
+from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError
 from sparse_ir.indexing import builder, json_vectors, verification
-from sparse_ir.indexing.builder import Order, check_index_options
+from sparse_ir.indexing.bm25_builder import build_bm25_index
+from sparse_ir.indexing.builder import check_index_options
+from sparse_ir.indexing.manifest import IndexManifest
 from sparse_ir.indexing.pruning import Pruning
 from sparse_ir.indexing.vectors import Vectors, write_vectors
 from sparse_ir.models.catalog import EncodeOptions, load_encoder
@@ -68,7 +71,7 @@ def index(
     prune_impact: int | None = None,
     prune_mass: float | None = None,
     forward: bool | None = None,
-    order: Order = "corpus",
+    engine: EngineName = DEFAULT_ENGINE,
     threads: int = 1,
     progress: bool = False,
 ) -> Report:
@@ -89,8 +92,7 @@ def index(
             as 0.9.
         forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where
             queries are boosted.
-        order: Of the documents inside: corpus, or bisection (similar ones side by side; slower to
-            build, same ranking).
+        engine: Search engine that holds the impacts: lucene, or exact (no Java; small collections).
         threads: Threads that write.
         progress: Show a progress bar.
     """
@@ -109,7 +111,7 @@ def index(
             threads=threads,
             pruning=pruning,
             forward_index=forward,
-            order=order,
+            engine=engine,
             progress=progress,
         )
     return _index_report(Path(output), manifest, started)
@@ -128,7 +130,7 @@ def build(
     prune_impact: int | None = None,
     prune_mass: float | None = None,
     forward: bool | None = None,
-    order: Order = "corpus",
+    engine: EngineName = DEFAULT_ENGINE,
     threads: int = 1,
     progress: bool = False,
     **options: Unpack[EncodeOptions],
@@ -154,8 +156,7 @@ def build(
             as 0.9.
         forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where
             queries are boosted.
-        order: Of the documents inside: corpus, or bisection (similar ones side by side; slower to
-            build, same ranking).
+        engine: Search engine that holds the impacts: lucene, or exact (no Java; small collections).
         threads: Threads that write the index.
         progress: Show a progress bar.
     """
@@ -174,7 +175,7 @@ def build(
         prune_impact=prune_impact,
         prune_mass=prune_mass,
         forward=forward,
-        order=order,
+        engine=engine,
         threads=threads,
         progress=progress,
     )
@@ -200,7 +201,7 @@ def bm25(
             f"BM25 with k1={k1}, b={b} is not allowed; k1 must be at least 0 and b in 0..1"
         )
     started = time.perf_counter()
-    manifest = builder.build_bm25_index(
+    manifest = build_bm25_index(
         functools.partial(readers.read_documents, input),
         Path(output),
         Bm25(k1, b),
@@ -287,12 +288,14 @@ def _vectors_report(made: Vectors, started: float) -> Report:
     }
 
 
-def _index_report(output: Path, manifest: dict[str, Any], started: float) -> Report:
-    return {
-        "index": str(output),
-        "kind": manifest["kind"],
-        **manifest["counts"],
-        **{name: manifest[name] for name in ("rule", "pruning") if name in manifest},
-        "megabytes": round(files.folder_size(output) / 1e6, 2),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+def _index_report(output: Path, manifest: IndexManifest, started: float) -> Report:
+    report: Report = {"index": str(output), "kind": manifest["kind"], **manifest["counts"]}
+    if "engine" in manifest:
+        report["engine"] = manifest["engine"]
+    if "rule" in manifest:
+        report["rule"] = manifest["rule"]
+    if "pruning" in manifest:
+        report["pruning"] = manifest["pruning"]
+    report["megabytes"] = round(files.folder_size(output) / 1e6, 2)
+    report["seconds"] = round(time.perf_counter() - started, 2)
+    return report

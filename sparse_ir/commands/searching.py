@@ -33,7 +33,6 @@ from sparse_ir.retrieval.options import SearchOptions, write_tuned
 from sparse_ir.retrieval.tuning import (
     BM25,
     Bench,
-    Remembering,
     Trial,
     choose_queries,
     confirm_choice,
@@ -80,9 +79,10 @@ def explain(
     with open_index(Path(index), query_model, scale) as opened:
         if vectors is not None and opened.query_encoder is None:
             raise ConfigError(f"{index} is a BM25 index and was not built from vectors")
-        ranked = rank_documents(opened, query, doc, hits)
+        encoded = opened.encode(query)
+        ranked = rank_documents(opened, encoded, doc, hits)
         texts = read_texts(input, [hit.doc_id for hit in ranked]) if input is not None else {}
-        traces = trace_losses(opened, Path(vectors), query, ranked) if vectors is not None else {}
+        traces = trace_losses(opened, Path(vectors), encoded, ranked) if vectors is not None else {}
         places = {
             hit.doc_id: find_terms(opened, texts[hit.doc_id])
             for hit in ranked
@@ -92,7 +92,7 @@ def explain(
         documents = [
             explain_hit(
                 opened,
-                query,
+                encoded,
                 hit,
                 name_terms(asked),
                 name_terms(places.get(hit.doc_id)),
@@ -104,8 +104,8 @@ def explain(
             "index": str(index),
             "kind": opened.manifest["kind"],
             "query": query,
-            "query_terms": describe_query(opened, query, name_terms(asked)),
-            "lost_in_query": lost_query_terms(opened, query),
+            "query_terms": describe_query(encoded, name_terms(asked)),
+            "lost_in_query": lost_query_terms(encoded),
             "documents": documents,
             "comparisons": [compare_hits(*pair) for pair in itertools.pairwise(documents)],
         }
@@ -174,16 +174,13 @@ def tune(
     asked = choose_queries(list(readers.read_queries(queries)), judged, max_queries)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_index(Path(index), query_model, scale))
-        own = opened.query_encoder
-        if own is None or "sha256" not in opened.manifest:
+        if opened.query_encoder is None or "sha256" not in opened.manifest:
             raise ConfigError(
                 f"{index} has no options to tune; only impact indexes of this package do"
             )
         baselines = {BM25: stack.enter_context(open_bm25(bm25, opened))} if bm25 is not None else {}
-        bench = Bench(opened, baselines, asked, limits, hits, rounds)
-        opened.query_encoder = remembering = Remembering(own)
+        bench = Bench(opened, baselines, asked, limits, hits, rounds, without_encoding)
         losses = find_losses(bench, judged, progress)
-        opened.query_encoder = remembering if without_encoding else own
         times = bench.time(list(losses))
         trials = [
             Trial(options, *lost, times[str(options)], bench.share_used(options, times))
@@ -210,7 +207,6 @@ class Approximations(TypedDict, total=False):
     """What a search may leave out; see ``approximation.SearchOptions``.
 
     Args:
-        stop_share: Leave out query terms that more than this share of the documents hold.
         min_ratio: Leave out query terms lighter than this share of the heaviest (OpenSearch:
             max_ratio).
         mass: Keep the heaviest query terms that hold this share of all weight (OpenSearch:
@@ -222,7 +218,6 @@ class Approximations(TypedDict, total=False):
             index.
     """
 
-    stop_share: float | None
     min_ratio: float | None
     mass: float | None
     top_terms: int | None

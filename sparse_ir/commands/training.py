@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from sparse_ir import extras
 from sparse_ir.data import readers
-from sparse_ir.engines.base import Bm25
+from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError
-from sparse_ir.indexing import builder, manifest
+from sparse_ir.indexing import manifest
+from sparse_ir.indexing.bm25_builder import build_bm25_index
 from sparse_ir.reports import Report
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
@@ -151,7 +152,7 @@ def _finder(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(index) if index is not None else Path(scratch) / "bm25"
         if index is None:
-            builder.build_bm25_index(lambda: readers.read_documents(input), folder, Bm25(0.9, 0.4))
+            build_bm25_index(lambda: readers.read_documents(input), folder, Bm25(0.9, 0.4))
         with Index(folder) as opened:
             check_same_corpus(folder, source, input)
             facts = {

@@ -1,70 +1,95 @@
-"""The manifest of an index folder, its files and checksums, and the doc_id
-of each document number.
-"""
+"""The manifest of an index folder, its files and checksums, and the doc_id of each document."""
 
 from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast, overload
 
 import numpy as np
 
 import sparse_ir
-from sparse_ir.engines.lucene import parts
+from sparse_ir.engines.catalog import DEFAULT_ENGINE
 from sparse_ir.errors import DamagedError
 from sparse_ir.indexing.forward import FOLDER
 from sparse_ir.storage import files, sealed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-TUNED = "tuned.json"  # see ``tuning``
+TUNED = "tuned.json"  # written by the command ``tune``
+
+Kind = Literal["impact", "bm25"]
+
+
+class FileFacts(TypedDict):
+    """Size and SHA-256 of one file of an index."""
+
+    bytes: int
+    sha256: str
+
+
+class IndexManifest(TypedDict):
+    """What ``manifest.json`` records; unknown keys of newer versions are kept."""
+
+    format: int
+    kind: Kind
+    counts: dict[str, int]
+    versions: dict[str, str]  # of this package and of the engine
+    files: dict[str, FileFacts]  # relative path -> facts
+    sha256: str  # of everything else in the manifest
+    engine: NotRequired[str]  # missing in older impact indexes, which are Lucene's
+    encoder: NotRequired[dict[str, Any]]  # fingerprint of the document encoder
+    query: NotRequired[dict[str, Any] | None]  # fingerprint of the query side
+    vocabulary_sha256: NotRequired[str]
+    rule: NotRequired[dict[str, Any]]
+    pruning: NotRequired[dict[str, Any]]
+    parameters: NotRequired[dict[str, float]]  # of BM25
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write each record as a line of JSON."""
     with files.atomic_writer(path) as stream:
         for record in records:
             stream.write(json.dumps(record) + "\n")
 
 
-def write_doc_ids(folder: Path, blobs: Sequence[bytes]) -> None:
+def write_doc_ids(folder: Path, doc_ids: Iterable[str]) -> None:
+    """Write the doc_ids, a line each, and the offset of each line."""
     with files.atomic_writer(folder / "doc_ids.txt", "wb") as stream:
-        for blob in blobs:
-            stream.write(blob + b"\n")
+        for doc_id in doc_ids:
+            stream.write(doc_id.encode() + b"\n")
     lines = np.fromfile(folder / "doc_ids.txt", dtype=np.uint8)
     bounds = np.concatenate([[0], np.flatnonzero(lines == ord("\n")) + 1]).astype(np.int64)
     with files.atomic_writer(folder / "doc_ids.npy", "wb") as stream:
         np.save(stream, bounds)
 
 
-def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-    stored = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name != "write.lock"
-    )
-    manifest = {
+def write_manifest(
+    folder: Path, kind: Kind, facts: Mapping[str, Any], versions: Mapping[str, str]
+) -> IndexManifest:
+    """Write the manifest of a finished folder, with the checksum of every file in it."""
+    stored: dict[str, FileFacts] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "write.lock":
+            name = path.relative_to(folder).as_posix()
+            checksum = files.sha256_of_file(path)
+            stored[name] = {"bytes": path.stat().st_size, "sha256": checksum}
+    record = {
         "format": FORMAT,
         "kind": kind,
         **facts,
-        "versions": {"sparse_ir": sparse_ir.__version__, "lucene": parts.lucene_version()},
-        "files": {
-            path.relative_to(folder).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": files.sha256_of_file(path),
-            }
-            for path in stored
-        },
+        "versions": {"sparse_ir": sparse_ir.__version__, **versions},
+        "files": stored,
     }
-    signed = sealed.seal(manifest)
+    signed = sealed.seal(record)
     files.write_json(folder / MANIFEST, signed)
-    return signed
+    return cast(IndexManifest, signed)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index; raises ``DamagedError`` when ``folder`` holds none or one of
-    another format.
-    """
+def read_manifest(folder: Path) -> IndexManifest:
+    """The manifest of an index; ``DamagedError`` when there is none, or one of another format."""
     if not folder.is_dir():
         raise DamagedError(f"{folder} is no index of this package: there is no such folder")
     if not (folder / MANIFEST).is_file():
@@ -83,21 +108,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedError(
             f"{folder / MANIFEST} is damaged: its checksum differs; build the index again"
         )
-    return manifest
+    return cast(IndexManifest, manifest)
+
+
+def engine_of(manifest: IndexManifest) -> str:
+    """The name of the engine, which is also the name of its folder in the index."""
+    return manifest.get("engine", DEFAULT_ENGINE)
 
 
 def version_of(folder: Path) -> tuple[int, int] | None:
-    """What tells this build of the index from each other one, an equal one included; ``None``
-    without a manifest.
-    """
+    """A value that no other build of the index shares, even an equal one; None without manifest."""
     try:
-        found = (folder / MANIFEST).stat()
+        status = (folder / MANIFEST).stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
-def check_files(folder: Path, manifest: dict[str, Any], *, checksums: bool) -> None:
+def check_files(folder: Path, manifest: IndexManifest, *, checksums: bool) -> None:
+    """Raise ``DamagedError`` unless every file has its size, and its checksum where asked."""
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -112,13 +141,13 @@ def check_files(folder: Path, manifest: dict[str, Any], *, checksums: bool) -> N
             raise DamagedError(
                 f"{path} is damaged: its checksum differs from the manifest; build the index again"
             )
-    unknown = {path.name for path in (folder / "lucene").iterdir()} - {
-        Path(name).name for name in manifest["files"]
-    }
-    if unknown - {"write.lock"}:
+    place = folder / engine_of(manifest)
+    unknown = {path.name for path in place.iterdir()}
+    unknown -= {Path(name).name for name in manifest["files"]}
+    unknown -= {"write.lock"}
+    if unknown:
         raise DamagedError(
-            f"{folder / 'lucene'} holds files that the manifest does not know: "
-            f"{sorted(unknown)[:3]}"
+            f"{place} holds files that the manifest does not know: {sorted(unknown)[:3]}"
         )
 
 
@@ -135,14 +164,21 @@ class DocIds(Sequence[str]):
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
-    def __getitem__(self, number: Any) -> Any:
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return self.find(range(*number.indices(len(self))))
         return self.find([number])[0]
 
     def find(self, numbers: Sequence[int]) -> list[str]:
-        """The doc_ids of several documents; raises ``DamagedError`` where the file was changed to
-        no text.
-        """
-        text, bounds = self._text, self._bounds
+        """The doc_ids of several documents; raises ``DamagedError`` where they are no text."""
+        text = self._text
+        bounds = self._bounds
         try:
             return [text[bounds[number] : bounds[number + 1] - 1].decode() for number in numbers]
         except UnicodeDecodeError as error:
@@ -156,7 +192,7 @@ def is_lucene_folder(folder: Path) -> bool:
     return not (folder / MANIFEST).exists() and any(folder.glob("segments_*"))
 
 
-def has_forward_index(manifest: dict[str, Any]) -> bool:
+def has_forward_index(manifest: IndexManifest) -> bool:
     """True for an index that keeps its impacts document by document."""
     return any(name.startswith(FOLDER + "/") for name in manifest["files"])
 

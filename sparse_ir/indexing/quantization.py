@@ -64,7 +64,7 @@ def rule_from_range(largest_weight: float, bits: int, *, folded: bool = False) -
     clipped.
     """
     if not 2 <= bits <= 16:
-        raise ConfigError(f"{bits} bits are not allowed; choose 2 to 16")
+        raise ConfigError(f"bits is {bits}; it must be 2 to 16")
     top = 2**bits - 1
     return Rule(top / largest_weight if largest_weight > 0 else 1.0, top, folded)
 

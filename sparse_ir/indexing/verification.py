@@ -1,67 +1,110 @@
-"""Is an index folder whole? Checksums, counts, Lucene's own check, and sampled scores."""
+"""Is an index folder whole? Checksums, counts, the engine's own check, and sampled scores."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from sparse_ir.engines.lucene import parts
-from sparse_ir.engines.lucene.reader import Reader
-from sparse_ir.engines.lucene.terms import term_of_token
+from sparse_ir.engines.base import SPARSE, EngineReader, EngineStatistics, FieldTerms
+from sparse_ir.engines.catalog import find_engine
+from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader
 from sparse_ir.errors import DamagedError, IndexMismatch
+from sparse_ir.indexing import statistics
 from sparse_ir.indexing.forward import FOLDER, ForwardIndex
-from sparse_ir.indexing.manifest import TUNED, DocIds, check_files, has_forward_index, read_manifest
+from sparse_ir.indexing.manifest import (
+    TUNED,
+    DocIds,
+    IndexManifest,
+    check_files,
+    engine_of,
+    has_forward_index,
+    read_manifest,
+)
+from sparse_ir.indexing.statistics import Statistics
 from sparse_ir.storage import files, sealed
 
-NUM_SAMPLES = 64
-# of each sampled document, evenly spaced; the sum over all impacts is checked besides
-SAMPLED_TERMS = 40
+SAMPLED_DOCUMENTS = 64
+SAMPLED_TERMS = 40  # of each sampled document, evenly spaced
 
 
-def verify_index(folder: Path) -> dict[str, Any]:
-    """Check everything that can be checked; a report. Raises ``DamagedError`` at the first thing
-    that is wrong.
+class _Reader(Protocol):
+    """What impact and BM25 readers share."""
 
-    Checksums of all files; Lucene's CheckIndex; documents, postings and the sum of all impacts as
-    Lucene counts them against the manifest; the engine's score of sampled documents against their
-    exact vectors.
+    num_documents: int
+
+    def statistics(self) -> EngineStatistics: ...
+
+    def stored_ids(self, numbers: list[int]) -> list[str]: ...
+
+
+def verify_index(folder: Path) -> dict[str, object]:
+    """Check everything that can be checked; a report with the counts and what was checked.
+
+    Checksums of all files; the engine's own check; documents, postings and the sum of all impacts
+    as the engine counts them against the manifest; the engine's scores of sampled documents against
+    their exact vectors. Raises ``DamagedError`` at the first difference.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)
     check_files(folder, manifest, checksums=True)
-    parts.check_index(folder / "lucene")
-    counts = manifest["counts"]
-    with Reader(folder / "lucene", manifest["kind"]) as reader:
-        found = reader.statistics()
-        expected = {"documents": counts["indexed"]}
-        if manifest["kind"] == "impact":
-            expected |= {"postings": counts["postings"], "sum_impacts": counts["sum_impacts"]}
-        for name, value in expected.items():
-            if found[name] != value:
-                raise DamagedError(
-                    f"{folder}: Lucene counts {found[name]} {name}, the manifest promises {value}"
-                )
-        num_samples = _check_samples(folder, reader) if manifest["kind"] == "impact" else 0
-        _check_doc_ids(folder, reader)
-        if has_forward_index(manifest):
-            _check_forward(folder, reader, expected)
+    if manifest["kind"] == "impact":
+        counted, num_samples = _verify_impacts(folder, manifest)
+    else:
+        counted, num_samples = _verify_bm25(folder, manifest)
     if (folder / TUNED).exists():
         _check_tuned(folder / TUNED, manifest["sha256"])
-    return {
-        "index": str(folder),
-        "ok": True,
-        "kind": manifest["kind"],
-        **counts,
-        "terms": found["terms"],
+    report: dict[str, object] = {"index": str(folder), "ok": True, "kind": manifest["kind"]}
+    report |= manifest["counts"]
+    report |= {
+        "terms": counted.terms,
         "files": len(manifest["files"]),
         "bytes": sum(file["bytes"] for file in manifest["files"].values()),
         "sampled_documents": num_samples,
         "seconds": round(time.perf_counter() - started, 2),
     }
+    return report
+
+
+def _verify_impacts(folder: Path, manifest: IndexManifest) -> tuple[EngineStatistics, int]:
+    """Check an impact index with its engine; the engine's counts, and how many samples it had."""
+    engine = find_engine(engine_of(manifest))
+    counts = manifest["counts"]
+    engine.check(folder / engine.name)
+    reader = engine.open(folder / engine.name)
+    try:
+        counted = reader.statistics()
+        for name in ("postings", "sum_impacts"):
+            _check_count(folder, name, getattr(counted, name), counts[name])
+        _check_ids(folder, reader, counted, counts["indexed"])
+        num_samples = _check_samples(folder, reader)
+        if has_forward_index(manifest):
+            _check_forward(folder, reader, counted)
+        if (folder / statistics.FILE).exists():
+            _check_statistics(folder, counted)
+    finally:
+        reader.close()
+    return counted, num_samples
+
+
+def _verify_bm25(folder: Path, manifest: IndexManifest) -> tuple[EngineStatistics, int]:
+    engine = find_engine("lucene")
+    engine.check(folder / "lucene")
+    parameters = Bm25(**manifest.get("parameters", {}))
+    with Bm25Reader(folder / "lucene", parameters) as reader:
+        counted = reader.statistics()
+        _check_ids(folder, reader, counted, manifest["counts"]["indexed"])
+    return counted, 0
+
+
+def _check_count(folder: Path, name: str, counted: int, promised: int) -> None:
+    if counted != promised:
+        raise DamagedError(
+            f"{folder}: the engine counts {counted} {name}, the manifest promises {promised}"
+        )
 
 
 def _check_tuned(path: Path, index_sha256: str) -> None:
@@ -75,53 +118,67 @@ def _check_tuned(path: Path, index_sha256: str) -> None:
         )
 
 
-def _check_samples(folder: Path, reader: Reader) -> int:
-    """Score sampled documents with terms of their own, boosted 1, 2, 3, 1, 2 ...: the exact sum
-    must come back.
-    """
+def _check_samples(folder: Path, reader: EngineReader) -> int:
+    """Score sampled documents with tokens of their own, boosted 1, 2, 3, 1, 2 ..."""
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     for line in lines:
         sample = json.loads(line)
-        chosen = list(sample["vector"].items())[:: 1 + len(sample["vector"]) // SAMPLED_TERMS]
-        terms = [term_of_token(token) for token, _ in chosen]
-        boosts = [1 + position % 3 for position in range(len(terms))]
-        expected = sum(boost * impact for boost, (_, impact) in zip(boosts, chosen, strict=True))
-        score = reader.score(sample["id"], terms, boosts)
+        step = 1 + len(sample["vector"]) // SAMPLED_TERMS
+        chosen = list(sample["vector"].items())[::step]
+        tokens = [token for token, _ in chosen]
+        boosts = [1 + position % 3 for position in range(len(chosen))]
+        expected = 0
+        for boost, (_, impact) in zip(boosts, chosen, strict=True):
+            expected += boost * impact
+        score = reader.score(sample["id"], {SPARSE: FieldTerms(tokens, boosts)})
         if score != np.float32(expected):
             raise DamagedError(
-                f"{folder}: document {sample['id']} scores {score}, its exact "
-                f"vector gives {expected}"
+                f"{folder}: document {sample['id']} scores {score}, its exact vector gives "
+                f"{expected}"
             )
     return len(lines)
 
 
-def _check_forward(folder: Path, reader: Reader, expected: dict[str, int]) -> None:
-    """The same counts as in Lucene, and the same scores of evenly spaced documents."""
-    opened, doc_ids = ForwardIndex(folder / FOLDER), DocIds(folder)
-    if opened.statistics() != expected:
-        raise DamagedError(
-            f"{folder / FOLDER} holds {opened.statistics()}, the manifest promises {expected}"
-        )
+def _check_forward(folder: Path, reader: EngineReader, counted: EngineStatistics) -> None:
+    """The forward index has the engine's counts, and its scores of evenly spaced documents."""
+    opened = ForwardIndex(folder / FOLDER)
+    doc_ids = DocIds(folder)
+    for name, value in opened.statistics().items():
+        if value != getattr(counted, name):
+            raise DamagedError(
+                f"{folder / FOLDER} holds {value} {name}, the engine {getattr(counted, name)}"
+            )
     for number in _spaced(len(doc_ids)):
         token_ids, impacts = opened.vector(number)
         chosen = slice(None, None, 1 + len(token_ids) // SAMPLED_TERMS)
-        terms = [term_of_token(opened.vocabulary[token_id]) for token_id in token_ids[chosen]]
-        if (score := reader.score(doc_ids[number], terms, [1] * len(terms))) != np.float32(
-            impacts[chosen].sum()
-        ):
+        tokens = [opened.vocabulary[token_id] for token_id in token_ids[chosen]]
+        expected = impacts[chosen].sum()
+        doc_id = doc_ids[number]
+        score = reader.score(doc_id, {SPARSE: FieldTerms(tokens, [1] * len(tokens))})
+        if score != np.float32(expected):
             raise DamagedError(
-                f"{folder / FOLDER}: document {doc_ids[number]} has "
-                f"{impacts[chosen].sum()}, "
-                f"Lucene gives {score}"
+                f"{folder / FOLDER}: document {doc_id} has {expected}, the engine gives {score}"
             )
 
 
+def _check_statistics(folder: Path, counted: EngineStatistics) -> None:
+    """The statistics record adds up to the engine's documents, tokens and postings."""
+    record = Statistics.load(folder)
+    place = folder / statistics.FILE
+    _check_count(place, "documents", counted.documents, record.documents)
+    _check_count(place, "terms", counted.terms, int(np.count_nonzero(record.frequencies)))
+    _check_count(place, "postings", counted.postings, int(record.frequencies.sum()))
+
+
 def _spaced(count: int) -> list[int]:
-    """At most ``NUM_SAMPLES`` numbers below ``count``, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, NUM_SAMPLES)).astype(int)).tolist()
+    """At most ``SAMPLED_DOCUMENTS`` numbers below ``count``, with the first and the last."""
+    spaced = np.linspace(0, count - 1, min(count, SAMPLED_DOCUMENTS))
+    return [int(number) for number in np.unique(spaced.astype(int))]
 
 
-def _check_doc_ids(folder: Path, reader: Reader) -> None:
+def _check_ids(folder: Path, reader: _Reader, counted: EngineStatistics, promised: int) -> None:
+    """The list of doc_ids has the engine's documents in the engine's order."""
+    _check_count(folder, "documents", counted.documents, promised)
     doc_ids = DocIds(folder)
     if len(doc_ids) != reader.num_documents:
         raise DamagedError(
@@ -129,10 +186,11 @@ def _check_doc_ids(folder: Path, reader: Reader) -> None:
             f"{reader.num_documents} documents"
         )
     numbers = _spaced(len(doc_ids))
-    for number, found, stored in zip(
-        numbers, doc_ids.find(numbers), reader.stored_ids(numbers), strict=True
-    ):
-        if found != stored:
+    listed = doc_ids.find(numbers)
+    stored = reader.stored_ids(numbers)
+    for number, doc_id, stored_id in zip(numbers, listed, stored, strict=True):
+        if doc_id != stored_id:
             raise DamagedError(
-                f"{folder / 'doc_ids.txt'}: line {number + 1} is {found}, Lucene has {stored}"
+                f"{folder / 'doc_ids.txt'}: line {number + 1} is {doc_id}, the engine has "
+                f"{stored_id}"
             )

@@ -1,9 +1,8 @@
-"""The verb ``explain``: what each term adds to a score, what was lost on the way, and why A is
-above B.
+"""Why a document has its score: what each term adds, what was lost on the way, why A is above B.
 
-The figures are the engine's own: for an impact index query weight x impact, for BM25 Lucene's score
-of each term alone. They add up to the score that the search gives: whole numbers exactly, BM25's as
-a sum in float32. How they are shown is the business of ``explanation_view``.
+The figures are the engine's own: for impacts query impact times document impact, for BM25 Lucene's
+score of each term alone. They add up to the score that a search gives: whole numbers exactly,
+BM25's as a sum in float32. ``explanation_view`` shows them.
 """
 
 from __future__ import annotations
@@ -18,152 +17,149 @@ import numpy as np
 from scipy import sparse
 
 from sparse_ir.data import readers, records
-from sparse_ir.engines.lucene.parts import analyze
+from sparse_ir.engines.lucene.bm25 import analyze
 from sparse_ir.engines.lucene.terms import TITLE_FIELD
 from sparse_ir.errors import DataError, IndexMismatch
 from sparse_ir.indexing import builder
 from sparse_ir.indexing.pruning import Pruning, prune
-from sparse_ir.indexing.quantization import Rule, quantize, quantize_query
+from sparse_ir.indexing.quantization import Rule, quantize
 from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.retrieval.encoded_query import EncodedQuery, ImpactQuery
 from sparse_ir.retrieval.options import EXACT
 from sparse_ir.retrieval.searcher import Index
 
 RANKED = 1000  # hits among which the rank of a named document is looked for
 Place = tuple[str, int, int]  # a term, its first character in a text, and the one after it
-QUERY_ROUNDED, ROUNDED, PRUNED = "query weight rounds to 0", "document weight rounds to 0", "pruned"
+QUERY_ROUNDED = "query weight rounds to 0"
+ROUNDED = "document weight rounds to 0"
+PRUNED = "pruned"
 CLIPPED = "clipped at the largest impact"
 
 
-class _Hit(NamedTuple):
+class RankedDocument(NamedTuple):
+    """A document to explain."""
+
     doc_id: str
     score: float
     rank: int | None  # None: not among the first RANKED
 
 
-def rank_documents(index: Index, query: str, wanted: Sequence[str], hits: int) -> list[_Hit]:
-    """The documents to explain, best first."""
-    found = index.search(query, RANKED if wanted else hits, EXACT)
-    ranks = {doc_id: rank for rank, doc_id in enumerate(found.doc_ids, 1)}
+def rank_documents(
+    index: Index, query: EncodedQuery, wanted: Sequence[str], hits: int
+) -> list[RankedDocument]:
+    """The wanted documents, or the first ``hits`` where none is named; best first."""
+    best = index.search(query, RANKED if wanted else hits, EXACT)
+    ranks = {doc_id: rank for rank, doc_id in enumerate(best.doc_ids, 1)}
     if not wanted:
-        return [
-            _Hit(doc_id, score, ranks[doc_id])
-            for doc_id, score in zip(found.doc_ids, found.scores.tolist(), strict=True)
-        ]
+        pairs = zip(best.doc_ids, best.scores.tolist(), strict=True)
+        return [RankedDocument(doc_id, score, ranks[doc_id]) for doc_id, score in pairs]
+    scores = {}
     for doc_id in wanted:
-        if not index.reader.has_document(doc_id):
+        if not index.has_document(doc_id):
             raise DataError(
-                f"document {doc_id!r} is not in {index.folder}, allowed: an id of the "
-                "index (documents "
-                "without weights are named in its unindexed.jsonl)"
+                f"document {doc_id!r} is not in {index.folder}; documents without weights are "
+                "listed in its unindexed.jsonl"
             )
-    scores = {doc_id: index.score(query, doc_id) for doc_id in wanted}
-    return [
-        _Hit(doc_id, score, ranks.get(doc_id))
-        for doc_id, score in records.rank_hits(scores.items())
-    ]
+        scores[doc_id] = index.score(query, doc_id)
+    ordered = records.rank_hits(scores.items())
+    return [RankedDocument(doc_id, score, ranks.get(doc_id)) for doc_id, score in ordered]
 
 
 def read_texts(source: str, wanted: Iterable[str]) -> dict[str, str]:
     """The texts of documents; raises ``DataError`` for one that the corpus does not have."""
-    left, texts = set(wanted), {}
+    missing = set(wanted)
+    texts = {}
     for document in readers.read_documents(source, check_unique=False):
-        if document.doc_id in left:
+        if document.doc_id in missing:
             texts[document.doc_id] = document.contents
-            left.discard(document.doc_id)
-        if not left:
+            missing.discard(document.doc_id)
+        if not missing:
             return texts
-    raise DataError(
-        f"{source}: document {min(left)!r} is not in it, allowed: the corpus of the index"
-    )
+    raise DataError(f"{source} has no document {min(missing)!r}; it must be the indexed corpus")
 
 
 def find_terms(index: Index, text: str) -> list[Place] | None:
-    """The terms that stand in a text, and where; None for a query side that cannot say."""
+    """The terms in a text and their places; None for a query side that cannot say."""
     if index.query_encoder is None:
         return list(_find_analysed(text))
     find = getattr(index.query_encoder, "find_terms", None)
-    return find(text) if find is not None else None
+    return None if find is None else find(text)
 
 
 def _find_analysed(text: str) -> Iterator[Place]:
-    """BM25's terms, as Lucene cuts the text: white space always ends a word, other signs (``3.5``,
-    ``don't``) may not.
+    """BM25's terms, as Lucene cuts the text.
 
-    The place of a term is that of its letters and digits where these alone give the same terms,
-    else all up to the next white space.
+    White space always ends a word; other signs (``3.5``, ``don't``) may not. So a chunk between
+    white space is analysed whole and by its words of letters and digits: where both give the same
+    terms, a term has the place of its word, otherwise that of the chunk.
     """
     chunks = list(re.finditer(r"\S+", text))
     words = [list(re.finditer(r"[^\W_]+", chunk[0])) for chunk in chunks]
-    found = iter(
-        list(analyze([*(chunk[0] for chunk in chunks), *(word[0] for of in words for word in of)]))
-    )
-    whole = list(itertools.islice(found, len(chunks)))
-    for chunk, of, terms in zip(chunks, words, whole, strict=True):
-        singly = [
-            (term, chunk.start() + word.start(), chunk.start() + word.end())
-            for word, parts in zip(of, itertools.islice(found, len(of)), strict=True)
-            for term in parts
-        ]
-        same = [term for term, _, _ in singly] == terms
-        yield from singly if same else ((term, *chunk.span()) for term in terms)
+    whole_texts = [chunk[0] for chunk in chunks]
+    word_texts = [word[0] for in_chunk in words for word in in_chunk]
+    analysed = iter(list(analyze([*whole_texts, *word_texts])))
+    whole_terms = list(itertools.islice(analysed, len(chunks)))
+    for chunk, in_chunk, terms in zip(chunks, words, whole_terms, strict=True):
+        by_word: list[Place] = []
+        for word in in_chunk:
+            for term in next(analysed):
+                start = chunk.start()
+                by_word.append((term, start + word.start(), start + word.end()))
+        if [term for term, _, _ in by_word] == terms:
+            yield from by_word
+        else:
+            for term in terms:
+                yield term, chunk.start(), chunk.end()
 
 
 def name_terms(places: Iterable[Place] | None) -> set[str] | None:
+    """The terms of some places, without the places."""
     return None if places is None else {term for term, _, _ in places}
 
 
-def describe_query(index: Index, query: str, asked: set[str] | None) -> dict[str, dict[str, Any]]:
-    """Term -> its weight in the engine, that of the query encoder, and whether it stands in the
-    query.
-    """
-    given = dict(_encode(index, query))
-    ranked = sorted(index.query_terms(query).items(), key=lambda item: -given.get(item[0], item[1]))
-    return {
-        term: {
+def describe_query(query: EncodedQuery, in_text: set[str] | None) -> dict[str, dict[str, Any]]:
+    """Term -> its weight in the engine, the encoder's, and whether the text of the query has it."""
+    given = query.encoder_weights
+    ranked = sorted(query.terms.items(), key=lambda item: -given.get(item[0], item[1]))
+    described = {}
+    for term, weight in ranked:
+        described[term] = {
             "weight": weight,
             "encoder_weight": given.get(term),
-            "in_query": None if asked is None else term in asked,
+            "in_query": None if in_text is None else term in in_text,
         }
-        for term, weight in ranked
-    }
-
-
-def _encode(index: Index, query: str) -> list[tuple[str, float]]:
-    """The query as its encoder gives it, before any rounding; nothing for BM25."""
-    if index.query_encoder is None or not query.strip():
-        return []
-    names = index.query_encoder.vocabulary
-    token_ids, weights = index.query_encoder.encode(query)
-    return [
-        (names[token_id], weight)
-        for token_id, weight in zip(token_ids, weights.tolist(), strict=True)
-    ]
+    return described
 
 
 def explain_hit(
     index: Index,
-    query: str,
-    hit: _Hit,
-    asked: set[str] | None,
-    read: set[str] | None,
+    query: EncodedQuery,
+    hit: RankedDocument,
+    in_query: set[str] | None,
+    in_document: set[str] | None,
     trace: Mapping[str, _Trace] | None,
 ) -> dict[str, Any]:
-    """One document: its score, and each term's part of it."""
-    weights, is_bm25 = index.query_terms(query), index.query_encoder is None
+    """One document: its score, and each term's part of it.
+
+    ``in_query`` and ``in_document``: the terms in both texts, None where they are not known.
+    """
+    weights = query.terms
+    is_bm25 = index.query_encoder is None
     parts = index.matched_terms(query, hit.doc_id)
     terms = {}
+    matched = set()
     for term, part in parts.items():
         plain = term.removeprefix(f"{TITLE_FIELD}:") if is_bm25 else term
+        matched.add(plain)
         terms[term] = {
             "query": weights[plain],
             "document": part / weights[plain],
             "contribution": part,
             "share": part / hit.score,
-            "in_query": None if asked is None else is_bm25 or term in asked,
-            "in_document": None if read is None else is_bm25 or term in read,
+            "in_query": None if in_query is None else is_bm25 or term in in_query,
+            "in_document": None if in_document is None else is_bm25 or term in in_document,
         }
-    matched = {term.removeprefix(f"{TITLE_FIELD}:") if is_bm25 else term for term in parts}
-    found = {
+    explained = {
         "doc_id": hit.doc_id,
         "rank": hit.rank,
         "score": hit.score,
@@ -171,29 +167,26 @@ def explain_hit(
         "terms": terms,
         "without": [term for term in weights if term not in matched],
     }
-    return found if trace is None else {**found, **_describe_trace(index, hit, parts, trace)}
+    if trace is not None:
+        explained |= _describe_trace(index, hit, parts, trace)
+    return explained
 
 
 def compare_hits(above: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Why one document is above another: the differences of their terms, the largest first."""
-    sides = [
-        {term: facts["contribution"] for term, facts in of["terms"].items()}
-        for of in (above, below)
-    ]
-    terms = {
-        term: {"above": sides[0].get(term, 0.0), "below": sides[1].get(term, 0.0)}
-        for side in sides
-        for term in side
-    }
-    for of in terms.values():
-        of["difference"] = of["above"] - of["below"]
-    ranked = sorted(terms.items(), key=lambda item: -abs(item[1]["difference"]))
+    differences = []
+    for term in dict.fromkeys([*above["terms"], *below["terms"]]):
+        upper = above["terms"].get(term, {}).get("contribution", 0.0)
+        lower = below["terms"].get(term, {}).get("contribution", 0.0)
+        facts = {"above": upper, "below": lower, "difference": upper - lower}
+        differences.append((term, facts))
+    differences.sort(key=lambda item: -abs(item[1]["difference"]))
     return {
         "above": above["doc_id"],
         "below": below["doc_id"],
         "difference": above["score"] - below["score"],
         "decided_by": "doc_id" if above["score"] == below["score"] else "score",
-        "terms": dict(ranked),
+        "terms": dict(differences),
     }
 
 
@@ -205,62 +198,64 @@ class _Trace(NamedTuple):
     reason: str | None  # why it is 0 or less than it would be
 
 
-def lost_query_terms(index: Index, query: str) -> dict[str, float]:
+def lost_query_terms(query: EncodedQuery) -> dict[str, float]:
     """Terms of the query whose weights round to zero, with these weights."""
-    kept = index.query_terms(query)
-    return {term: weight for term, weight in _encode(index, query) if term not in kept}
+    lost = {}
+    for term, weight in query.encoder_weights.items():
+        if term not in query.terms:
+            lost[term] = weight
+    return lost
 
 
 def trace_losses(
-    index: Index, folder: Path, query: str, ranked: Sequence[_Hit]
+    index: Index, folder: Path, query: EncodedQuery, ranked: Sequence[RankedDocument]
 ) -> dict[str, dict[str, _Trace]]:
     """doc_id -> term -> what became of it, from the vectors to the index."""
-    opened, encoder = Vectors(folder), index.query_encoder
+    opened = Vectors(folder)
+    encoder = index.query_encoder
     assert encoder is not None
     recorded = index.manifest.get("encoder", opened.manifest["encoder"])
     if recorded != opened.manifest["encoder"]:
         raise IndexMismatch(f"{index.folder} was not built from {folder}: their encoders differ")
     builder.check_vocabulary(opened.vocabulary, encoder, str(folder))
-    left = {hit.doc_id for hit in ranked}
+    wanted = {hit.doc_id for hit in ranked}
     traces: dict[str, dict[str, _Trace]] = {}
     for number in range(opened.num_shards):
         doc_ids, weights = opened.read_shard(number)
         for row, doc_id in enumerate(doc_ids):
-            if doc_id in left:
+            if doc_id in wanted:
                 traces[doc_id] = _trace_row(index, query, weights[row])
-    if missing := left - set(traces):
+    missing = wanted - set(traces)
+    if missing:
         raise IndexMismatch(
             f"{folder} has no document {min(missing)!r}; name the vectors of this index"
         )
     return traces
 
 
-def _trace_row(index: Index, query: str, row: sparse.csr_matrix) -> dict[str, _Trace]:
-    """Quantize and prune one document as the index was built, and see where
-    each query term ends.
-    """
-    encoder, rule = index.query_encoder, index.rule
-    if encoder is None or not query.strip():
-        return {}
-    token_ids, query_weights = encoder.encode(query)
-    rounded = quantize(row, rule, builder.folded_weights(encoder, rule)).impacts
+def _trace_row(index: Index, query: EncodedQuery, row: sparse.csr_matrix) -> dict[str, _Trace]:
+    """Quantize and prune one document as the index was built, and follow each query term."""
+    assert isinstance(query, ImpactQuery)
+    assert index.rule is not None
+    rule = index.rule
+    rounded = quantize(row, rule, builder.folded_weights(index.query_encoder, rule)).impacts
     pruned = prune(rounded, Pruning(**index.manifest.get("pruning", {}))).impacts
-    boosts = dict(
-        zip(
-            *(part.tolist() for part in quantize_query(token_ids, query_weights, rule)), strict=True
-        )
-    )
-    exact, before, after = (_as_dict(matrix) for matrix in (row, rounded, pruned))
-    found = {}
-    for token_id, weight in zip(token_ids.tolist(), query_weights.tolist(), strict=True):
-        if token_id in exact:
-            unit = rule.scale if rule.folded else rule.scale**2
-            value, boost = weight * exact[token_id] * unit, boosts.get(token_id, 0)
-            reason = _reason(rule, boost, before.get(token_id, 0), after.get(token_id, 0), value)
-            found[encoder.vocabulary[token_id]] = _Trace(
-                value, boost * int(after.get(token_id, 0)), reason
-            )
-    return found
+    boosts = dict(zip(query.token_ids.tolist(), query.impacts.tolist(), strict=True))
+    exact = _as_dict(row)
+    before = _as_dict(rounded)
+    after = _as_dict(pruned)
+    unit = rule.scale if rule.folded else rule.scale**2
+    traces = {}
+    encoded = zip(query.encoded_ids.tolist(), query.encoded_weights.tolist(), strict=True)
+    for token_id, weight in encoded:
+        if token_id not in exact:
+            continue
+        value = weight * exact[token_id] * unit
+        boost = boosts.get(token_id, 0)
+        kept = after.get(token_id, 0)
+        reason = _reason(rule, boost, before.get(token_id, 0), kept, value)
+        traces[query.vocabulary[token_id]] = _Trace(value, boost * int(kept), reason)
+    return traces
 
 
 def _as_dict(row: sparse.csr_matrix) -> dict[int, float]:
@@ -268,29 +263,29 @@ def _as_dict(row: sparse.csr_matrix) -> dict[int, float]:
 
 
 def _reason(rule: Rule, boost: int, before: float, after: float, exact: float) -> str | None:
+    """Why a contribution is 0 or less than it would be without rounding; None if it is not."""
     if not boost:
         return QUERY_ROUNDED
     if not before:
         return ROUNDED
     if not after:
         return PRUNED
-    return CLIPPED if before == rule.max_impact and exact > boost * before + boost / 2 else None
+    if before == rule.max_impact and exact > boost * before + boost / 2:
+        return CLIPPED
+    return None
 
 
 def _describe_trace(
-    index: Index, hit: _Hit, parts: Mapping[str, float], trace: Mapping[str, _Trace]
+    index: Index, hit: RankedDocument, parts: Mapping[str, float], trace: Mapping[str, _Trace]
 ) -> dict[str, Any]:
-    kept = {term: float(of.kept) for term, of in trace.items() if of.kept}
+    kept = {term: float(step.kept) for term, step in trace.items() if step.kept}
     if kept != dict(parts):
         raise IndexMismatch(
-            f"{index.folder}: document {hit.doc_id!r} has other impacts than "
-            "these vectors give; name "
-            "the vectors of this index"
+            f"{index.folder}: document {hit.doc_id!r} has other impacts than these vectors give; "
+            "name the vectors of this index"
         )
-    ranked = sorted(trace.items(), key=lambda item: item[1].kept - item[1].exact)
-    lost = {
-        term: {"would_add": of.exact - of.kept, "reason": of.reason}
-        for term, of in ranked
-        if of.reason
-    }
-    return {"score_before_rounding": sum(of.exact for of in trace.values()), "lost": lost}
+    lost = {}
+    for term, step in sorted(trace.items(), key=lambda item: item[1].kept - item[1].exact):
+        if step.reason:
+            lost[term] = {"would_add": step.exact - step.kept, "reason": step.reason}
+    return {"score_before_rounding": sum(step.exact for step in trace.values()), "lost": lost}

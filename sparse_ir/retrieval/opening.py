@@ -58,6 +58,4 @@ def _open_without_query_side(
             "(often 100), by which "
             "the query weights are multiplied"
         )
-    opened = Index(folder, query_encoder=query_encoder, tuned=tuned)
-    opened.rule = rule or opened.rule
-    return opened
+    return Index(folder, query_encoder=query_encoder, query_rule=rule, tuned=tuned)

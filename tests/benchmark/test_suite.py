@@ -27,10 +27,10 @@ from sparse_ir.commands import benchmarking, evaluating, indexing, searching
 from sparse_ir.data import readers, runs
 from sparse_ir.data.datasets import BEIR_13, GROUPS, LICENSED, REGISTRY, Benchmark
 from sparse_ir.data.records import Document, Run
-from sparse_ir.engines.base import Bm25
-from sparse_ir.engines.lucene import parts
+from sparse_ir.engines.lucene import bm25
+from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DataError, LockedError
-from sparse_ir.indexing import builder, vectors
+from sparse_ir.indexing import bm25_builder, builder, vectors
 from sparse_ir.indexing.manifest import read_manifest
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval.searcher import Index
@@ -182,11 +182,11 @@ def test_what_a_clock_measured_stands_apart(whole):
 def test_efficiency_by_another_road(whole, data_dir):
     documents = [
         set(terms)
-        for terms in parts.analyze(d.contents for d in readers.read_documents(data_dir / "alpha"))
+        for terms in bm25.analyze(d.contents for d in readers.read_documents(data_dir / "alpha"))
     ]
     queries = [
         set(terms)
-        for terms in parts.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))
+        for terms in bm25.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))
     ]
     share_d, share_q = (
         Counter(term for terms in texts for term in terms) for texts in (documents, queries)
@@ -209,7 +209,7 @@ def test_multifield_scores_are_those_of_its_two_fields_added(data_dir, tmp_path)
     scores: dict[str, Run] = {}
     for name, corpus in corpora.items():
         parameters = Bm25(title=2.0 if name == "both" else 0.0)
-        builder.build_bm25_index(lambda corpus=corpus: corpus, tmp_path / name, parameters)
+        bm25_builder.build_bm25_index(lambda corpus=corpus: corpus, tmp_path / name, parameters)
         with Index(tmp_path / name) as index:
             scores[name] = index.search_batch(list(readers.read_queries(data_dir / "alpha")))[0]
     assert any(scores["title"].values())
@@ -223,9 +223,11 @@ def test_multifield_scores_are_those_of_its_two_fields_added(data_dir, tmp_path)
 
 def test_as_in_anserini_a_document_without_text_has_no_place_in_a_multifield_index(tmp_path):
     corpus = [Document("d1", "title", ""), Document("d2", "", "text")]
-    manifest = builder.build_bm25_index(lambda: corpus, tmp_path / "index", Bm25(title=1.0))
+    manifest = bm25_builder.build_bm25_index(lambda: corpus, tmp_path / "index", Bm25(title=1.0))
     assert manifest["counts"] == {"documents": 2, "indexed": 1, "empty": 1}
-    assert builder.build_bm25_index(lambda: corpus, tmp_path / "flat")["counts"]["indexed"] == 2
+    assert (
+        bm25_builder.build_bm25_index(lambda: corpus, tmp_path / "flat")["counts"]["indexed"] == 2
+    )
 
 
 def test_both_fields_count_in_the_efficiency_of_multifield(data_dir, tmp_path):
@@ -236,11 +238,11 @@ def test_both_fields_count_in_the_efficiency_of_multifield(data_dir, tmp_path):
     fields = [
         set(terms)
         for part in ("title", "text")
-        for terms in parts.analyze(getattr(d, part) for d in documents)
+        for terms in bm25.analyze(getattr(d, part) for d in documents)
     ]
     queries = [
         set(terms)
-        for terms in parts.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))
+        for terms in bm25.analyze(q.text for q in readers.read_queries(data_dir / "alpha"))
     ]
     found = read_result(tmp_path / "rows", "alpha", "bm25-multifield")["efficiency"]
     assert found["mean_document_terms"] == sum(map(len, fields)) / len(documents)
@@ -358,7 +360,7 @@ def test_sets_over_one_corpus_share_its_index_and_grades_count_as_their_level_sa
         REGISTRY, "deep", Benchmark("deep", "deep", corpus_of="alpha", relevance_level=2)
     )
     monkeypatch.setitem(REGISTRY, "alpha", Benchmark("alpha", "alpha"))
-    built, build = [], builder.build_bm25_index
+    built, build = [], bm25_builder.build_bm25_index
 
     def count(read: Any, output: Path, *rest: Any, **more: Any) -> Any:
         built.append(output)

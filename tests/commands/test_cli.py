@@ -366,11 +366,11 @@ def test_numbers_out_of_range_are_one_line(error, root, collection, tmp_path):
     ]
     assert error(*search, "--hits", 0) == "0 hits are not allowed; ask for at least 1"
     assert error(*search, "--hits", -3) == "-3 hits are not allowed; ask for at least 1"
-    assert error(*search, "--threads", 0) == "0 threads are not allowed; use at least 1"
+    assert error(*search, "--threads", 0) == "threads is 0; it must be at least 1"
     assert error(*search, "--tag", "a b").startswith("tag of the run is 'a b'; it must be one word")
     index = ["index", "--vectors", root / "index.vectors", "--output", tmp_path / "index"]
-    assert error(*index, "--threads", 0) == "0 threads are not allowed; use at least 1"
-    assert error(*index, "--bits", 99) == "99 bits are not allowed; choose 2 to 16"
+    assert error(*index, "--threads", 0) == "threads is 0; it must be at least 1"
+    assert error(*index, "--bits", 99) == "bits is 99; it must be 2 to 16"
     assert error(*index, "--scale", -1) == "scale -1.0 is not allowed; it must be a positive number"
     encode = ["encode", "--model", "lexical", "--input", collection, "--output", tmp_path / "v"]
     assert error(*encode, "--shard-size", 0) == "shard size 0 is not allowed; it must be at least 1"

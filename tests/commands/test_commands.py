@@ -299,9 +299,9 @@ def test_two_query_sides_at_once_are_refused(collection, tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"threads": 0}, "0 threads are not allowed; use at least 1"),
-        ({"bits": 1}, "1 bits are not allowed; choose 2 to 16"),
-        ({"bits": 17}, "17 bits are not allowed"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"bits": 1}, "bits is 1; it must be 2 to 16"),
+        ({"bits": 17}, "bits is 17"),
         ({"scale": 0.0}, "scale 0.0 is not allowed; it must be a positive number"),
         ({"scale": float("nan")}, "scale nan is not allowed"),
         ({"prune_terms": 0}, "pruning to 0 terms of a document is not allowed"),
@@ -352,12 +352,12 @@ def test_pruning_and_the_forward_index_are_options_of_build_and_index(root, coll
 def test_a_search_says_what_it_left_out(root, collection, tmp_path):
     exact = searching.search(root / "neural", str(collection), tmp_path / "exact", mass=None)
     few = searching.search(
-        root / "neural", str(collection), tmp_path / "few", top_terms=1, stop_share=0.9
+        root / "neural", str(collection), tmp_path / "few", top_terms=1, mass=0.9
     )
     rescored = searching.search(
         root / "neural", str(collection), tmp_path / "two", top_terms=1, candidates=60.0
     )
-    assert (exact["options"], few["options"]) == ("exact", "stop_share=0.9 top_terms=1")
+    assert (exact["options"], few["options"]) == ("exact", "mass=0.9 top_terms=1")
     assert rescored["options"] == "top_terms=1 candidates=60"
     assert few["hits"] <= exact["hits"]
     assert (tmp_path / "few").read_bytes() != (tmp_path / "exact").read_bytes()
@@ -442,7 +442,7 @@ def test_queries_without_hits_are_counted(root, collection, tmp_path):
     [
         ({"hits": 0}, ConfigError, "0 hits are not allowed; ask for at least 1"),
         ({"hits": -5}, ConfigError, "-5 hits are not allowed"),
-        ({"threads": 0}, ConfigError, "0 threads are not allowed"),
+        ({"threads": 0}, ConfigError, "threads is 0"),
         ({"tag": "two words"}, ConfigError, "one word without white space"),
         ({"scale": 100.0}, ConfigError, "keeps its own rule"),
         ({"query_model": "lexical"}, ConfigError, "drop model='lexical'"),
@@ -566,7 +566,7 @@ def test_folders_of_another_kind_are_named(root, collection, tmp_path):
         searching.search(collection, str(collection), tmp_path / "run")
     with pytest.raises(DamagedError, match="does not belong to vectors"):
         indexing.index(root / "bm25", tmp_path / "i")
-    with pytest.raises(ConfigError, match="is no index of this package; choose another output"):
+    with pytest.raises(ConfigError, match="is not an index; choose another output"):
         indexing.index(root / "lexical.vectors", collection)
     with pytest.raises(IndexMismatch, match="is a BM25 index and takes no query encoder"):
         searching.search(root / "bm25", str(collection), tmp_path / "run", query_model="lexical")

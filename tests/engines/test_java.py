@@ -26,16 +26,21 @@ SEARCH = """
     from pathlib import Path
     import numpy as np
     from scipy import sparse
-    from sparse_ir.engines.lucene import java, parts, writer
-    from sparse_ir.engines.lucene.reader import Reader
+    from sparse_ir.engines.lucene.impact_reader import ImpactReader
+    from small_indexes import query_of
+    from sparse_ir.engines.base import SPARSE, ImpactBatch
+    from sparse_ir.engines.lucene import checking, java, writer
     def search(batches=4):
         with tempfile.TemporaryDirectory() as root:
             impacts = sparse.csr_matrix(np.array([[3], [5]], dtype=np.int32))
-            batch = [lambda i=i: ([f"a{i}", f"b{i}"], impacts) for i in range(batches)]
-            writer.write_impacts(Path(root) / "l", batch, ["t"], threads=2)
-            parts.check_index(Path(root) / "l")
-            with Reader(Path(root) / "l", "impact") as reader:
-                return reader.search_terms(["t"], [2], 1).scores.tolist()
+            batch = [
+                lambda i=i: ImpactBatch([f"a{i}", f"b{i}"], {SPARSE: impacts})
+                for i in range(batches)
+            ]
+            writer.write_impacts(Path(root) / "l", batch, {SPARSE: ["t"]}, threads=2)
+            checking.check_index(Path(root) / "l")
+            with ImpactReader(Path(root) / "l") as reader:
+                return reader.search(query_of(["t"], [2]), 1).scores.tolist()
 """
 
 

@@ -18,17 +18,19 @@ from scipy import sparse
 from small_indexes import (
     exact_pairs,
     pairs_of,
+    query_of,
     random_matrix,
     run_python,
     shuffled_ids,
     write_matrix,
 )
 
-from sparse_ir.engines.base import Batch, Bm25
-from sparse_ir.engines.lucene import java, parts, writer
-from sparse_ir.engines.lucene import reader as reader_module
-from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.engines.base import SPARSE, EngineStatistics, ImpactBatch
+from sparse_ir.engines.lucene import checking, java, opened, writer
+from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader, write_texts
+from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.engines.lucene.terms import MAX_TERM_BYTES, term_of_token, token_of_term
+from sparse_ir.engines.threads import run_threads
 from sparse_ir.errors import ClosedError, DamagedError, DataError, JavaError
 
 ROWS, TERMS = 3000, 60
@@ -70,13 +72,13 @@ def look_up(doc_ids: Sequence[str]) -> Callable[[Sequence[int]], list[str]]:
 def test_search_equals_brute_force_with_ties_at_every_cut(small, threads, stored):
     matrix, doc_ids, folders = small
     queries = random_matrix(3, 12, TERMS, 0.1, 3)
-    with Reader(folders[threads], "impact", None if stored else look_up(doc_ids)) as reader:
+    with ImpactReader(folders[threads], None if stored else look_up(doc_ids)) as reader:
         for query in queries:
             terms = [VOCABULARY[i] for i in query.indices]
             for k in (1, 2, 10, 100, 999, 1000, 2999, 3000, 10_000):
-                assert pairs_of(reader.search_terms(terms, query.data.tolist(), k)) == exact_pairs(
-                    query, matrix, doc_ids, k
-                )
+                assert pairs_of(
+                    reader.search(query_of(terms, query.data.tolist()), k)
+                ) == exact_pairs(query, matrix, doc_ids, k)
 
 
 @pytest.mark.parametrize(("many_terms", "many_hits"), [(0, 100), (1000, 100_000)])
@@ -85,19 +87,19 @@ def test_passing_documents_over_or_scoring_all_gives_the_same_hits(
     small, monkeypatch, many_terms, many_hits, heaviest
 ):
     matrix, doc_ids, folders = small
-    monkeypatch.setattr(reader_module, "_MANY_TERMS", many_terms)
-    monkeypatch.setattr(reader_module, "_MANY_HITS", many_hits)
+    monkeypatch.setattr(opened, "_MANY_TERMS", many_terms)
+    monkeypatch.setattr(opened, "_MANY_HITS", many_hits)
     searched = []
-    with Reader(folders[2], "impact", look_up(doc_ids)) as reader:
+    with ImpactReader(folders[2], look_up(doc_ids)) as reader:
         monkeypatch.setattr(
             reader,
-            "_make_manager",
-            lambda k, make=reader._make_manager: searched.append(k) or make(k),
+            "_make_collector",
+            lambda k, make=reader._make_collector: searched.append(k) or make(k),
         )
         for query in random_matrix(5, 6, TERMS, 0.5, heaviest):
             terms, boosts = [VOCABULARY[i] for i in query.indices], query.data.tolist()
             for k in (3, 400):
-                assert pairs_of(reader.search_terms(terms, boosts, k)) == exact_pairs(
+                assert pairs_of(reader.search(query_of(terms, boosts), k)) == exact_pairs(
                     query, matrix, doc_ids, k
                 )
     assert bool(searched) == (many_terms == 0)
@@ -109,20 +111,20 @@ def test_terms_named_twice_count_twice_with_and_without_boosts(small, boosts):
     query = np.zeros((1, TERMS), dtype=np.int32)
     for column, boost in zip((3, 7, 3), boosts, strict=True):
         query[0, column] += boost
-    with Reader(folders[1], "impact") as reader:
-        assert pairs_of(reader.search_terms(["t3", "t7", "t3"], boosts, 50)) == exact_pairs(
+    with ImpactReader(folders[1]) as reader:
+        assert pairs_of(reader.search(query_of(["t3", "t7", "t3"], boosts), 50)) == exact_pairs(
             sparse.csr_matrix(query), matrix, doc_ids, 50
         )
         with pytest.raises(ValueError, match="zip"):
-            reader.search_terms(["t3", "t7"], [1], 5)
+            reader.search(query_of(["t3", "t7"], [1]), 5)
 
 
 def test_one_value_everywhere_ties_all_documents(tmp_path):
     doc_ids = shuffled_ids(4, 2500)
     matrix = sparse.csr_matrix(np.full((2500, 1), 7, dtype=np.int32))
-    with Reader(write_matrix(tmp_path / "l", matrix, doc_ids, ["t"]), "impact") as reader:
+    with ImpactReader(write_matrix(tmp_path / "l", matrix, doc_ids, ["t"])) as reader:
         for k in (1, 7, 1500):
-            assert pairs_of(reader.search_terms(["t"], [3], k)) == [
+            assert pairs_of(reader.search(query_of(["t"], [3]), k)) == [
                 (doc_id, 21.0) for doc_id in sorted(doc_ids, reverse=True)[:k]
             ]
 
@@ -143,15 +145,15 @@ def test_any_shape_equals_brute_force(tmp_path, seed):
         threads=1 + seed % 3,
         batch=draw.choice([1, 50]),
     )
-    parts.check_index(folder)
-    with Reader(folder, "impact") as reader:
+    checking.check_index(folder)
+    with ImpactReader(folder) as reader:
         assert reader.stored_ids(range(rows)) == doc_ids, (
             "document numbers follow the input, whatever the threads"
         )
         for query in random_matrix(seed + 100, 5, terms, 0.4, 9):
             k = draw.choice([1, 5, rows])
-            found = reader.search_terms(
-                [vocabulary[i] for i in query.indices], query.data.tolist(), k
+            found = reader.search(
+                query_of([vocabulary[i] for i in query.indices], query.data.tolist()), k
             )
             expected = exact_pairs(query, matrix, doc_ids, k)
             assert found.doc_ids == [doc_id for doc_id, _ in expected]
@@ -163,24 +165,22 @@ def test_statistics_and_score_are_those_of_the_matrix(small):
     matrix, doc_ids, folders = small
     query = random_matrix(8, 1, TERMS, 0.3, 5)
     truth = dict(exact_pairs(query, matrix, doc_ids, ROWS))
-    with Reader(folders[2], "impact") as reader:
-        assert reader.statistics() == {
-            "documents": ROWS,
-            "terms": TERMS,
-            "postings": matrix.nnz,
-            "sum_impacts": int(matrix.sum()),
-        }
+    with ImpactReader(folders[2]) as reader:
+        counted = EngineStatistics(ROWS, TERMS, matrix.nnz, int(matrix.sum()))
+        assert reader.statistics() == counted
         terms = [VOCABULARY[i] for i in query.indices]
         for doc_id in doc_ids[:50]:
-            assert reader.score(doc_id, terms, query.data.tolist()) == truth.get(doc_id, 0.0)
-        assert reader.score("no such document", terms, query.data.tolist()) == 0.0
+            assert reader.score(doc_id, query_of(terms, query.data.tolist())) == truth.get(
+                doc_id, 0.0
+            )
+        assert reader.score("no such document", query_of(terms, query.data.tolist())) == 0.0
 
 
 def test_an_empty_index_answers(tmp_path):
-    writer.write_impacts(tmp_path / "l", [], ["t"], threads=2)
-    with Reader(tmp_path / "l", "impact") as reader:
-        assert reader.statistics() == {"documents": 0, "terms": 0, "postings": 0, "sum_impacts": 0}
-        assert reader.search_terms(["t"], [1], 10).doc_ids == []
+    writer.write_impacts(tmp_path / "l", [], {SPARSE: ["t"]}, threads=2)
+    with ImpactReader(tmp_path / "l") as reader:
+        assert reader.statistics() == EngineStatistics(0, 0, 0, 0)
+        assert reader.search(query_of(["t"], [1]), 10).doc_ids == []
 
 
 def test_more_threads_than_batches_and_none_at_all(tmp_path):
@@ -191,7 +191,7 @@ def test_more_threads_than_batches_and_none_at_all(tmp_path):
             tmp_path / str(threads), matrix, doc_ids, list("abcd"), threads=threads, batch=5
         )
         assert sorted(path.name for path in tmp_path.iterdir() if "part" in path.name) == []
-        with Reader(folder, "impact") as reader:
+        with ImpactReader(folder) as reader:
             assert reader.stored_ids(range(10)) == doc_ids
 
 
@@ -199,10 +199,10 @@ def test_progress_counts_every_document(tmp_path):
     counts: list[int] = []
     matrix = random_matrix(5, 10, 4, 0.9)
     batches = [
-        lambda start=start: (["a", "b", "c", "d", "e"], matrix[start : start + 5])
+        lambda start=start: ImpactBatch(list("abcde"), {SPARSE: matrix[start : start + 5]})
         for start in (0, 5)
     ]
-    writer.write_impacts(tmp_path / "l", batches, list("abcd"), progress=counts.append)
+    writer.write_impacts(tmp_path / "l", batches, {SPARSE: list("abcd")}, progress=counts.append)
     assert counts == [5, 5]
 
 
@@ -214,10 +214,10 @@ def test_every_odd_token_is_searchable_and_distinct(tmp_path):
     size = len(ODD_TOKENS)
     matrix = sparse.csr_matrix(np.diag(np.arange(1, size + 1)).astype(np.int32))
     doc_ids = [f"d{number}" for number in range(size)]
-    with Reader(write_matrix(tmp_path / "l", matrix, doc_ids, ODD_TOKENS), "impact") as reader:
-        assert reader.statistics()["terms"] == size
+    with ImpactReader(write_matrix(tmp_path / "l", matrix, doc_ids, ODD_TOKENS)) as reader:
+        assert reader.statistics().terms == size
         for number, token in enumerate(ODD_TOKENS):
-            hits = reader.search_terms([term_of_token(token)], [1], 10)
+            hits = reader.search(query_of([token], [1]), 10)
             assert pairs_of(hits) == [(f"d{number}", number + 1.0)], repr(token[:20])
 
 
@@ -234,13 +234,8 @@ def test_every_character_below_0x3100_stays_a_term_of_its_own(tmp_path):
     impacts = sparse.csr_matrix(
         (np.full(len(tokens), 2, np.int32), np.arange(len(tokens)), [0, len(tokens)])
     )
-    with Reader(write_matrix(tmp_path / "l", impacts, ["all"], tokens), "impact") as reader:
-        assert reader.statistics() == {
-            "documents": 1,
-            "terms": len(tokens),
-            "postings": len(tokens),
-            "sum_impacts": 2 * len(tokens),
-        }
+    with ImpactReader(write_matrix(tmp_path / "l", impacts, ["all"], tokens)) as reader:
+        assert reader.statistics() == EngineStatistics(1, len(tokens), len(tokens), 2 * len(tokens))
 
 
 def test_no_two_random_tokens_share_a_term():
@@ -266,8 +261,8 @@ def test_white_space_is_escaped_by_its_code():
 def test_the_longest_token_of_lucene_is_searchable(tmp_path):
     token = "x" * MAX_TERM_BYTES
     matrix = sparse.csr_matrix(np.array([[65535]], dtype=np.int32))
-    with Reader(write_matrix(tmp_path / "l", matrix, ["d"], [token]), "impact") as reader:
-        assert pairs_of(reader.search_terms([token], [2], 1)) == [("d", 131070.0)]
+    with ImpactReader(write_matrix(tmp_path / "l", matrix, ["d"], [token])) as reader:
+        assert pairs_of(reader.search(query_of([token], [2]), 1)) == [("d", 131070.0)]
 
 
 @pytest.mark.parametrize("token", ["x" * 32_767, "\u00e9" * 16_384, " " * 8_000])
@@ -288,24 +283,29 @@ def test_more_terms_than_lucene_allows_by_itself(tmp_path, size):
     query = sparse.csr_matrix(
         np.r_[np.arange(1, size + 1) % 5 + 1, np.zeros(3000 - size)].astype(np.int32)
     )
-    with Reader(write_matrix(tmp_path / "l", matrix, doc_ids, vocabulary), "impact") as reader:
-        found = reader.search_terms([vocabulary[i] for i in query.indices], query.data.tolist(), 40)
+    with ImpactReader(write_matrix(tmp_path / "l", matrix, doc_ids, vocabulary)) as reader:
+        found = reader.search(
+            query_of([vocabulary[i] for i in query.indices], query.data.tolist()), 40
+        )
         assert pairs_of(found) == exact_pairs(query, matrix, doc_ids, 40)
 
 
 def test_queries_without_an_answer(small):
-    with Reader(small[2][1], "impact") as reader:
-        for hits in (reader.search_terms([], [], 10), reader.search_terms(["unknown"], [1], 10)):
+    with ImpactReader(small[2][1]) as reader:
+        for hits in (
+            reader.search(query_of([], []), 10),
+            reader.search(query_of(["unknown"], [1]), 10),
+        ):
             assert (hits.doc_ids, len(hits.scores), hits.scores.dtype) == ([], 0, np.float32)
 
 
 @pytest.mark.parametrize("k", [0, -3])
 def test_fewer_than_one_hit_is_refused(small, k):
     with (
-        Reader(small[2][1], "impact") as reader,
-        pytest.raises(DataError, match=f"{k} hits are not allowed"),
+        ImpactReader(small[2][1]) as reader,
+        pytest.raises(DataError, match=f"the number of hits is {k}; it must be at least 1"),
     ):
-        reader.search_terms(["t1"], [1], k)
+        reader.search(query_of(["t1"], [1]), k)
 
 
 # --- BM25 ---
@@ -316,9 +316,9 @@ def test_bm25_scores_by_hand(tmp_path):
     .5))``, as in Lucene.
     """
     texts = [("a", "red red green"), ("b", "red"), ("c", "blue blue blue blue")]
-    writer.write_texts(tmp_path / "l", texts, Bm25())
-    with Reader(tmp_path / "l", "bm25") as reader:
-        hits = reader.search_text("red", 10)
+    write_texts(tmp_path / "l", texts, Bm25())
+    with Bm25Reader(tmp_path / "l") as reader:
+        hits = reader.search("red", 10)
 
     def weigh(tf: int, length: int) -> float:
         return math.log(1 + 1.5 / 2.5) * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * length / (8 / 3)))
@@ -327,9 +327,9 @@ def test_bm25_scores_by_hand(tmp_path):
 
 
 def test_bm25_parameters_count(tmp_path):
-    writer.write_texts(tmp_path / "l", [("a", "red red green"), ("b", "red")], Bm25(0.0, 0.0))
-    with Reader(tmp_path / "l", "bm25", None, Bm25(0.0, 0.0)) as reader:
-        assert pairs_of(reader.search_text("red", 10)) == [
+    write_texts(tmp_path / "l", [("a", "red red green"), ("b", "red")], Bm25(0.0, 0.0))
+    with Bm25Reader(tmp_path / "l", Bm25(0.0, 0.0)) as reader:
+        assert pairs_of(reader.search("red", 10)) == [
             ("b", pytest.approx(math.log(1.2))),
             ("a", pytest.approx(math.log(1.2))),
         ]
@@ -337,9 +337,9 @@ def test_bm25_parameters_count(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "   ", "the of and", "\u2603"])
 def test_bm25_query_without_terms_has_no_hits(tmp_path, text):
-    writer.write_texts(tmp_path / "l", [("a", "red")], Bm25())
-    with Reader(tmp_path / "l", "bm25") as reader:
-        assert reader.search_text(text, 3).doc_ids == []
+    write_texts(tmp_path / "l", [("a", "red")], Bm25())
+    with Bm25Reader(tmp_path / "l") as reader:
+        assert reader.search(text, 3).doc_ids == []
 
 
 # --- what goes wrong ---
@@ -351,7 +351,7 @@ def test_a_folder_without_an_index_is_not_opened(tmp_path):
         match=r"cannot be opened as a Lucene index: "
         r"IndexNotFoundException: no segments",
     ):
-        Reader(tmp_path, "impact")
+        ImpactReader(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
@@ -380,24 +380,23 @@ def test_impacts_that_lucene_would_mangle_are_refused(tmp_path, impact):
     )
     with pytest.raises(
         DataError,
-        match=r"impacts from -?\d+ to \d+ are not allowed; they must "
-        r"lie in 1..65535",
+        match=r"impacts range from -?\d+ to \d+; they must lie in 1 to 65535",
     ):
         write_matrix(tmp_path / "l", matrix, ["d"], ["a", "b"])
 
 
 def test_an_error_of_the_source_stops_all_threads_and_frees_the_folder(tmp_path):
-    def broken() -> Batch:
+    def broken() -> ImpactBatch:
         raise DataError("the source is broken")
 
     good = random_matrix(1, 4, 3, 0.9)
-    batches = [lambda: (["a", "b", "c", "d"], good), broken]
+    batches = [lambda: ImpactBatch(["a", "b", "c", "d"], {SPARSE: good}), broken]
     for threads in (1, 2):
         with pytest.raises(DataError, match="the source is broken"):
-            writer.write_impacts(tmp_path / "l", batches, list("abc"), threads=threads)
+            writer.write_impacts(tmp_path / "l", batches, {SPARSE: list("abc")}, threads=threads)
     # no lock of the failed writer is left
-    writer.write_impacts(tmp_path / "l", batches[:1], list("abc"))
-    with Reader(tmp_path / "l", "impact") as reader:
+    writer.write_impacts(tmp_path / "l", batches[:1], {SPARSE: list("abc")})
+    with ImpactReader(tmp_path / "l") as reader:
         assert reader.num_documents == 4
 
 
@@ -408,13 +407,13 @@ def test_check_index_names_a_damaged_file(small, tmp_path):
         shuffled_ids(1, 300),
         [f"t{i}" for i in range(30)],
     )
-    parts.check_index(folder)
+    checking.check_index(folder)
     victim = next(folder.glob("*.doc"))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(DamagedError, match=r"is damaged: .*checksum"):
-        parts.check_index(folder)
+        checking.check_index(folder)
 
 
 def test_run_threads_raises_what_a_thread_raised():
@@ -424,12 +423,12 @@ def test_run_threads_raises_what_a_thread_raised():
         raise DataError("in a thread")
 
     with pytest.raises(DataError, match="in a thread"):
-        parts.run_threads([fail, lambda: done.append(1)])
+        run_threads([fail, lambda: done.append(1)], java.detach_thread)
     assert done == [1]
 
 
 def test_lucene_version_is_that_of_the_jar():
-    assert int(parts.lucene_version().split(".")[0]) >= 9
+    assert int(checking.lucene_version().split(".")[0]) >= 9
 
 
 # --- many threads ---
@@ -446,7 +445,7 @@ def test_two_readers_under_sixteen_threads_answer_like_one_thread(tmp_path):
             [f"{seed}-{n}" for n in shuffled_ids(seed, 400)],
         )
         folder = write_matrix(tmp_path / str(seed), matrix, doc_ids, VOCABULARY)
-        readers.append(Reader(folder, "impact", look_up(doc_ids) if seed == 1 else None))
+        readers.append(ImpactReader(folder, look_up(doc_ids) if seed == 1 else None))
         queries = random_matrix(seed + 50, 40, TERMS, 0.1, 3)
         work.append(
             [([VOCABULARY[i] for i in query.indices], query.data.tolist()) for query in queries]
@@ -460,11 +459,13 @@ def test_two_readers_under_sixteen_threads_answer_like_one_thread(tmp_path):
         begin.wait()
         for _ in range(250):
             number = draw.randrange(40)
-            hits = readers[which].search_terms(*work[which][number], 10)
+            hits = readers[which].search(query_of(*work[which][number]), 10)
             if pairs_of(hits) != expected[which][number]:
                 wrong.append((which, number))
 
-    parts.run_threads([lambda seed=seed: search(seed % 2, seed) for seed in range(16)])
+    run_threads(
+        [lambda seed=seed: search(seed % 2, seed) for seed in range(16)], java.detach_thread
+    )
     assert wrong == []
     for reader in readers:
         reader.close()
@@ -480,14 +481,14 @@ def test_counting_terms_of_several_segments_in_several_threads(tmp_path):
         folder = write_matrix(
             tmp_path / str(terms), matrix, list("abcd"), vocabulary, threads=2, batch=2
         )
-        readers.append((Reader(folder, "impact"), terms))
+        readers.append((ImpactReader(folder), terms))
     found: list[tuple[int, int]] = []
 
     def count(number: int) -> None:
         reader, terms = readers[number % 2]
-        found.append((reader.statistics()["terms"], terms))
+        found.append((reader.statistics().terms, terms))
 
-    parts.run_threads([functools.partial(count, number) for number in range(6)])
+    run_threads([functools.partial(count, number) for number in range(6)], java.detach_thread)
     assert [pair for pair in found if pair[0] != pair[1]] == []
     assert len(found) == 6
 
@@ -505,15 +506,17 @@ def test_the_first_searches_of_a_process_may_come_from_many_threads(tmp_path):
     program = """
         import json, sys, threading
         from pathlib import Path
-        from sparse_ir.engines.lucene.reader import Reader
-        from sparse_ir.engines.lucene import parts
+        from sparse_ir.engines.lucene.impact_reader import ImpactReader
+        from sparse_ir.engines.lucene import java
+        from sparse_ir.engines.threads import run_threads
+        from small_indexes import query_of
         results, begin = [None] * 8, threading.Barrier(8)
         def work(number):
             begin.wait()
-            with Reader(Path(sys.argv[1]), "impact") as reader:
-                hits = reader.search_terms([f"t{number}"], [1], 5)
+            with ImpactReader(Path(sys.argv[1])) as reader:
+                hits = reader.search(query_of([f"t{number}"], [1]), 5)
             results[number] = list(zip(hits.doc_ids, hits.scores.tolist()))
-        parts.run_threads([lambda number=number: work(number) for number in range(8)])
+        run_threads([lambda number=number: work(number) for number in range(8)], java.detach_thread)
         print(json.dumps(results))
 """
     done = run_python(program, folder)
@@ -522,10 +525,10 @@ def test_the_first_searches_of_a_process_may_come_from_many_threads(tmp_path):
 
 
 def test_a_closed_reader_says_so(small):
-    reader = Reader(small[2][1], "impact")
+    reader = ImpactReader(small[2][1])
     reader.close()
     with pytest.raises(ClosedError, match="the search failed: AlreadyClosedException"):
-        reader.search_terms(["t1"], [1], 3)
+        reader.search(query_of(["t1"], [1]), 3)
 
 
 def test_java_detaches_threads_again():
@@ -536,7 +539,7 @@ def test_java_detaches_threads_again():
         thread = java.java_class("java.lang.Thread").currentThread()
         names.append(thread.getName())
 
-    parts.run_threads([note_name] * 3)
+    run_threads([note_name] * 3, java.detach_thread)
     traces = java.java_class("java.lang.Thread").getAllStackTraces()
     living = traces.keySet()
     threads = living.toArray()

@@ -4,6 +4,7 @@ for subprocesses.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import brute_force
 import numpy as np
 from scipy import sparse
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sparse_ir.data.records import Document
-from sparse_ir.engines import exact
-from sparse_ir.engines.base import Hits
-from sparse_ir.engines.lucene import writer
+from sparse_ir.engines.base import SPARSE, EngineQuery, FieldTerms, Hits, ImpactBatch
+from sparse_ir.engines.catalog import find_engine
 from sparse_ir.indexing import vectors
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.models.interfaces import QueryEncoder
@@ -149,15 +150,22 @@ def write_matrix(
     *,
     threads: int = 1,
     batch: int = 500,
+    engine: str = "lucene",
 ) -> Path:
-    """A bare Lucene index of an impact matrix, written in batches of ``batch`` rows."""
-    starts = range(0, matrix.shape[0], batch)
-    batches = [
-        lambda start=start: (doc_ids[start : start + batch], matrix[start : start + batch])
-        for start in starts
-    ]
-    writer.write_impacts(folder, batches, vocabulary, threads=threads)
+    """A bare index of an impact matrix, written in batches of ``batch`` rows."""
+
+    def read(start: int) -> ImpactBatch:
+        rows = slice(start, start + batch)
+        return ImpactBatch(doc_ids[rows], {SPARSE: matrix[rows]})
+
+    batches = [functools.partial(read, start) for start in range(0, matrix.shape[0], batch)]
+    find_engine(engine).write(folder, batches, {SPARSE: vocabulary}, threads=threads)
     return folder
+
+
+def query_of(tokens: Sequence[str], boosts: Sequence[int]) -> EngineQuery:
+    """A query of one field in the form that engines take."""
+    return {SPARSE: FieldTerms(list(tokens), list(boosts))}
 
 
 def pairs_of(hits: Hits) -> list[tuple[str, float]]:
@@ -170,7 +178,8 @@ def exact_pairs(
 ) -> list[tuple[str, float]]:
     """The truth for one query row."""
     return [
-        (doc_id, float(score)) for doc_id, score in exact.search_exact(query, matrix, doc_ids, k)[0]
+        (doc_id, float(score))
+        for doc_id, score in brute_force.search_exact(query, matrix, doc_ids, k)[0]
     ]
 
 

@@ -31,15 +31,16 @@ from small_indexes import (
 
 from sparse_ir.data import runs
 from sparse_ir.data.records import Document, Query
-from sparse_ir.engines.base import Bm25
 from sparse_ir.engines.lucene import java
-from sparse_ir.engines.lucene.parts import run_threads
+from sparse_ir.engines.lucene.bm25 import Bm25
+from sparse_ir.engines.lucene.java import detach_thread
+from sparse_ir.engines.threads import run_threads
 from sparse_ir.errors import ClosedError, ConfigError, DamagedError, DataError, IndexMismatch
-from sparse_ir.indexing import builder, json_vectors, verification
+from sparse_ir.indexing import bm25_builder, builder, json_vectors, verification
+from sparse_ir.indexing.impact_source import NUM_SAMPLES
 from sparse_ir.indexing.manifest import DocIds, is_lucene_folder, needs_query_encoder, read_manifest
 from sparse_ir.indexing.quantization import Rule, quantize
 from sparse_ir.indexing.vectors import Vectors
-from sparse_ir.indexing.verification import NUM_SAMPLES
 from sparse_ir.retrieval.searcher import Index
 
 TERMS, ROWS = 40, 300
@@ -81,7 +82,7 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bm25(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """BM25 over six texts, one of them empty."""
     root = tmp_path_factory.mktemp("bm25")
-    builder.build_bm25_index(lambda: [Document(*text) for text in TEXTS], root / "index")
+    bm25_builder.build_bm25_index(lambda: [Document(*text) for text in TEXTS], root / "index")
     return root
 
 
@@ -161,7 +162,7 @@ def test_matched_terms_of_bm25_add_up_to_the_score(tmp_path, title):
         )
         for number in range(200)
     ]
-    builder.build_bm25_index(lambda: texts, tmp_path / "index", Bm25(title=title))
+    bm25_builder.build_bm25_index(lambda: texts, tmp_path / "index", Bm25(title=title))
     with Index(tmp_path / "index") as index:
         for query in ("word1 word2 word2 word3", "word7", " ".join(words)):
             for doc_id, score in pairs_of(index.search(query, 40)):
@@ -171,7 +172,7 @@ def test_matched_terms_of_bm25_add_up_to_the_score(tmp_path, title):
         assert index.query_terms("word2 the word2 word3") == {"word2": 2, "word3": 1}
         assert index.matched_terms("word1", "none") == {}
         assert (index.score("word1", "none"), index.score("", "d1")) == (0.0, 0.0)
-        assert (index.reader.has_document("d7"), index.reader.has_document("none")) == (True, False)
+        assert (index.has_document("d7"), index.has_document("none")) == (True, False)
 
 
 def test_batches_do_not_depend_on_the_number_of_threads(plain):
@@ -191,7 +192,7 @@ def test_batches_do_not_depend_on_the_number_of_threads(plain):
                 31,
             )
         assert run["q0"] == []
-        with pytest.raises(ConfigError, match="0 threads are not allowed"):
+        with pytest.raises(ConfigError, match="threads is 0"):
             index.search_batch(queries, 10, threads=0)
 
 
@@ -354,7 +355,7 @@ def test_rules_that_make_no_sense_are_refused(plain):
     with pytest.raises(ConfigError, match=r"only static query weights .* can be folded"):
         builder.choose_rule(made, TermQueries(VOCABULARY), fold=True)
     for scale in (None, 10.0):
-        with pytest.raises(ConfigError, match="17 bits are not allowed; choose 2 to 16"):
+        with pytest.raises(ConfigError, match="bits is 17; it must be 2 to 16"):
             builder.choose_rule(made, None, bits=17, scale=scale)
 
 
@@ -458,11 +459,11 @@ def test_something_else_in_the_place_of_the_output_stays(plain, tmp_path, conten
         (output / "chapter1.txt").write_text("years of work")
     made = Vectors(plain / "vectors")
     with pytest.raises(
-        ConfigError, match="thesis exists and is no index of this package; choose another output"
+        ConfigError, match="thesis exists and is not an index; choose another output"
     ):
         builder.build_impact_index(made, output, Rule(1.0), None)
-    with pytest.raises(ConfigError, match="thesis exists and is no index of this package"):
-        builder.build_bm25_index(lambda: [Document("a", "", "b")], output)
+    with pytest.raises(ConfigError, match="thesis exists and is not an index"):
+        bm25_builder.build_bm25_index(lambda: [Document("a", "", "b")], output)
     assert (output if content == "file" else output / "chapter1.txt").read_text() == "years of work"
     assert list(tmp_path.iterdir()) == [output]
 
@@ -484,7 +485,7 @@ def test_a_text_that_reads_badly_leaves_no_index(tmp_path):
         raise ValueError("the corpus ends here")
 
     with pytest.raises(ValueError, match="the corpus ends here"):
-        builder.build_bm25_index(read, tmp_path / "i")
+        bm25_builder.build_bm25_index(read, tmp_path / "i")
     assert [path.name for path in tmp_path.iterdir()] == [".i.lock"]
 
 
@@ -644,7 +645,7 @@ def test_many_threads_on_three_indexes_answer_like_one(plain, folded, bm25):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        run_threads([lambda seed=seed: work(seed) for seed in range(16)])
+        run_threads([lambda seed=seed: work(seed) for seed in range(16)], detach_thread)
     finally:
         sys.setswitchinterval(interval)
     assert wrong == []
@@ -673,7 +674,7 @@ def test_building_and_searching_at_once_do_not_mix(plain, tmp_path):
         tasks = [lambda name=name: build(name) for name in "ab"] + [
             lambda seed=seed: search(seed) for seed in range(3)
         ]
-        run_threads(tasks)
+        run_threads(tasks, detach_thread)
     assert wrong == []
     for name in "ab":
         assert verification.verify_index(tmp_path / name)["sum_impacts"] == int(MATRIX.sum())
@@ -684,11 +685,11 @@ def test_what_is_no_question_is_refused_in_one_sentence(folded, tmp_path, kind):
     folder = folded / "index"
     if kind == "bm25":
         folder = tmp_path / "bm25"
-        builder.build_bm25_index(lambda: [Document("d1", "", "t1")], folder)
+        bm25_builder.build_bm25_index(lambda: [Document("d1", "", "t1")], folder)
     with Index(folder) as opened:
         for k in (0, -1, None, "10", 10.0, float("nan")):
             for text in ("", "t1"):
-                with pytest.raises(DataError, match="hits are not allowed; ask for a whole number"):
+                with pytest.raises(DataError, match="it must be a whole number, at least 1"):
                     opened.search(text, k)
         assert len(opened.search("t1", np.int64(1)).doc_ids) == 1
         with pytest.raises(DataError, match=r"lone surrogate .* at character 3"):
@@ -705,7 +706,7 @@ def test_a_closed_index_leaves_nothing_behind(folded):
     """
     opened = Index(folded / "index")
     assert len(opened.search("t1 t2", 5).doc_ids)
-    kept = [weakref.ref(opened), weakref.ref(opened.reader)]
+    kept = [weakref.ref(opened), weakref.ref(opened._ranker)]
     gc.disable()
     try:
         opened.close()

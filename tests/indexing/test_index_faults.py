@@ -418,7 +418,7 @@ def test_files_that_nobody_knows_are_found(root):
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("doc_ids.txt", r"line 1 is x0, Lucene has d0"),
+    ("doc_ids.txt", r"line 1 is x0, the engine has d0"),
     ("samples.jsonl", r"document d0 scores \d+\.0, its exact vector gives \d+"),
 ])  # fmt: skip
 def test_contents_are_checked_not_only_checksums(root, name, message):
@@ -447,7 +447,7 @@ def test_counts_are_checked_against_lucene(root, count, message):
     reseal(root / "index", change)
     with pytest.raises(
         DamagedError,
-        match=rf"Lucene counts \d+ {message}, the manifest promises "
+        match=rf"the engine counts \d+ {message}, the manifest promises "
         rf"\d+",
     ):
         verification.verify_index(root / "index")
@@ -460,7 +460,7 @@ def reseal(index: Path, change: Any) -> None:
     }
     change(facts)
     (index / "manifest.json").unlink()
-    write_manifest(index, manifest["kind"], facts)
+    write_manifest(index, manifest["kind"], facts, {"lucene": manifest["versions"]["lucene"]})
 
 
 # --- replaced while read ---

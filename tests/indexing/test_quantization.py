@@ -196,7 +196,7 @@ def test_bad_largest_impacts_are_refused(largest):
 
 @pytest.mark.parametrize("bits", [1, 17])
 def test_bad_bits_are_refused(bits):
-    with pytest.raises(ConfigError, match=rf"{bits} bits are not allowed; choose 2 to 16"):
+    with pytest.raises(ConfigError, match=rf"bits is {bits}; it must be 2 to 16"):
         rule_from_range(1.0, bits)
 
 

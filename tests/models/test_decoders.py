@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from sparse_ir.data.records import Document
 from sparse_ir.engines.lucene import java
-from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.engines.lucene.terms import FIELD, token_of_term
 from sparse_ir.errors import ConfigError, IndexMismatch, ModelError
 from sparse_ir.indexing import builder, manifest, vectors
@@ -1017,7 +1017,7 @@ def test_folded_models_go_round(folders, tmp_path):
 
 def read_terms(folder):
     """Every term of the index with its total impact, walked in Lucene itself."""
-    with Reader(folder, "impact") as reader:
+    with ImpactReader(folder) as reader:
         terms = java.java_class("org.apache.lucene.index.MultiTerms").getTerms(
             reader._reader, FIELD
         )

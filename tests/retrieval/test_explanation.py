@@ -25,10 +25,11 @@ from sparse_ir.commands import indexing
 from sparse_ir.commands.searching import explain
 from sparse_ir.data import readers
 from sparse_ir.data.records import Document
-from sparse_ir.engines.base import Bm25
-from sparse_ir.engines.lucene import parts, writer
+from sparse_ir.engines.base import SPARSE, ImpactBatch
+from sparse_ir.engines.lucene import bm25, writer
+from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch
-from sparse_ir.indexing import builder
+from sparse_ir.indexing import bm25_builder, builder
 from sparse_ir.indexing.manifest import DocIds
 from sparse_ir.indexing.pruning import Pruning
 from sparse_ir.indexing.quantization import Rule, quantize
@@ -103,7 +104,7 @@ def test_parts_of_bm25_add_up_too(tmp_path, title):
         )
         for number in range(80)
     ]
-    builder.build_bm25_index(lambda: texts, tmp_path / "index", Bm25(title=title))
+    bm25_builder.build_bm25_index(lambda: texts, tmp_path / "index", Bm25(title=title))
     report = explain(tmp_path / "index", "word1 word2 words word2 nothing", hits=60)
     assert report["kind"] == "bm25"
     assert {term: facts["weight"] for term, facts in report["query_terms"].items()} == {
@@ -132,11 +133,11 @@ def test_terms_of_bm25_are_cut_as_lucene_cuts_them(tmp_path):
     expansion.
     """
     text = "A 4,997 mm node.js beam, don't (lock/mutex)"
-    builder.build_bm25_index(lambda: [Document("d", "", text)], tmp_path / "index")
+    bm25_builder.build_bm25_index(lambda: [Document("d", "", text)], tmp_path / "index")
     report = explain(tmp_path / "index", text)
     assert {
         term: facts["in_query"] for term, facts in report["query_terms"].items()
-    } == dict.fromkeys(next(parts.analyze([text])), True)
+    } == dict.fromkeys(next(bm25.analyze([text])), True)
     assert "4,997" in report["query_terms"]
     places = {term: text[start:end] for term, start, end in explanation._find_analysed(text)}
     assert (places["4,997"], places["beam"], places["lock"], places["mutex"]) == (
@@ -179,7 +180,7 @@ def test_a_tie_is_decided_by_the_id(tmp_path):
         Document(doc_id, "", text)
         for doc_id, text in (("a", "one two"), ("b", "one two"), ("c", "no"))
     ]
-    builder.build_bm25_index(lambda: documents, tmp_path / "index")
+    bm25_builder.build_bm25_index(lambda: documents, tmp_path / "index")
     (of,) = explain(tmp_path / "index", "one", doc=("a", "b"))["comparisons"]
     assert (of["above"], of["below"], of["difference"], of["decided_by"]) == (
         "b",
@@ -227,8 +228,8 @@ def test_an_index_without_a_query_side_asks_for_its_model(tiny_folder, tmp_path)
     doc_ids, weights = opened.read_shard(0)
     impacts = quantize(weights, Rule(20.0)).impacts
     kept = [row for row in range(len(doc_ids)) if impacts[row].nnz]
-    batch = [doc_ids[row] for row in kept], impacts[kept]
-    writer.write_impacts(tmp_path / "bare", [lambda: batch], opened.vocabulary)
+    batch = ImpactBatch([doc_ids[row] for row in kept], {SPARSE: impacts[kept]})
+    writer.write_impacts(tmp_path / "bare", [lambda: batch], {SPARSE: opened.vocabulary})
     with pytest.raises(
         ConfigError, match="bare is a bare Lucene index: name the query model and the scale"
     ):
@@ -255,7 +256,7 @@ def test_terms_in_a_text_have_their_places(tiny_tokenizer, tmp_path):
     ]
     assert "".join(text[start:end] for _, start, end in found) == text.replace(" ", "")
     documents = [Document("d", "Foxes", "jumped over_the lazy dogs")]
-    builder.build_bm25_index(lambda: documents, tmp_path / "index")
+    bm25_builder.build_bm25_index(lambda: documents, tmp_path / "index")
     with Index(tmp_path / "index") as index:
         assert explanation.find_terms(index, "Foxes jumped the-dogs") == [
             ("fox", 0, 5),
@@ -354,7 +355,7 @@ def test_what_cannot_be_explained(root, tmp_path):
         r"the corpus of",
     ):
         explain(root / "plain", QUERY, hits=1, input=str(tmp_path / "corpus.jsonl"))
-    builder.build_bm25_index(lambda: [Document("d", "", "text")], tmp_path / "bm25")
+    bm25_builder.build_bm25_index(lambda: [Document("d", "", "text")], tmp_path / "bm25")
     with pytest.raises(ConfigError, match="bm25 is a BM25 index and was not built from vectors"):
         explain(tmp_path / "bm25", "text", vectors=root / "vectors")
     assert error_of("explain", "--index", tmp_path / "none", "--query", "x").endswith(

@@ -13,9 +13,9 @@ from small_indexes import TermQueries, make_vectors, random_matrix, vocabulary_o
 
 from sparse_ir.commands import searching
 from sparse_ir.data.records import Document, Query
-from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.errors import BudgetMissed, ConfigError, DataError
-from sparse_ir.indexing import builder, manifest, verification
+from sparse_ir.indexing import bm25_builder, builder, manifest, verification
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval import timing, tuning
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     builder.build_impact_index(vectors, root / "index", Rule(1.0), queries)
     documents = [Document(f"d{row}", "", f"t{row % 7}") for row in range(ROWS)]
-    builder.build_bm25_index(lambda: documents, root / "bm25")
+    bm25_builder.build_bm25_index(lambda: documents, root / "bm25")
     texts = {
         f"q{first}": " ".join(f"t{first + step}:{12 - step}" for step in range(10))
         for first in range(1, 9)
@@ -73,9 +73,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     terms, added = [0], []
 
     def counting(original):
-        def count(self, found, *arguments):
-            terms[0] += len(found)
-            return original(self, found, *arguments)
+        def count(self, query, *arguments):
+            terms[0] += sum(len(part.tokens) for part in query.values())
+            return original(self, query, *arguments)
 
         return count
 
@@ -89,8 +89,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
                 seconds[name][:, place] = 0.001 * terms[0] + more.get(name, 0)
         return seconds
 
-    for name in ("search_terms", "find_candidates"):
-        monkeypatch.setattr(Reader, name, counting(getattr(Reader, name)))
+    for name in ("search", "find_candidates"):
+        monkeypatch.setattr(ImpactReader, name, counting(getattr(ImpactReader, name)))
     monkeypatch.setattr(timing, "time_queries", time_queries)
     return added
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(folder):
 
 
 def test_a_bm25_index_cannot_be_tuned(tmp_path):
-    builder.build_bm25_index(lambda: [Document("d1", "", "red wine")], tmp_path / "i")
+    bm25_builder.build_bm25_index(lambda: [Document("d1", "", "red wine")], tmp_path / "i")
     write_lines(tmp_path / "queries.jsonl", [{"_id": "q1", "text": "red"}])
     with pytest.raises(
         ConfigError, match="has no options to tune; only impact indexes of this package do"

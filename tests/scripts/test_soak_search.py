@@ -13,7 +13,7 @@ import pytest
 from small_indexes import make_vectors, random_matrix, static_queries
 
 from sparse_ir.engines.base import Hits
-from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.indexing import builder
 from sparse_ir.retrieval.searcher import Index
 
@@ -49,14 +49,14 @@ def test_sixteen_callers_while_versions_are_exchanged(soak_search, place):
 
 def test_an_answer_that_differs_is_counted(soak_search, place, monkeypatch):
     """Every 50th search loses its best hit."""
-    search, calls = Reader.search_terms, [0]
+    search, calls = ImpactReader.search, [0]
 
-    def lossy(reader: Reader, *arguments: Any) -> Hits:
+    def lossy(reader: ImpactReader, *arguments: Any) -> Hits:
         calls[0] += 1
         hits = search(reader, *arguments)
         return hits if calls[0] % 50 else Hits(hits.doc_ids[1:], hits.scores[1:])
 
-    monkeypatch.setattr(Reader, "search_terms", lossy)
+    monkeypatch.setattr(ImpactReader, "search", lossy)
     assert soak_search.soak(place, TEXTS, callers=2, seconds=1.5, k=20, replace=False)["wrong"] > 0
 
 

@@ -15,9 +15,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from sparse_ir.engines.base import Bm25
-from sparse_ir.engines.lucene import java, parts, writer
-from sparse_ir.engines.lucene.reader import Reader
+from sparse_ir.engines.lucene import bm25, java
+from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.models.lexical import LexicalEncoder
@@ -691,27 +690,27 @@ def varied_documents() -> list[str]:
 
 
 def test_the_analysis_is_that_of_the_index():
-    assert list(parts.analyze(["The bees' running flowers, and BEES run!", "", "the"])) == [
+    assert list(bm25.analyze(["The bees' running flowers, and BEES run!", "", "the"])) == [
         ["bee", "run", "flower", "bee", "run"],
         [],
         [],
     ]
     with pytest.raises(DataError, match=r"text 1 holds a lone surrogate .* at character 2"):
-        list(parts.analyze(["fine", "ab\ud800"]))
+        list(bm25.analyze(["fine", "ab\ud800"]))
 
 
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.2, 0.75), (0.0, 0.0), (2.0, 1.0)])
 def test_bm25_is_lucenes_own_score(tmp_path, k1, b):
     documents = varied_documents()
-    writer.write_texts(
+    bm25.write_texts(
         tmp_path / "i", ((f"d{n:04}", text) for n, text in enumerate(documents)), Bm25(k1, b)
     )
     asked = [*tiny_models.SENTENCES, "bees bees bees river", "the", "nowhere found"]
     found = Bm25Teacher(documents, k1, b).scores(asked, documents)
     assert found.dtype == np.float32
-    with Reader(tmp_path / "i", "bm25", parameters=Bm25(k1, b)) as reader:
+    with bm25.Bm25Reader(tmp_path / "i", Bm25(k1, b)) as reader:
         for query, row in zip(asked, found, strict=True):
-            hits = reader.search_text(query, len(documents))
+            hits = reader.search(query, len(documents))
             expected = np.zeros(len(documents))
             expected[[int(doc_id[1:]) for doc_id in hits.doc_ids]] = hits.scores
             np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
@@ -736,8 +735,8 @@ def test_a_text_outside_the_collection_is_scored_by_its_statistics():
     )
     assert teacher.forward_passes == 0
     unseen = teacher.scores(["zebra"], ["a zebra"])[0, 0]
-    filled = sum(bool(terms) for terms in parts.analyze(documents))
-    average = sum(map(len, parts.analyze(documents))) / filled
+    filled = sum(bool(terms) for terms in bm25.analyze(documents))
+    average = sum(map(len, bm25.analyze(documents))) / filled
     norm = 0.9 * (0.6 + 0.4 / average)
     assert unseen == pytest.approx(math.log(1 + (filled + 0.5) / 0.5) / (1 + norm), rel=1e-6)
     assert teacher.scores(["zebra"], ["", documents[0]]).tolist() == [[0, 0]]

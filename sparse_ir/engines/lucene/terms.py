@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import functools
 
+from sparse_ir.engines.base import SPARSE
 from sparse_ir.errors import DataError
 
-FIELD = "contents"  # the names that Anserini's readers expect
+CONTENTS_FIELD = "contents"  # the names that Anserini's readers expect
 TITLE_FIELD = "title"
 ID_FIELD = "id"
 DELIMITER = "\x01"  # must not be white space to Java: 0x1c to 0x1f are
 MAX_TERM_BYTES = 32766  # Lucene's own limit
 _ESCAPE = "\u241b"  # SYMBOL FOR ESCAPE: rare, visible, and no white space
+
+
+def lucene_field(field: str) -> str:
+    """The Lucene field that holds a field of an index; Pyserini finds the sparse one."""
+    return CONTENTS_FIELD if field == SPARSE else field
 
 
 @functools.lru_cache(maxsize=2**16)

@@ -1,8 +1,8 @@
 """BM25 as a teacher: Lucene's score of any text for any query, by the statistics of one collection.
 
-Terms come from Lucene's own analysis (``lucene.analyze``); the rest is a product of two sparse
-matrices, because a search engine finds the best documents of a collection, and training asks for
-given pairs.
+Terms come from Lucene's own analysis (``engines.lucene.bm25.analyze``); the rest is a product of
+two sparse matrices, because a search engine finds the best documents of a collection, and training
+asks for given pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from sparse_ir.engines.lucene import parts
+from sparse_ir.engines.lucene.bm25 import analyze
+from sparse_ir.engines.lucene.checking import lucene_version
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 from sparse_ir.storage import files
 from sparse_ir.training.teachers.cache import Prepared, Progress, key_of
@@ -69,7 +70,7 @@ class Bm25Teacher:
             "documents": len(documents),
             "collection_sha256": files.sha256_of_json([key.hex() for key in keys]),
             "analyzer": "io.anserini.analysis.DefaultEnglishAnalyzer",
-            "lucene": parts.lucene_version(),
+            "lucene": lucene_version(),
         }
         collection = _analysed(documents, self.fingerprint, cache, progress)
         if not collection.lengths.any():
@@ -121,7 +122,7 @@ class Bm25Teacher:
     def _analyse(
         self, texts: Mapping[bytes, str], progress: Progress | None
     ) -> Iterator[tuple[bytes, tuple[np.ndarray, np.ndarray, int]]]:
-        for key, terms in zip(texts, parts.analyze(texts.values()), strict=True):
+        for key, terms in zip(texts, analyze(texts.values()), strict=True):
             yield key, _count_terms(terms, self._terms)
             if progress is not None:
                 progress(1)
@@ -166,7 +167,7 @@ def _analysed(
             return _read_collection(path, len(documents), progress)
     numbers: dict[str, int] = {}
     rows = []
-    for terms in parts.analyze(documents):
+    for terms in analyze(documents):
         rows.append(_count_terms(terms, numbers))
         if progress is not None:
             progress(1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from brute_force import search_exact
 from scipy import sparse
 from small_indexes import random_matrix, shuffled_ids
 
-from sparse_ir.engines.exact import search_exact
 from sparse_ir.errors import DataError
 
 
