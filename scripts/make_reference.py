@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 import sparse_ir
 from sparse_ir import cli
 from sparse_ir.training.config import TrainConfig
+from sparse_ir.training.fields import LARGEST
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by scripts/make_reference.py; edit the docstrings in the code instead. -->"
@@ -136,7 +137,8 @@ def describe_training() -> Iterator[str]:
     for section, names in titles.items():
         definition = schema["$defs"][section]
         yield from ("", f"## {' and '.join(names)}", "")
-        yield from (as_markdown(definition["description"]).partition(": ")[2], "")
+        description = as_markdown(definition["description"]).partition(": ")[2]
+        yield from (description[0].upper() + description[1:], "")
         yield from ("| key | value | default | meaning |", "| --- | --- | --- | --- |")
         for key, value in definition["properties"].items():
             default = "required"
@@ -163,7 +165,11 @@ def describe_schema(schema: Mapping[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
-    limits = [f"{word} {schema[key]:g}" for key, word in _LIMITS.items() if key in schema]
+    limits = [
+        f"{word} {schema[key]:,g}"
+        for key, word in _LIMITS.items()
+        if key in schema and schema[key] < LARGEST
+    ]
     return ", ".join([_JSON_TYPES.get(schema.get("type", ""), "number or text"), *limits])
 
 

@@ -15,6 +15,7 @@ import pages
 import pytest
 import tiny_decoders
 import tiny_models
+import torch
 from pages import DOCS, ROOT, Reader
 
 PAGES = pages.find_pages()
@@ -25,6 +26,7 @@ LARGEST_README = 8 * 1024
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """A folder with what the pages call the reader's own: two models and training pairs."""
+    torch.set_num_threads(1)  # for models this small, threads cost more than they give
     folder = tmp_path_factory.mktemp("reader")
     tiny_models.build("bert", folder / "my_model")
     tiny_decoders.build("llama", folder / "my_decoder")

@@ -50,8 +50,9 @@ class Block:
 
 
 def find_pages() -> list[str]:
-    """Names of all pages, relative to the checkout or to docs/; README.md comes first."""
-    return ["README.md", *sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))]
+    """README.md and the pages of the site, by their names in docs/ and in the order of the menu."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    return ["README.md", *re.findall(r"([\w/-]+\.md)$", menu, re.MULTILINE)]
 
 
 def read_page(name: str) -> str:
@@ -116,16 +117,22 @@ class Reader:
                 printed = self._run(block, in_this_process=name != "README.md")
 
     def _run(self, block: Block, *, in_this_process: bool) -> str:
-        """What a block prints. Commands of this package run in this process, which saves their
-        start, but for those of the README.
-        """
+        """What a block prints. ``in_this_process`` saves the start of Python and Java where it can."""
+        if block.language == "python":
+            if in_this_process:
+                return self._run_python(block)
+            return self._run_process(block, [sys.executable, "-c", block.text])
         lines = block.text.replace("\\\n", "").splitlines()
         commands = [shlex.split(line) for line in lines]
-        if block.language == "python":
-            return self._run_process(block, [sys.executable, "-c", block.text])
         if in_this_process and all(command[0] == "sparse-ir" for command in commands):
             return "".join(self._run_command(block, command) for command in commands)
         return self._run_process(block, ["bash", "-euo", "pipefail", "-c", block.text])
+
+    def _run_python(self, block: Block) -> str:
+        printed = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+            exec(compile(block.text, block.place, "exec"), {})
+        return printed.getvalue()
 
     def _run_process(self, block: Block, command: list[str]) -> str:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
