@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import types
 import typing
@@ -29,6 +30,12 @@ from sparse_ir.training.fields import LARGEST
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by scripts/make_reference.py; edit the docstrings in the code instead. -->"
+ABOUT_COMMANDS = """Every command takes `--help` and `--json` (print the report as JSON). In Python,
+each command is a function of `sparse_ir` with the same name; an option such as `--prune-mass` is
+the parameter `prune_mass`."""
+ABOUT_TRAINING = """A training configuration is a TOML file with these sections. `sparse-ir train`
+refuses unknown keys, values out of range and settings that nothing would read, and writes the
+complete configuration to `config.toml` in its output folder."""
 _VALUES = {bool: "", int: "INTEGER", float: "NUMBER", str: "TEXT"}
 _JSON_TYPES = {
     "string": "text",
@@ -64,15 +71,7 @@ def main() -> None:
 
 def describe_commands() -> Iterator[str]:
     """The lines of the page about commands."""
-    yield from (
-        "# Commands",
-        "",
-        NOTE,
-        "",
-        "Every command takes `--help` and `--json` (print the report as JSON). In Python, "
-        "each command is a function of `sparse_ir` with the same name; an option such as "
-        "`--prune-mass` is the parameter `prune_mass`.",
-    )
+    yield from ("# Commands", "", NOTE, "", ABOUT_COMMANDS)
     for title, names in cli.COMMANDS.items():
         yield from ("", f"## {title}")
         for name in names:
@@ -111,20 +110,14 @@ def describe_value(hint: Any) -> str:
         return describe_value(parts[0])
     if len(parts) == 1:
         return describe_value(parts[0])
+    if parts:
+        return "PATH" if os.PathLike[str] in parts else "NAME or PATH"
     return _VALUES.get(hint, "PATH")
 
 
 def describe_training() -> Iterator[str]:
     """The lines of the page about training keys."""
-    yield from (
-        "# Training keys",
-        "",
-        NOTE,
-        "",
-        "A training configuration is a TOML file with these sections. `sparse-ir train` refuses "
-        "unknown keys, values out of range and settings that nothing would read, and writes the "
-        "complete configuration to `config.toml` in its output folder.",
-    )
+    yield from ("# Training keys", "", NOTE, "", ABOUT_TRAINING)
     schema = TypeAdapter(TrainConfig).json_schema()
     titles: dict[str, list[str]] = {}
     for key, value in schema["properties"].items():
