@@ -21,6 +21,7 @@ from pages import DOCS, ROOT, Reader
 PAGES = pages.find_pages()
 README = pages.read_page("README.md")
 LARGEST_README = 8 * 1024
+SLOW_PAGES = ("guides/bm25-and-json-vectors.md",)  # a script that starts Java eight times
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,14 @@ def write_pairs(folder: Path) -> None:
     (folder / "qrels" / "train.tsv").write_text("".join(qrels))
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if pages.find_blocks(name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_PAGES else [])
+        for name in PAGES
+        if pages.find_blocks(name)
+    ],
+)
 def test_every_block_of_a_page_runs(reader: Reader, name: str) -> None:
     reader.try_page(name)
 
