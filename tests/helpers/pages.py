@@ -30,7 +30,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-LANGUAGES = ("bash", "python", "toml", "json", "text")
+LANGUAGES = ("bash", "python", "toml", "json", "text", "")
 DIRECTIVES = ("ci", "not run", "file", "output", "excerpt")
 OTHER_COMMENTS = ("after", "table", "end")  # not about the next block
 _COMMENT = re.compile(r"<!-- ([a-z ]+?)(?:: (.+?))? -->")
