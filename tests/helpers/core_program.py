@@ -9,15 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from scipy import sparse
-
-from sparse_ir.data import readers
-from sparse_ir.data.records import Run
-from sparse_ir.engines.exact import search_exact
-from sparse_ir.evaluation import measures
-from sparse_ir.indexing.quantization import Rule, quantize, quantize_query
-from sparse_ir.models import query_side
-from sparse_ir.models.lexical import LexicalEncoder
+import sparse_ir
 
 TEXTS = {
     "threads": "Call join to wait until a thread has finished.",
@@ -40,31 +32,21 @@ def write_corpus(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judgements))
 
 
-def search(folder: Path) -> Run:
-    """Read, encode without a network, quantize, and search exactly."""
-    documents = list(readers.read_documents(str(folder)))
-    texts = [document.contents for document in documents]
-    encoder = LexicalEncoder.fit(lambda: iter(texts))
-    rule = Rule(100.0)
-    impacts = quantize(encoder.encode(texts), rule).impacts
-    doc_ids = [document.doc_id for document in documents]
-    encoder.query_encoder().save(folder / "queries")
-    inference_free = query_side.load_query_encoder(folder / "queries")
-    run: Run = {}
-    for query in readers.read_queries(str(folder)):
-        ids, values = quantize_query(*inference_free.encode(query.text), rule)
-        row = sparse.csr_matrix((values, ids, [0, len(ids)]), shape=(1, impacts.shape[1]))
-        (hits,) = search_exact(row, impacts, doc_ids, k=3)
-        run[query.query_id] = [(doc_id, float(score)) for doc_id, score in hits]
-    return run
-
-
 def main(folder: Path) -> None:
     """Print the measures, and which optional packages were loaded on the way."""
     write_corpus(folder)
-    means = measures.evaluate_run(search(folder), readers.read_qrels(str(folder))).mean
+    corpus, index, run = str(folder), folder / "index", folder / "run.trec"
+    # encoded without a network, quantized, and searched exactly
+    sparse_ir.build(model="lexical", input=corpus, output=index, engine="exact")
+    sparse_ir.verify(index)
+    sparse_ir.search(index, corpus, run)
+    report = sparse_ir.evaluate(run, corpus)
     loaded = sorted(set(OPTIONAL) & set(sys.modules))
-    print(json.dumps({"measures": means, "loaded": loaded}))
+    print(
+        json.dumps(
+            {"measures": {name: report[name] for name in ("nDCG@10", "R@100")}, "loaded": loaded}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,11 @@ from sparse_ir.errors import MissingExtra, SparseIRError
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 PACKAGE = Path(sparse_ir.__file__).parent
-DISTRIBUTION_OF = {"jnius": "pyjnius", "jnius_config": "pyjnius"}
+DISTRIBUTION_OF = {
+    "jnius": "pyjnius",
+    "jnius_config": "pyjnius",
+    "pydantic_core": "pydantic",
+}
 CORE, EXTRAS = core_only.read_requirements()
 
 

@@ -220,12 +220,11 @@ def test_a_writer_that_holds_the_file_for_too_long_is_named(tmp_path):
 
 
 def test_a_killed_writer_loses_at_most_its_batch_in_work(tmp_path):
-    writer = start_writer(tmp_path, 0, 100_000)
-    assert writer.stdout is not None
-    done = [int(writer.stdout.readline()) for _ in range(30)]
-    writer.send_signal(signal.SIGKILL)
-    done += [int(line) for line in writer.stdout.read().split()]
-    writer.wait()
+    with start_writer(tmp_path, 0, 100_000) as writer:
+        assert writer.stdout is not None
+        done = [int(writer.stdout.readline()) for _ in range(30)]
+        writer.send_signal(signal.SIGKILL)
+        done += [int(line) for line in writer.stdout.read().split()]
     cache = Cache(tmp_path, "teacher", "dense", {})
     check_batches(cache, done)
     assert len(cache) in (20 * len(done), 20 * len(done) + 20)

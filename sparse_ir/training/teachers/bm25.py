@@ -194,7 +194,8 @@ def _write_collection(path: Path, collection: _Collection) -> None:
 
 def _read_collection(path: Path, documents: int, progress: Progress | None) -> _Collection:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy leaves a file open that it cannot read, unless the file is ours
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             values = {name: stored[name] for name in _Collection._fields}
         text = values.pop("terms").tobytes().decode()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
