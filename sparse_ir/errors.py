@@ -56,9 +56,7 @@ class ClosedError(SparseIRError, ValueError):
 
 
 class BudgetMissed(SparseIRError, RuntimeError):
-    """No search options hold the latency that was asked for; ``report`` has
-    all that was measured.
-    """
+    """No search options hold the latency budget; ``report`` has all measurements."""
 
     def __init__(self, message: str, report: dict[str, object] | None = None) -> None:
         super().__init__(message)
@@ -78,4 +76,5 @@ class MissingExtra(SparseIRError, ImportError):
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

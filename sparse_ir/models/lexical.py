@@ -39,7 +39,7 @@ class LexicalEncoder:
         average_length: float,
         k1: float = 0.9,
         b: float = 0.4,
-    ):
+    ) -> None:
         self._tokenizer, self._average_length, self._k1, self._b = (
             tokenizer,
             max(average_length, 1.0),
