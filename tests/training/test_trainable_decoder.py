@@ -317,6 +317,7 @@ def launch_two(path, output):
     )
 
 
+@pytest.mark.slow
 def test_a_process_without_a_token_to_predict_keeps_no_other_waiting(folders, tmp_path):
     """Texts of one token are no examples, so that there may be fewer of them than processes, or
     none.
@@ -697,6 +698,7 @@ def read_pairs(path):
     return [line["positive"] for line in lines], [line["query"] for line in lines]
 
 
+@pytest.mark.slow
 def test_adaptation_brings_a_dying_relu_back_and_ranking_alone_does_not(
     folders, pairs_file, tmp_path
 ):

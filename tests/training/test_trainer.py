@@ -200,6 +200,7 @@ def test_a_full_disk_in_the_middle_of_a_save_leaves_the_checkpoint_before(
     assert_close(trained(config, tmp_path / "cut"), trained(config, tmp_path / "whole"), 0.0)
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_a_save_costs_nothing_and_leaves_nothing(
     model, pairs_file, tmp_path
 ):
