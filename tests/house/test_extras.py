@@ -96,6 +96,13 @@ def test_all_is_everything_that_a_user_can_install():
     assert names_of(EXTRAS["all"]) <= names_of(EXTRAS["test"])
 
 
+def test_every_requirement_has_a_pinned_version():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")
+    pinned = {core_only.normalize(line.partition("==")[0]) for line in lines if "==" in line}
+    for requirements in (CORE, *EXTRAS.values()):
+        assert names_of(requirements) <= pinned
+
+
 # --- the core alone ---
 
 
