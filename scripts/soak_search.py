@@ -53,8 +53,7 @@ def main() -> None:
             replace=arguments.replace,
         )
     print(json.dumps(found, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     if found["wrong"] or found["growth_mb"] > arguments.allowed_mb:
         sys.exit(1)
 
@@ -71,7 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--replace", action="store_true", help="swap new versions in meanwhile")
     parser.add_argument("--allowed-mb", type=float, default=50.0, help="growth of resident memory")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    results = Path(__file__).parent / "results" / "soak_search.json"
+    parser.add_argument("--json", type=Path, default=results, help="file for the figures")
     arguments = parser.parse_args()
     if not arguments.minutes > 0 or min(arguments.texts, arguments.hits, arguments.callers) < 1:
         parser.error("texts, hits and callers must be at least 1, and minutes above 0")
