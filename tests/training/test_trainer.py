@@ -590,6 +590,7 @@ def test_the_autopilot_comes_near_its_target(dense_model, pairs_file, tmp_path, 
     assert reached == pytest.approx(25.0, rel=0.10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [{"queries": 8}, {"queries": 16}, {"queries": 12, "queries_per_positive": 4}]
 )
