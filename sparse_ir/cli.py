@@ -1,9 +1,9 @@
-"""The command line: one command for each verb, its options taken from the verb's signature and
-docstring.
+"""The command line: each public function in ``COMMANDS`` is a command.
 
-There is nothing to keep in step by hand: a new parameter of a verb is a new option here. An error
-of the user's making is one line on standard error and exit code 2; anything else is a defect and
-shows its traceback. A report that says ``healthy`` is false ends with exit code 1.
+Options come from the signature of the function and their texts from its docstring, so a new
+parameter is a new option. Only the module of the command that runs is imported. Exit codes are
+listed in ``sparse_ir.errors``; an exception outside that module is a defect and shows its
+traceback.
 """
 
 from __future__ import annotations
@@ -16,179 +16,254 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
-import click
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnusedCliTokensError,
+)
+from docstring_parser import google
 
 import sparse_ir
-from sparse_ir import extras
-from sparse_ir.commands import benchmarking, demo, doctor, evaluating, indexing, searching, training
+from sparse_ir.commands.arguments import StrPath, option_types
 from sparse_ir.console import format_report
-from sparse_ir.errors import SparseIRError
-from sparse_ir.reports import Report
-from sparse_ir.retrieval import explanation_view
+from sparse_ir.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNHEALTHY, SparseIRError
 
-VERBS: tuple[Callable[..., Report], ...] = (
-    indexing.encode,
-    indexing.index,
-    indexing.build,
-    indexing.bm25,
-    searching.search,
-    searching.tune,
-    evaluating.evaluate,
-    indexing.verify,
-    indexing.export,
-    evaluating.compare,
-    searching.explain,
-    indexing.idf,
-    training.mine,
-    training.teach,
-    training.train,
-    doctor.doctor,
-    benchmarking.beir,
-    benchmarking.leaderboard,
-    demo.demo,
-)
-# verbs whose reports have a form of their own for human eyes
-_FORMATS: dict[Callable[..., Report], Callable[[Mapping[str, Any]], str]] = {
-    searching.explain: explanation_view.format_terminal,
+COMMANDS = {
+    "Build": ("build", "encode", "index", "bm25", "export", "idf", "verify"),
+    "Search": ("search", "explain", "tune"),
+    "Evaluate": ("evaluate", "compare", "beir", "leaderboard"),
+    "Train": ("doctor", "mine", "teach", "train"),
+    "Try": ("demo",),
 }
+NAMES = tuple(name for names in COMMANDS.values() for name in names)
+
+_DESCRIPTION = """Learned-sparse retrieval: from text to a ranked and measured search engine.
+
+The usual order is build (encode and index), search, evaluate. Start with: sparse-ir demo"""
+
+# Options that are shown together in a help text, where a command has all of them.
+_OPTION_GROUPS = {
+    "Impacts": ("scale", "bits", "fold"),
+    "Pruning": ("prune_terms", "prune_impact", "prune_mass"),
+}
+# The title of a TypedDict of options in a help text.
+_OPTION_TITLES = {"EncodeOptions": "Encoding", "Approximations": "Approximation"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(sparse_ir.__version__, prog_name="sparse-ir")
-def main() -> None:
-    """Learned-sparse retrieval: text in, a ranked and measured search engine out.
+class Option(NamedTuple):
+    """An option of a command, or its positional arguments."""
 
-    The road: encode -> index -> search -> evaluate; build is encode and index in one. Begin with:
-    sparse-ir demo
-    """
+    name: str  # of the parameter in Python
+    hint: Any
+    default: Any  # inspect.Parameter.empty for a required option
+    text: str
+    group: str
+    positional: bool = False
 
 
 def run() -> None:
     """Entry point of ``sparse-ir`` and of ``python -m sparse_ir``."""
     try:
-        with extras.importing():
-            sys.exit(main(sys.argv[1:] or ["--help"], prog_name="sparse-ir", standalone_mode=False))
-    except (SparseIRError, click.ClickException, OSError) as error:
-        click.echo(f"sparse-ir: error: {_sentence(error)}", err=True)
-        sys.exit(2)
-    except click.Abort:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader left early (sparse-ir ... | head). Python would complain again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (SparseIRError, CycloptsError, OSError) as error:
+        print(f"sparse-ir: error: {_describe_error(error)}", file=sys.stderr)  # noqa: T201
+        sys.exit(getattr(error, "exit_code", EXIT_ERROR))
 
 
-def _sentence(error: Exception) -> str:
-    """The message of a user's error in one line."""
+def main(arguments: Iterable[str]) -> int:
+    """Run one command line and return its exit code; raises what the command raises."""
+    words = list(arguments)
+    # The app of one command needs one module; a help text or a typing error needs all.
+    names = (words[0],) if words and words[0] in NAMES else NAMES
+    code = make_app(names)(words, exit_on_error=False, print_error=False)
+    sys.stdout.flush()
+    return code or 0
+
+
+def make_app(names: Sequence[str] = NAMES) -> App:
+    """The command line application with some of the commands."""
+    app = App(
+        name="sparse-ir",
+        help=_DESCRIPTION,
+        help_format="plaintext",
+        version=f"sparse-ir, version {sparse_ir.__version__}",
+        version_flags=["--version"],
+        group_commands=Group("General", sort_key=len(COMMANDS)),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for place, (title, members) in enumerate(COMMANDS.items()):
+        group = Group(title, sort_key=place)
+        for name in members:
+            if name in names:
+                command = _make_command(name)
+                app.command(command, name=name, group=group, sort_key=NAMES.index(name))
+    return app
+
+
+def find_options(function: Callable[..., Any]) -> Iterator[Option]:
+    """The options of a command, in the order of its signature."""
+    hints = typing.get_type_hints(function)
+    texts = _argument_texts(function)
+    parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            (options,) = typing.get_args(hints[name])
+            title = _OPTION_TITLES[options.__name__]
+            option_texts = _argument_texts(options)
+            for key, hint in option_types(hints[name]).items():
+                yield Option(key, hint, None, option_texts[key], title)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            yield Option(name, hints[name], parameter.empty, texts[name], "Required", True)
+        elif name != "progress":
+            group = "Required" if parameter.default is parameter.empty else "Options"
+            for title, members in _OPTION_GROUPS.items():
+                if name in members and set(members) <= set(parameters):
+                    group = title
+            yield Option(name, hints[name], parameter.default, texts[name], group)
+
+
+def _argument_texts(documented: Any) -> dict[str, str]:
+    """The texts of the ``Args:`` part of a docstring, by name."""
+    parsed = google.parse(inspect.getdoc(documented) or "")
+    return {part.arg_name: " ".join((part.description or "").split()) for part in parsed.params}
+
+
+def _description(function: Callable[..., Any]) -> str:
+    """The docstring without its arguments, one line per paragraph."""
+    text = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _make_command(name: str) -> Callable[..., int]:
+    """A function that runs a command, prints its report, and returns the exit code."""
+    function = getattr(sparse_ir, name)
+    shows_progress = "progress" in inspect.signature(function).parameters
+    options = list(find_options(function))
+    groups = {title: Group(title, sort_key=place) for place, title in enumerate(_titles(options))}
+
+    def call(*positional: str, json: bool = False, quiet: bool = False, **given: Any) -> int:
+        _silence_libraries(quiet)
+        if shows_progress:
+            given["progress"] = not quiet
+        report = function(*positional, **given)
+        # of the processes of one training, the first prints
+        if name != "train" or os.environ.get("RANK", "0") == "0":
+            print(_format(name, report, json))  # noqa: T201
+        return EXIT_UNHEALTHY if report.get("healthy") is False else 0
+
+    parameters = [_make_parameter(option, groups[option.group]) for option in options]
+    output = groups["Output"]
+    if shows_progress:
+        parameters.append(_make_flag("quiet", "Show no progress bars.", output))
+    parameters.append(_make_flag("json", "Print the report as JSON.", output))
+    call.__name__ = name
+    call.__doc__ = _description(function)
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _titles(options: Iterable[Option]) -> list[str]:
+    """The groups of a help text in their order."""
+    used = {option.group for option in options}
+    order = ["Required", "Options", *_OPTION_GROUPS, *_OPTION_TITLES.values()]
+    return [title for title in order if title in used] + ["Output"]
+
+
+def _make_parameter(option: Option, group: Group) -> inspect.Parameter:
+    hint, metavar = _command_line_type(option.hint)
+    flag = option.hint is bool
+    details = Parameter(
+        help=option.text,
+        group=group,
+        metavar=metavar,
+        negative=None if option.hint == bool | None or option.default is None else (),
+        allow_repeating=None if option.positional or typing.get_origin(hint) is tuple else True,
+        show_default=not flag and option.default not in (None, (), inspect.Parameter.empty),
+    )
+    if option.positional:
+        kind = inspect.Parameter.VAR_POSITIONAL
+        return inspect.Parameter(option.name, kind, annotation=Annotated[hint, details])
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=option.default,
+        annotation=Annotated[hint, details],
+    )
+
+
+def _make_flag(name: str, text: str, group: Group) -> inspect.Parameter:
+    details = Parameter(help=text, group=group, negative=(), show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, details],
+    )
+
+
+def _command_line_type(hint: Any) -> tuple[Any, str | None]:
+    """The type to which an argument is converted, and its name in a help text."""
+    parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    if typing.get_origin(hint) is types.UnionType:
+        if len(parts) == 1:
+            hint = parts[0]
+        else:
+            is_path = set(typing.get_args(StrPath)) <= set(parts)
+            return str, "PATH" if is_path else "NAME"
+    if typing.get_origin(hint) is typing.Literal:
+        return hint, None
+    names = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+    return hint, names.get(hint)
+
+
+def _silence_libraries(quiet: bool) -> None:
+    """Hide the reports of libraries that are not imported yet."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _format(name: str, report: Mapping[str, Any], as_json: bool) -> str:
+    if as_json:
+        return json.dumps(report, indent=2)
+    if name == "explain":
+        from sparse_ir.retrieval import explanation_view
+
+        return explanation_view.format_terminal(report)
+    return format_report(report)
+
+
+def _describe_error(error: Exception) -> str:
+    """The message of an error on one line."""
     text = str(error)
-    if isinstance(error, click.ClickException):
-        text = error.format_message()
-    # a full disk, a missing permission: the machine's sentence is the best there is
-    elif isinstance(error, OSError):
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        text = _describe_missing(error, error.argument.name)
+    elif isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        text = f"Unexpected argument: {error.unused_tokens[0]}"
+    elif isinstance(error, OSError) and not isinstance(error, SparseIRError):
+        # a full disk or a missing permission: the system's own message says it best
         text = f"{error.filename or 'file system'}: {error.strerror or error}"
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
-def _make_command(verb: Callable[..., Report]) -> click.Command:
-    parameters = inspect.signature(verb).parameters
-    shows_progress = "progress" in parameters
-    several = next(
-        (
-            name
-            for name, parameter in parameters.items()
-            if parameter.kind is parameter.VAR_POSITIONAL
-        ),
-        None,
-    )
-
-    def callback(json_output: bool, quiet: bool = False, **values: Any) -> None:
-        # its load report would stand before our own sentence
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        if quiet or not sys.stderr.isatty():
-            # of the hub and of transformers, not yet loaded
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        given = {name: value for name, value in values.items() if value is not None}
-        listed = given.pop(several, ()) if several else ()
-        report = verb(*listed, **given, **({"progress": not quiet} if shows_progress else {}))
-        # of several that train, one speaks
-        if verb is not training.train or os.environ.get("RANK", "0") == "0":
-            click.echo(
-                json.dumps(report, indent=2)
-                if json_output
-                else _FORMATS.get(verb, format_report)(report)
-            )
-        if report.get("healthy") is False:
-            click.get_current_context().exit(1)
-
-    options: list[click.Parameter] = [
-        click.Argument([name], nargs=-1, required=True)
-        if name == several
-        else _make_option(name, *facts)
-        for name, *facts in _parameters(verb)
-    ]
-    if shows_progress:
-        options.append(click.Option(["--quiet"], is_flag=True, help="Show no progress bar."))
-    options.append(
-        click.Option(["--json", "json_output"], is_flag=True, help="Print the report as JSON.")
-    )
-    summary = (inspect.getdoc(verb) or "").split("\n\nArgs:")[0]
-    if several:
-        summary += f"\n\n{several.upper()}: {_argument_texts(verb)[several]}"
-    return click.Command(verb.__name__, params=options, callback=callback, help=summary)
-
-
-def _parameters(verb: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, str]]:
-    """Name, type, default and help of each option of a verb."""
-    hints, texts = typing.get_type_hints(verb), _argument_texts(verb)
-    for name, parameter in inspect.signature(verb).parameters.items():
-        if name == "progress":
-            continue
-        if parameter.kind is parameter.VAR_KEYWORD:
-            options = typing.get_args(hints[name])[0]
-            for key, hint in typing.get_type_hints(options).items():
-                yield key, hint, None, _argument_texts(options)[key]
-        else:
-            yield name, hints[name], parameter.default, texts[name]
-
-
-def _argument_texts(documented: Any) -> Mapping[str, str]:
-    """The texts of the ``Args:`` part of a docstring, by name; each may take several lines."""
-    _, _, part = (inspect.getdoc(documented) or "").partition("Args:")
-    texts: dict[str, str] = {}
-    name = ""
-    for line in part.splitlines():
-        begins = re.match(r"^    (\w+): (.+)$", line)
-        if begins:
-            name = begins[1]
-            texts[name] = begins[2]
-        elif line.startswith("        "):
-            texts[name] += " " + line.strip()
-    return texts
-
-
-def _make_option(name: str, hint: Any, default: Any, text: str) -> click.Option:
-    flag = "--" + name.replace("_", "-")
-    if type(None) in typing.get_args(hint) and isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if default is inspect.Parameter.empty:  # click takes even a default of None for an answer
-        return click.Option([flag, name], type=_click_type(hint), required=True, help=text)
-    if typing.get_origin(hint) is tuple:
-        return click.Option([flag, name], type=str, multiple=True, help=text)
-    if hint is bool:
-        both = [f"{flag}/--no-{flag[2:]}"] if default is None else [flag]
-        return click.Option([*both, name], is_flag=True, default=default, help=text)
-    shown = default is not None
-    return click.Option(
-        [flag, name], type=_click_type(hint), default=default, show_default=shown, help=text
-    )
-
-
-def _click_type(hint: Any) -> Any:
-    if typing.get_origin(hint) is typing.Literal:
-        return click.Choice(typing.get_args(hint))
-    return click.Path(path_type=Path) if hint is Path else hint
-
-
-for _verb in VERBS:
-    main.add_command(_make_command(_verb))
+def _describe_missing(error: MissingArgumentError, option: str) -> str:
+    if error.keyword is not None:
+        return f"Option {error.keyword} requires a value."
+    unknown = [token for token in error.unused_tokens or () if token.startswith("-")]
+    if unknown:
+        return f"Missing option {option}; unknown option {unknown[0]}."
+    return f"Missing option {option}."

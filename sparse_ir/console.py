@@ -1,67 +1,103 @@
-"""Reports for human eyes: one fact a line, rows with the same columns as a table."""
+"""Reports for human eyes: one fact per line, and tables for rows with the same columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_WIDTH = 10_000  # of output that is not a terminal: no line is wrapped
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    return "\n".join(_lines(report))
+    """A report as text; styled and wrapped if standard output is a terminal."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    with console.capture() as captured:
+        for part in _parts(report):
+            console.print(part)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """A report for human eyes: a fact a line, rows with the same columns as a table, small leaves
-    side by side.
-    """
-    width = max((len(str(key)) for key in report), default=0)
+def _parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Facts in aligned columns, tables, and nested reports, in the order of the report."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    def new_facts() -> Table:
+        facts = Table.grid("", "", padding=(0, 2, 0, 0))
+        facts.columns[0].min_width = max(len(str(key)) for key in report)
+        facts.columns[0].no_wrap = True
+        return facts
+
+    if not report:
+        return
+    facts = new_facts()
     for key, value in report.items():
+        if not _is_nested(value):
+            facts.add_row(str(key), _show(value))
+            continue
+        yield facts
+        facts = new_facts()
         if isinstance(value, list):
-            yield f"{indent}{key}" if value else f"{indent}{key:<{width}}  none"
+            yield str(key)
             for item in value:
-                yield from (
-                    _lines(item, indent + "  ")
-                    if isinstance(item, Mapping)
-                    else [f"{indent}  {item}"]
-                )
-        elif not isinstance(value, Mapping):
-            yield f"{indent}{key:<{width}}  {_show(value)}"
-        elif not any(isinstance(part, Mapping | list) for part in value.values()):
-            yield f"{indent}{key:<{width}}  " + ", ".join(
-                f"{name} {_show(part)}" for name, part in value.items()
-            )
+                parts = _parts(item) if isinstance(item, Mapping) else [str(item)]
+                yield from (Padding(part, (0, 0, 0, 2), expand=False) for part in parts)
         elif _is_table(value):
-            yield from ("", *(indent + line for line in _table(key, value)), "")
+            yield from ("", _make_table(str(key), value), "")
         else:
-            yield f"{indent}{key}"
-            yield from _lines(value, indent + "  ")
+            yield str(key)
+            yield from (Padding(part, (0, 0, 0, 2), expand=False) for part in _parts(value))
+    yield facts
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value takes more than one line."""
+    if isinstance(value, Mapping):
+        return any(isinstance(part, Mapping | list) for part in value.values())
+    return isinstance(value, list) and bool(value)
 
 
 def _is_table(rows: Mapping[str, Any]) -> bool:
     columns = [list(row) for row in rows.values() if isinstance(row, Mapping)]
-    return len(columns) == len(rows) > 1 and all(column == columns[0] for column in columns)
+    return len(columns) == len(rows) > 1 and all(row == columns[0] for row in columns)
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    header = [title, *next(iter(rows.values()))]
-    body = [[name, *map(_show, row.values())] for name, row in rows.items()]
-    widths = [max(len(line[column]) for line in (header, *body)) for column in range(len(header))]
-    for line in (header, *body):
-        first, *rest = line
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells])
+def _make_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(title)
+    for column in next(iter(rows.values())):
+        table.add_column(str(column), justify="right")
+    for name, row in rows.items():
+        table.add_row(str(name), *map(_show, row.values()))
+    return table
 
 
 def _show(value: Any) -> str:
+    """A value that fits on one line."""
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_show(part)}" for name, part in value.items())
     if isinstance(value, float):
-        whole = value.is_integer() and abs(value) >= 1
-        return (
-            str(int(value))
-            if whole
-            else f"{value:.1g}"
-            if 0 < abs(value) < 5e-5
-            else f"{value:.4f}"
-        )
+        return _show_number(value)
     return str(value)
+
+
+def _show_number(value: float) -> str:
+    if value.is_integer() and abs(value) >= 1:
+        return str(int(value))
+    if 0 < abs(value) < 5e-5:
+        return f"{value:.1g}"
+    return f"{value:.4f}"

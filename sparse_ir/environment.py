@@ -1,4 +1,7 @@
-"""What a figure depends on besides the code: the machine, the versions of packages, the commit."""
+"""What a figure depends on besides the code: the machine, the versions of packages, the commit.
+
+The processor's name is read from /proc/cpuinfo, because py-cpuinfo takes a second for it.
+"""
 
 from __future__ import annotations
 
@@ -11,36 +14,52 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, TypedDict
 
 import sparse_ir
 
+if TYPE_CHECKING:
+    import numpy as np
+
+_PERCENTILES = (50, 95, 99)
+
+
+class Machine(TypedDict):
+    """The facts of a machine that decide how fast it is."""
+
+    processor: str
+    cores: int | None
+    memory_gb: float
+    accelerator: str | None  # None without one, and if torch is not loaded
+    platform: str
+    python: str
+
 
 def describe_latency(seconds: Sequence[float] | np.ndarray) -> dict[str, float] | None:
-    """Mean, p50, p95 and p99 in milliseconds; None for no query."""
+    """Mean, p50, p95 and p99 in milliseconds; None without queries."""
+    import numpy as np
+
     if not len(seconds):
         return None
-    values = 1000 * np.asarray(seconds, dtype=np.float64)
-    return {
-        "mean": round(float(values.mean()), 4),
-        **{f"p{part}": round(float(np.percentile(values, part)), 4) for part in (50, 95, 99)},
-    }
+    milliseconds = 1000 * np.asarray(seconds, dtype=np.float64)
+    latency = {"mean": round(float(milliseconds.mean()), 4)}
+    for percentile in _PERCENTILES:
+        latency[f"p{percentile}"] = round(float(np.percentile(milliseconds, percentile)), 4)
+    return latency
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, accelerator (when torch is loaded and has
-    one), system and Python.
-    """
+def describe_machine() -> Machine:
+    """The machine that runs this process."""
+    accelerator = None
     torch = sys.modules.get("torch")
-    cuda = torch is not None and torch.cuda.is_available()
+    if torch is not None and torch.cuda.is_available():
+        accelerator = torch.cuda.get_device_name()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(memory / 1e9, 1),
-        "accelerator": torch.cuda.get_device_name() if torch is not None and cuda else None,
+        "accelerator": accelerator,
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
@@ -51,41 +70,46 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1) if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    if match:
+        return match[1]
+    return platform.processor() or platform.machine()
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Distribution -> version of the distributions that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def find_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions of packages, by the names of their distributions; those that are missing
-    are left out.
-    """
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"sparse_ir": sparse_ir.__version__, **found}
+    """The version of this package, then those of the distributions that are installed."""
+    return {"sparse_ir": sparse_ir.__version__} | package_versions(names)
 
 
 def find_commit() -> str | None:
-    """The commit of this package's own checkout, with ``-dirty`` for changed files; None for an
-    installed package.
+    """The commit of this package's own checkout, with ``-dirty`` for changed files.
+
+    None for an installed package.
     """
     checkout = Path(sparse_ir.__file__).resolve().parent.parent
     git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    command = [
-        git,
-        "-C",
-        str(checkout),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude",
-        "*",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    # --exclude '*' ignores tags, so that the hash is printed
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    done = subprocess.run(
+        [git, "-C", str(checkout), *describe],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode != 0:
+        return None
+    return done.stdout.strip() or None

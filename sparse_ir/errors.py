@@ -1,34 +1,44 @@
-"""Every error a user can cause, and nothing else.
+"""Every error that a user, a file or a machine can cause, and the exit codes of the command line.
 
-SparseIRError                 the one class the command line catches: one line, exit code 2
-├── DataError                 a file or a text breaks its format (names file, line, value, rule)
-├── ConfigError               an option, or a combination of options, is not allowed
+SparseIRError                 base class; the command line prints its message on one line
+├── DataError                 a file or a text breaks its format
+├── ConfigError               an option or a combination of options cannot be used
 ├── ModelError                a checkpoint cannot be used as a sparse encoder
-├── IndexMismatch             an index and an encoder (or a rule) do not belong together
+├── IndexMismatch             an index does not belong to an encoder or a rule
 ├── DamagedError              stored bytes differ from what their manifest promises
-├── UncheckedError            something could not be checked (no permission), which is no damage
+├── UncheckedError            something could not be checked, so nothing is known about it
 ├── LockedError               another process is writing to the same place
 ├── ClosedError               something is used after it was closed
-├── TrainingError             training cannot go on
-├── BudgetMissed              no search options hold a latency budget
+├── TrainingError             a training cannot continue
+├── BudgetMissed              no search options meet a latency budget
 ├── JavaError                 no usable Java runtime, or the virtual machine failed
 └── MissingExtra              an optional package is not installed
-Each one also inherits the builtin exception that a caller would expect.
+Each of them also inherits from the builtin exception that a caller would expect.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Exit codes of every command. 0: success.
+EXIT_UNHEALTHY = 1  # the report says "healthy": false
+EXIT_ERROR = 2  # wrong arguments, or an error of this module; one line on standard error
+EXIT_UNCHECKED = 3  # UncheckedError: neither sound nor damaged, as far as is known
+EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
 class SparseIRError(Exception):
     """Base class of all errors that a user, a file or a machine can cause."""
 
+    exit_code = EXIT_ERROR
+
 
 class DataError(SparseIRError, ValueError):
-    """Input breaks its format; the message reads ``file:line: what, value, what is allowed``."""
+    """Input breaks its format; the message reads ``file:line: what, value, what it must be``."""
 
 
 class ConfigError(SparseIRError, ValueError):
-    """An option or a combination of options is not allowed."""
+    """An option or a combination of options cannot be used."""
 
 
 class ModelError(SparseIRError, ValueError):
@@ -44,7 +54,9 @@ class DamagedError(SparseIRError, RuntimeError):
 
 
 class UncheckedError(SparseIRError, RuntimeError):
-    """Stored bytes could not be checked, for example for lack of permission."""
+    """Stored bytes could not be checked, for example for lack of permission or of a lock."""
+
+    exit_code = EXIT_UNCHECKED
 
 
 class LockedError(SparseIRError, RuntimeError):
@@ -52,19 +64,19 @@ class LockedError(SparseIRError, RuntimeError):
 
 
 class ClosedError(SparseIRError, ValueError):
-    """An index is asked after it was closed."""
+    """An index is used after it was closed."""
 
 
 class BudgetMissed(SparseIRError, RuntimeError):
-    """No search options hold the latency budget; ``report`` has all measurements."""
+    """No search options meet the latency budget; ``report`` has all measurements."""
 
-    def __init__(self, message: str, report: dict[str, object] | None = None) -> None:
+    def __init__(self, message: str, report: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
-        self.report = report or {}
+        self.report = dict(report or {})
 
 
 class TrainingError(SparseIRError, RuntimeError):
-    """Training cannot go on; the message says why, and what to change."""
+    """A training cannot continue; the message says why and what to change."""
 
 
 class JavaError(SparseIRError, RuntimeError):
@@ -76,5 +88,6 @@ class MissingExtra(SparseIRError, ImportError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class if there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, or the name of its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

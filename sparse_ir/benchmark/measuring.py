@@ -262,7 +262,7 @@ def _describe_timing(work: Path, searched: _Searched) -> Timing:
         encode_documents_per_second=documents_per_second,
         search_latency_ms=environment.describe_latency(searched.search_seconds),
         query_encode_ms=environment.describe_latency(searched.encode_seconds),
-        hardware=Hardware(**environment.describe_machine()),
+        hardware=Hardware.model_validate(environment.describe_machine()),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 

@@ -1,8 +1,8 @@
-"""The main job on an embedded default: a search engine over the documentation that this machine
-already has.
+"""The command ``demo``: a search engine over the documentation of Python itself.
 
-It walks the whole road that any corpus takes (collect, build, BM25, search, evaluate), so it can be
-read as an example.
+It takes the steps that any corpus takes (collect, build, BM25, search, evaluate), so it can be read
+as an example. Numeric libraries are imported inside the functions, so that a help text appears at
+once.
 """
 
 from __future__ import annotations
@@ -10,53 +10,58 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from sparse_ir.commands import evaluating, indexing, searching
-from sparse_ir.data import pydocs, readers
-from sparse_ir.data.pydocs import DEFAULT
-from sparse_ir.data.records import Query
-from sparse_ir.models.catalog import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
-from sparse_ir.reports import Report
-from sparse_ir.retrieval.searcher import Index
-from sparse_ir.storage import files
+from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
+from sparse_ir.reports import DemoAnswer, DemoReport, IndexReport
+
+if TYPE_CHECKING:
+    from sparse_ir.data.records import Query
+    from sparse_ir.retrieval.searcher import Index
 
 SHOWN_QUESTIONS = ("q001", "q042", "q050")
 STANDARD_LIBRARY = ("python",)
 MEASURES = "nDCG@10 R@100"
 
 
+@command
 def demo(
-    output: Path = Path("indexes/demo"),
+    output: StrPath = Path("indexes/demo"),
     *,
-    model: str = DEFAULT_MODEL,
+    model: Source = DEFAULT_MODEL,
     full: bool = False,
     progress: bool = False,
-) -> Report:
-    """Build, measure and question a search engine over the documentation of Python's standard
-    library.
+) -> DemoReport:
+    """Build, evaluate and query a search engine over the documentation of Python.
+
+    The corpus is the documentation of the standard library as installed on this machine.
 
     Args:
-        output: Folder for the collection and the two indexes; everything in it can be deleted.
-        model: Hub name or folder of a model, "lexical", or "default", the model inside this
-            package.
-        full: Also the documentation of numpy, scipy, torch and transformers as installed here.
+        output: Folder for the collection and the two indexes. Everything in it can be deleted.
+        model: Hub name or folder of a model, "default" (the model inside this package), or
+            "lexical".
+        full: Add the documentation of numpy, scipy, torch and transformers as installed here.
         progress: Show progress bars.
     """
+
+    from sparse_ir.data import pydocs, readers
+    from sparse_ir.retrieval.searcher import Index
+
     output = Path(output)
-    packages = DEFAULT if full else STANDARD_LIBRARY
+    packages = pydocs.DEFAULT if full else STANDARD_LIBRARY
     missing = _write_collection(output, packages, progress)
-    systems = {}
     built = {
-        "sparse_ir": _build_sparse(model, output, progress),
-        "BM25": _build_bm25(output, progress),
+        "sparse_ir": _build_sparse(str(model), output, progress),
+        "BM25": indexing.bm25(str(output), output / "bm25", progress=progress),
     }
+    systems = {}
     for name, report in built.items():
         systems[name] = _measure(output, report, output / f"{name}.trec")
+    questions = choose_questions(readers.read_queries(output))
     with Index(output / "index") as index:
-        answers = [_answer(index, query) for query in _shown(readers.read_queries(output))]
+        answers = [_answer(index, question) for question in questions]
     return {
         "collection": str(output),
         "packages": pydocs.installed_versions(packages),
@@ -67,19 +72,15 @@ def demo(
 
 
 def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> list[str]:
-    """Write the collection as a BEIR folder; the judged documents that are not installed here."""
-    doc_ids = []
-    total = len(pydocs.find_modules(tuple(packages)))
-    with (
-        tqdm(
-            total=total, desc="collecting", unit=" files", disable=None if progress else True
-        ) as bar,
-        files.atomic_writer(output / "corpus.jsonl") as stream,
-    ):
-        for document in pydocs.read_pydocs(tuple(packages), bar.update):
-            record = {"_id": document.doc_id, "title": document.title, "text": document.text}
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            doc_ids.append(document.doc_id)
+    """Write the collection as a BEIR folder.
+
+    Returns the ids of judged documents that are not installed on this machine.
+    """
+
+    from sparse_ir.data import pydocs
+    from sparse_ir.storage import files
+
+    doc_ids = _write_corpus(output / "corpus.jsonl", tuple(packages), progress)
     queries, qrels = pydocs.read_questions()
     kept, missing = pydocs.restrict_qrels(qrels, doc_ids)
     with files.atomic_writer(output / "queries.jsonl") as stream:
@@ -89,55 +90,77 @@ def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> 
     with files.atomic_writer(output / "qrels" / "test.tsv") as stream:
         stream.write("query-id\tcorpus-id\tscore\n")
         for query_id, judged in kept.items():
-            stream.writelines(
-                f"{query_id}\t{doc_id}\t{grade}\n" for doc_id, grade in judged.items()
-            )
+            for doc_id, grade in judged.items():
+                stream.write(f"{query_id}\t{doc_id}\t{grade}\n")
     return missing
 
 
-def _build_sparse(model: str, output: Path, progress: bool) -> Report:
-    # another model, or packages that have changed since the last demo, are other vectors: nothing
-    # to resume
+def _write_corpus(path: Path, packages: tuple[str, ...], progress: bool) -> list[str]:
+    """Write one JSON line per document; the ids of the documents."""
+
+    from tqdm import tqdm
+
+    from sparse_ir.data import pydocs
+    from sparse_ir.storage import files
+
+    doc_ids = []
+    total = len(pydocs.find_modules(packages))
+    disable = None if progress else True  # None: shown on a terminal only
+    with (
+        tqdm(total=total, desc="collecting", unit=" files", disable=disable) as bar,
+        files.atomic_writer(path) as stream,
+    ):
+        for document in pydocs.read_pydocs(packages, bar.update):
+            record = {"_id": document.doc_id, "title": document.title, "text": document.text}
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            doc_ids.append(document.doc_id)
+    return doc_ids
+
+
+def _build_sparse(model: str, output: Path, progress: bool) -> IndexReport:
+
+    from sparse_ir.storage import files
+
+    # Vectors of another model, or of packages updated since the last demo, cannot be resumed.
     corpus = files.sha256_of_file(output / "corpus.jsonl")[:12]
     vectors = output / f"vectors-{Path(model).name}-{corpus}"
-    # several times faster than float32, and where that rounds (int8), it costs half a point of
-    # nDCG@10 at most
-    chosen: EncodeOptions = {} if model == LEXICAL_MODEL else {"precision": "auto"}
+    options: EncodeOptions = {}
+    if model != LEXICAL_MODEL:
+        # several times faster than float32; int8 costs at most half a point of nDCG@10
+        options["precision"] = "auto"
     return indexing.build(
-        model, str(output), output / "index", vectors=vectors, progress=progress, **chosen
+        model, str(output), output / "index", vectors=vectors, progress=progress, **options
     )
 
 
-def _build_bm25(output: Path, progress: bool) -> Report:
-    return indexing.bm25(str(output), output / "bm25", progress=progress)
+def _measure(output: Path, built: IndexReport, run: Path) -> dict[str, Any]:
 
+    from sparse_ir.storage import files
 
-def _measure(output: Path, built: Report, run: Path) -> dict[str, Any]:
     folder = Path(built["index"])
     # the first pass warms up, the second is timed
     searching.search(folder, str(output), run, hits=100)
     searched = searching.search(folder, str(output), run, hits=100)
     measured = evaluating.evaluate(run, str(output), measures=MEASURES)
-    return {
-        "documents": built["documents"],
-        "questions": measured["queries"],
-        **{name: round(measured[name], 4) for name in MEASURES.split()},
-        "megabytes": round(files.folder_size(folder / "lucene") / 1e6, 2),
-        "p50_ms": searched["p50_ms"],
-    }
+    figures = {"documents": built["documents"], "questions": measured["queries"]}
+    for measure in MEASURES.split():
+        figures[measure] = round(measured[measure], 4)
+    figures["megabytes"] = round(files.folder_size(folder / "lucene") / 1e6, 2)
+    figures["p50_ms"] = searched["p50_ms"]
+    return figures
 
 
-def _shown(queries: Iterable[Query]) -> list[Query]:
-    found = list(queries)
-    return [query for query in found if query.query_id in SHOWN_QUESTIONS] or found[:3]
+def choose_questions(queries: Iterable[Query]) -> list[Query]:
+    """The questions that the demo answers; the first three if those are not in the collection."""
+    known = list(queries)
+    chosen = [query for query in known if query.query_id in SHOWN_QUESTIONS]
+    return chosen or known[:3]
 
 
-def _answer(index: Index, query: Query) -> dict[str, Any]:
-    hits = index.search(query.text, 3)
-    return {
-        "question": query.text,
-        "hits": [
-            {"doc_id": doc_id, "score": score, "matched": index.matched_terms(query.text, doc_id)}
-            for doc_id, score in zip(hits.doc_ids, hits.scores.tolist(), strict=True)
-        ],
-    }
+def _answer(index: Index, question: Query) -> DemoAnswer:
+    hits = index.search(question.text, 3)
+    answers = []
+    for doc_id, score in zip(hits.doc_ids, hits.scores.tolist(), strict=True):
+        matched = index.matched_terms(question.text, doc_id)
+        answers.append({"doc_id": doc_id, "score": score, "matched": matched})
+    return {"question": question.text, "hits": answers}

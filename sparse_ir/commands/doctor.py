@@ -5,57 +5,59 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from sparse_ir import extras
-from sparse_ir.data import readers
+from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.errors import ConfigError
-from sparse_ir.models import decoder_settings
-from sparse_ir.models.catalog import DEFAULT_MODEL, LEXICAL_MODEL, shipped_model
-from sparse_ir.reports import Report
+from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL
+from sparse_ir.reports import DoctorReport
 
 
+@command
 def doctor(
-    model: str,
+    model: Source,
     *,
-    input: str | None = None,
+    input: Source | None = None,
     revision: str | None = None,
     device: str | None = None,
     max_length: int | None = None,
-    decoder: Path | None = None,
+    decoder: StrPath | None = None,
     allow_pickle: bool = False,
     progress: bool = False,
-) -> Report:
-    """Tell whether a model is sane, before money is spent on it; exit code 1 when a fault was
-    found, else 0.
+) -> DoctorReport:
+    """Check whether a model is healthy before you invest in it.
+
+    Each finding has its evidence and a remedy. The exit code is 1 if a fault was found, else 0.
 
     Args:
-        model: Hub name or folder of a model, or "default", the one inside this package.
-        input: A corpus whose first texts are read instead of the built-in English ones.
+        model: Hub name or folder of a model, or "default" (the model inside this package).
+        input: A corpus whose first texts replace the built-in English texts.
         revision: Commit of a hub model.
-        device: cpu, cuda, ...; default: the accelerator when there is one.
-        max_length: Tokens read of each document; default: what the model states.
-        decoder: A sparse_ir.json that says how a decoder is read; for models that have none, or to
-            read one otherwise.
-        allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors
+        device: Device of the encoder: cpu, cuda, ... The default is the accelerator if there is
+            one.
+        max_length: Maximum number of tokens read per document. The default is the model's own
+            limit.
+        decoder: A sparse_ir.json file that says how to read a decoder model. It takes precedence
+            over the file in the model's folder.
+        allow_pickle: Read an older pytorch_model.bin (weights only) if the model has no safetensors
             file.
         progress: Show a progress bar.
     """
-    with extras.importing():
-        from sparse_ir.diagnosis import examination
-        from sparse_ir.diagnosis.checks import OWN_TEXTS
+
+    from sparse_ir.data import readers
+    from sparse_ir.diagnosis import examination
+    from sparse_ir.models import decoder_settings
+    from sparse_ir.models.catalog import shipped_model
 
     if model == LEXICAL_MODEL:
-        raise ConfigError("the lexical model is no neural network; there is nothing to examine")
-    settings = None if decoder is None else decoder_settings.read_decoder_file(Path(decoder))
-    texts = (
-        None
-        if input is None
-        else [
-            document.contents
-            for document in itertools.islice(readers.read_documents(input), OWN_TEXTS)
-        ]
-    )
-    found = examination.examine(
-        str(shipped_model()) if model == DEFAULT_MODEL else model,
+        raise ConfigError("the lexical model is not a neural network; there is nothing to examine")
+    settings = None
+    if decoder is not None:
+        settings = decoder_settings.read_decoder_file(Path(decoder))
+    texts = None
+    if input is not None:
+        documents = itertools.islice(readers.read_documents(input), examination.MAX_USER_TEXTS)
+        texts = [document.contents for document in documents]
+    report = examination.examine(
+        str(shipped_model() if model == DEFAULT_MODEL else model),
         texts=texts,
         progress=progress,
         revision=revision,
@@ -64,4 +66,4 @@ def doctor(
         decoder=settings,
         allow_pickle=allow_pickle,
     )
-    return {"model": model, **found}
+    return {"model": str(model), **report}

@@ -1,4 +1,7 @@
-"""The commands ``encode``, ``index``, ``build``, ``bm25``, ``verify``, ``export`` and ``idf``."""
+"""The commands ``encode``, ``index``, ``build``, ``bm25``, ``verify``, ``export`` and ``idf``.
+
+Numeric libraries are imported inside the functions, so that a help text appears at once.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +9,67 @@ import functools
 import tempfile
 import time
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
-from sparse_ir import extras
-from sparse_ir.data import readers
-from sparse_ir.engines.catalog import DEFAULT_ENGINE, EngineName
-from sparse_ir.engines.lucene.bm25 import Bm25
+from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.errors import ConfigError
-from sparse_ir.indexing import builder, json_vectors, verification
-from sparse_ir.indexing.bm25_builder import build_bm25_index
-from sparse_ir.indexing.builder import check_index_options
-from sparse_ir.indexing.manifest import IndexManifest
-from sparse_ir.indexing.pruning import Pruning
-from sparse_ir.indexing.vectors import Vectors, write_vectors
-from sparse_ir.models.catalog import EncodeOptions, load_encoder
-from sparse_ir.models.idf import compute_idf, write_idf_json
-from sparse_ir.reports import Report
-from sparse_ir.storage import files
+from sparse_ir.models.options import EncodeOptions
+from sparse_ir.reports import BuildReport, ExportReport, IdfReport, IndexReport, VectorsReport
+
+if TYPE_CHECKING:
+    from sparse_ir.indexing.manifest import IndexManifest
+    from sparse_ir.indexing.pruning import Pruning
+    from sparse_ir.indexing.vectors import Vectors
+
+DEFAULT_SHARD_SIZE = 1024
+EngineName = Literal["lucene", "exact"]
 
 
+@command
 def encode(
-    model: str,
-    input: str,
-    output: Path,
+    model: Source,
+    input: Source,
+    output: StrPath,
     *,
     progress: bool = False,
     **options: Unpack[EncodeOptions],
-) -> Report:
-    """Encode a corpus into a folder of vectors; run again after a kill, it does only what is
-    missing.
+) -> VectorsReport:
+    """Encode a corpus into a folder of sparse vectors.
 
-    Several processes, also on several machines that share the folder, may run the same command at
-    once.
+    A killed command can be repeated: it encodes only what is missing. Several processes, also on
+    machines that share the folder, may run the same command at once.
 
     Args:
-        model: Hub name or folder of a model, "lexical", or "default", the one inside this package.
+        model: Hub name or folder of a model, "default" (the model inside this package), or
+            "lexical".
         input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
             BeIR/scifact.
         output: Folder for the vectors.
         progress: Show a progress bar.
     """
+
+    from sparse_ir.data import readers
+    from sparse_ir.indexing.vectors import write_vectors
+    from sparse_ir.models.catalog import load_encoder
+
     started = time.perf_counter()
     read = functools.partial(readers.read_documents, input)
-    encoder, query_encoder = load_encoder(model, read, options)
-    made = write_vectors(
+    encoder, query_encoder = load_encoder(str(model), read, options)
+    vectors = write_vectors(
         Path(output),
         read,
         encoder,
         query_encoder=query_encoder,
-        shard_size=options.get("shard_size", 1024),
+        shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
         progress=progress,
     )
-    return _vectors_report(made, started)
+    return _report_vectors(vectors, started)
 
 
+@command
 def index(
-    vectors: Path,
-    output: Path,
+    vectors: StrPath,
+    output: StrPath,
     *,
     scale: float | None = None,
     bits: int | None = None,
@@ -71,33 +78,35 @@ def index(
     prune_impact: int | None = None,
     prune_mass: float | None = None,
     forward: bool | None = None,
-    engine: EngineName = DEFAULT_ENGINE,
+    engine: EngineName = "lucene",
     threads: int = 1,
     progress: bool = False,
-) -> Report:
-    """Build a verified Lucene impact index from vectors.
+) -> IndexReport:
+    """Build and verify an impact index from vectors.
 
     Args:
-        vectors: Folder that encode wrote, or an Anserini JsonVectorCollection.
-        output: Folder for the index; an index that stands there is replaced when the new one is
-            verified.
-        scale: impact = round(weight x scale); default: spread the collection's weights over the
-            bits.
-        bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
-        fold: Multiply static query weights into the impacts; default: wherever the query side is
-            static.
-        prune_terms: Keep at most so many terms of a document, those of the largest impacts.
-        prune_impact: Keep only impacts of at least this.
-        prune_mass: Keep a document's largest impacts that together hold this share of its sum, such
-            as 0.9.
-        forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where
-            queries are boosted.
-        engine: Search engine that holds the impacts: lucene, or exact (no Java; small collections).
-        threads: Threads that write.
+        vectors: Folder written by encode, or an Anserini JsonVectorCollection.
+        output: Folder for the index. An existing index is replaced once the new one is verified.
+        scale: Factor from weights to impacts: impact = round(weight x scale). By default, the
+            collection's weights are spread over the bits.
+        bits: Bits per impact, 2 to 16. The default is 8, or 16 if a scale is given.
+        fold: Multiply static query weights into the impacts. By default, this is done whenever the
+            query side is static.
+        prune_terms: Keep at most this many terms per document, those of the largest impacts.
+        prune_impact: Keep only impacts of at least this size.
+        prune_mass: Keep the largest impacts that together make up this share of a document's
+            impacts, such as 0.9.
+        forward: Also store impacts by document (3 bytes each), which two-phase search needs. By
+            default, this is done if queries carry weights.
+        engine: Search engine that holds the impacts: "lucene", or "exact" (needs no Java; for small
+            collections).
+        threads: Number of threads that write the index.
         progress: Show a progress bar.
     """
-    check_index_options(scale, bits, threads)
-    pruning = _pruning(prune_terms, prune_impact, prune_mass)
+    from sparse_ir.indexing import builder, json_vectors
+
+    builder.check_index_options(scale, bits, threads)
+    pruning = _make_pruning(prune_terms, prune_impact, prune_mass)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         opened = json_vectors.open_vectors(Path(vectors), Path(scratch))
@@ -114,15 +123,16 @@ def index(
             engine=engine,
             progress=progress,
         )
-    return _index_report(Path(output), manifest, started)
+    return _report_index(Path(output), manifest, started)
 
 
+@command
 def build(
-    model: str,
-    input: str,
-    output: Path,
+    model: Source,
+    input: Source,
+    output: StrPath,
     *,
-    vectors: Path | None = None,
+    vectors: StrPath | None = None,
     scale: float | None = None,
     bits: int | None = None,
     fold: bool | None = None,
@@ -130,38 +140,43 @@ def build(
     prune_impact: int | None = None,
     prune_mass: float | None = None,
     forward: bool | None = None,
-    engine: EngineName = DEFAULT_ENGINE,
+    engine: EngineName = "lucene",
     threads: int = 1,
     progress: bool = False,
     **options: Unpack[EncodeOptions],
-) -> Report:
-    """Encode a corpus and index it: encode, then index, in one command; a killed run goes on where
-    it stopped.
+) -> BuildReport:
+    """Build an index from a corpus: encode and index in one command.
+
+    A killed command can be repeated: it continues where it stopped.
 
     Args:
-        model: Hub name or folder of a model, "lexical", or "default", the one inside this package.
+        model: Hub name or folder of a model, "default" (the model inside this package), or
+            "lexical".
         input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
             BeIR/scifact.
-        output: Folder for the index; an index that stands there is replaced when the new one is
-            verified.
-        vectors: Folder for the vectors, which are kept; default: OUTPUT.vectors.
-        scale: impact = round(weight x scale); default: spread the collection's weights over the
-            bits.
-        bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
-        fold: Multiply static query weights into the impacts; default: wherever the query side is
-            static.
-        prune_terms: Keep at most so many terms of a document, those of the largest impacts.
-        prune_impact: Keep only impacts of at least this.
-        prune_mass: Keep a document's largest impacts that together hold this share of its sum, such
-            as 0.9.
-        forward: Also keep impacts by document (3 bytes each) for two-phase search; default: where
-            queries are boosted.
-        engine: Search engine that holds the impacts: lucene, or exact (no Java; small collections).
-        threads: Threads that write the index.
+        output: Folder for the index. An existing index is replaced once the new one is verified.
+        vectors: Folder for the vectors, which are kept. The default is OUTPUT.vectors.
+        scale: Factor from weights to impacts: impact = round(weight x scale). By default, the
+            collection's weights are spread over the bits.
+        bits: Bits per impact, 2 to 16. The default is 8, or 16 if a scale is given.
+        fold: Multiply static query weights into the impacts. By default, this is done whenever the
+            query side is static.
+        prune_terms: Keep at most this many terms per document, those of the largest impacts.
+        prune_impact: Keep only impacts of at least this size.
+        prune_mass: Keep the largest impacts that together make up this share of a document's
+            impacts, such as 0.9.
+        forward: Also store impacts by document (3 bytes each), which two-phase search needs. By
+            default, this is done if queries carry weights.
+        engine: Search engine that holds the impacts: "lucene", or "exact" (needs no Java; for small
+            collections).
+        threads: Number of threads that write the index.
         progress: Show a progress bar.
     """
+    from sparse_ir.indexing.builder import check_index_options
+
+    # before hours of encoding
     check_index_options(scale, bits, threads)
-    _pruning(prune_terms, prune_impact, prune_mass)
+    _make_pruning(prune_terms, prune_impact, prune_mass)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
     encoded = encode(model, input, folder, progress=progress, **options)
@@ -182,75 +197,87 @@ def build(
     return {**report, "vectors": str(folder), "encode_seconds": encoded["seconds"]}
 
 
+@command
 def bm25(
-    input: str, output: Path, *, k1: float = 0.9, b: float = 0.4, progress: bool = False
-) -> Report:
-    """Build a BM25 index of the same corpus: title and text in one field, Anserini's English
-    analysis.
+    input: Source, output: StrPath, *, k1: float = 0.9, b: float = 0.4, progress: bool = False
+) -> IndexReport:
+    """Build a BM25 index of a corpus, as a baseline.
+
+    Title and text form one field, which is analyzed by Anserini's English analyzer.
 
     Args:
         input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
             BeIR/scifact.
         output: Folder for the index.
-        k1: Saturation of the term frequency.
-        b: Share of the length normalisation, 0 to 1.
+        k1: Saturation of the term frequency, at least 0.
+        b: Strength of the length normalization, 0 to 1.
         progress: Show a progress bar.
     """
-    if not (k1 >= 0 and 0 <= b <= 1):
-        raise ConfigError(
-            f"BM25 with k1={k1}, b={b} is not allowed; k1 must be at least 0 and b in 0..1"
-        )
+
+    from sparse_ir.data import readers
+    from sparse_ir.engines.lucene.bm25 import Bm25
+    from sparse_ir.indexing.bm25_builder import build_bm25_index
+
+    if not k1 >= 0:
+        raise ConfigError(f"k1 is {k1}; it must be at least 0")
+    if not 0 <= b <= 1:
+        raise ConfigError(f"b is {b}; it must be between 0 and 1")
     started = time.perf_counter()
-    manifest = build_bm25_index(
-        functools.partial(readers.read_documents, input),
-        Path(output),
-        Bm25(k1, b),
-        progress=progress,
-    )
-    return _index_report(Path(output), manifest, started)
+    read = functools.partial(readers.read_documents, input)
+    manifest = build_bm25_index(read, Path(output), Bm25(k1, b), progress=progress)
+    return _report_index(Path(output), manifest, started)
 
 
-def verify(index: Path) -> Report:
-    """Check an index: checksums, Lucene's CheckIndex, counts, and sampled scores against the exact
-    vectors.
+@command
+def verify(index: StrPath) -> dict[str, Any]:
+    """Verify an index: checksums, Lucene's CheckIndex, counts, and sampled scores.
+
+    The scores of sampled documents are compared with their exact vectors.
 
     Args:
         index: Folder of an index.
     """
+    from sparse_ir.indexing import verification
+
     return verification.verify_index(Path(index))
 
 
+@command
 def export(
-    vectors: Path,
-    output: Path,
+    vectors: StrPath,
+    output: StrPath,
     *,
     scale: float | None = None,
     bits: int | None = None,
     fold: bool | None = None,
-) -> Report:
-    """Write vectors as an Anserini JsonVectorCollection of integer impacts.
+) -> ExportReport:
+    """Export vectors as an Anserini JsonVectorCollection of integer impacts.
 
     Args:
-        vectors: Folder that encode wrote.
+        vectors: Folder written by encode.
         output: Folder for the JSON files.
-        scale: impact = round(weight x scale); default: spread the collection's weights over the
-            bits.
-        bits: Bits per impact, 2 to 16; default 8 (with a scale: 16).
-        fold: Multiply static query weights into the impacts; default: wherever the query side is
-            static.
+        scale: Factor from weights to impacts: impact = round(weight x scale). By default, the
+            collection's weights are spread over the bits.
+        bits: Bits per impact, 2 to 16. The default is 8, or 16 if a scale is given.
+        fold: Multiply static query weights into the impacts. By default, this is done whenever the
+            query side is static.
     """
+    from sparse_ir.indexing import builder, json_vectors
+    from sparse_ir.indexing.vectors import Vectors
+
     opened = Vectors(Path(vectors))
     query_encoder = opened.query_encoder()
     rule = builder.choose_rule(opened, query_encoder, scale=scale, bits=bits, fold=fold)
-    lines = json_vectors.export_json_vectors(
-        opened, Path(output), rule, builder.folded_weights(query_encoder, rule)
-    )
-    return {"output": str(output), "documents": lines, "rule": rule.to_json()}
+    folded_weights = builder.folded_weights(query_encoder, rule)
+    documents = json_vectors.export_json_vectors(opened, Path(output), rule, folded_weights)
+    return {"output": str(output), "documents": documents, "rule": rule.to_json()}
 
 
-def idf(model: str, input: str, output: Path, *, revision: str | None = None) -> Report:
-    """Compute an idf.json for a model's tokenizer from any corpus: ln(1 + (N - df + .5) / (df +
-    .5)).
+@command
+def idf(model: Source, input: Source, output: StrPath, *, revision: str | None = None) -> IdfReport:
+    """Compute an idf.json of a corpus for the tokenizer of a model.
+
+    The formula is ln(1 + (N - df + .5) / (df + .5)), where df of the N documents contain the token.
 
     Args:
         model: Hub name or folder of a model.
@@ -259,43 +286,50 @@ def idf(model: str, input: str, output: Path, *, revision: str | None = None) ->
         output: File for the JSON object {token: idf}.
         revision: Commit of a hub model.
     """
-    with extras.importing():
-        from sparse_ir.models.encoder import load_tokenizer
+
+    from sparse_ir.data import readers
+    from sparse_ir.models.encoder import load_tokenizer
+    from sparse_ir.models.idf import compute_idf, write_idf_json
 
     tokenizer = load_tokenizer(model, revision=revision)
-    values = compute_idf(
-        (document.contents for document in readers.read_documents(input)), tokenizer
-    )
+    texts = (document.contents for document in readers.read_documents(input))
+    values = compute_idf(texts, tokenizer)
     write_idf_json(Path(output), values, tokenizer)
     return {"output": str(output), "tokens": len(values)}
 
 
-def _pruning(terms: int | None, impact: int | None, mass: float | None) -> Pruning:
-    return Pruning(terms, 1 if impact is None else impact, 1.0 if mass is None else mass)
+def _make_pruning(terms: int | None, impact: int | None, mass: float | None) -> Pruning:
+    """Raises ``ConfigError`` for a limit out of range."""
+    from sparse_ir.indexing.pruning import Pruning
+
+    min_impact = 1 if impact is None else impact
+    kept_mass = 1.0 if mass is None else mass
+    return Pruning(terms, min_impact, kept_mass)
 
 
-def _vectors_report(made: Vectors, started: float) -> Report:
-    facts = made.manifest
+def _report_vectors(vectors: Vectors, started: float) -> VectorsReport:
+    manifest = vectors.manifest
+    encoder = manifest["encoder"]
     return {
-        "vectors": str(made.folder),
-        "encoder": facts["encoder"].get("name", facts["encoder"]["kind"]),
-        **{
-            key: facts[key]
-            for key in ("documents", "empty_documents", "without_weights", "weights")
-        },
-        "mean_terms": round(facts["weights"] / max(facts["documents"], 1), 1),
+        "vectors": str(vectors.folder),
+        "encoder": encoder.get("name", encoder["kind"]),
+        "documents": manifest["documents"],
+        "empty_documents": manifest["empty_documents"],
+        "without_weights": manifest["without_weights"],
+        "weights": manifest["weights"],
+        "mean_terms": round(manifest["weights"] / max(manifest["documents"], 1), 1),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
-def _index_report(output: Path, manifest: IndexManifest, started: float) -> Report:
-    report: Report = {"index": str(output), "kind": manifest["kind"], **manifest["counts"]}
-    if "engine" in manifest:
-        report["engine"] = manifest["engine"]
-    if "rule" in manifest:
-        report["rule"] = manifest["rule"]
-    if "pruning" in manifest:
-        report["pruning"] = manifest["pruning"]
+def _report_index(output: Path, manifest: IndexManifest, started: float) -> IndexReport:
+
+    from sparse_ir.storage import files
+
+    report: dict[str, Any] = {"index": str(output), "kind": manifest["kind"]} | manifest["counts"]
+    for part in ("engine", "rule", "pruning"):
+        if part in manifest:
+            report[part] = manifest[part]
     report["megabytes"] = round(files.folder_size(output) / 1e6, 2)
     report["seconds"] = round(time.perf_counter() - started, 2)
-    return report
+    return cast("IndexReport", report)

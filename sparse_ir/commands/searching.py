@@ -1,4 +1,7 @@
-"""The commands ``search``, ``tune`` and ``explain``."""
+"""The commands ``search``, ``explain`` and ``tune``.
+
+Numeric libraries are imported inside the functions, so that a help text appears at once.
+"""
 
 from __future__ import annotations
 
@@ -6,216 +9,31 @@ import contextlib
 import itertools
 import time
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-import numpy as np
-from tqdm import tqdm
-
-from sparse_ir.data import readers, runs
+from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.errors import BudgetMissed, ConfigError, IndexMismatch
-from sparse_ir.indexing import manifest
-from sparse_ir.indexing.manifest import TUNED
-from sparse_ir.reports import Report
-from sparse_ir.retrieval import explanation_view
-from sparse_ir.retrieval.explanation import (
-    compare_hits,
-    describe_query,
-    explain_hit,
-    find_terms,
-    lost_query_terms,
-    name_terms,
-    rank_documents,
-    read_texts,
-    trace_losses,
-)
-from sparse_ir.retrieval.opening import open_index
-from sparse_ir.retrieval.options import SearchOptions, write_tuned
-from sparse_ir.retrieval.tuning import (
-    BM25,
-    Bench,
-    Trial,
-    choose_queries,
-    confirm_choice,
-    describe_nearest_miss,
-    find_losses,
-    make_report,
-    open_bm25,
-    parse_budget,
-)
-from sparse_ir.storage import files
+from sparse_ir.reports import ExplainReport, Report, SearchReport
 
-
-def explain(
-    index: Path,
-    query: str,
-    *,
-    doc: tuple[str, ...] = (),
-    hits: int = 3,
-    input: str | None = None,
-    vectors: Path | None = None,
-    page: Path | None = None,
-    query_model: str | None = None,
-    scale: float | None = None,
-) -> Report:
-    """Explain scores of exact search: each term's part, expansions, lost terms, and why A is above
-    B.
-
-    Args:
-        index: Folder of an index, impact or BM25, or a Lucene impact index that Pyserini built.
-        query: Text of the query.
-        doc: Id of a document to explain; give it again for more. Default: the first hits.
-        hits: How many of the first hits, where no document is named.
-        input: The corpus, to tell expansions from the terms that stand in a document's text.
-        vectors: The vectors that the index was built from, to find what rounding and pruning have
-            taken away.
-        page: Also write a web page that needs no network.
-        query_model: Model that encodes the query, where the index holds none or the model has
-            moved.
-        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON
-            vectors (often 100).
-    """
-    if hits < 1:
-        raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
-    with open_index(Path(index), query_model, scale) as opened:
-        if vectors is not None and opened.query_encoder is None:
-            raise ConfigError(f"{index} is a BM25 index and was not built from vectors")
-        encoded = opened.encode(query)
-        ranked = rank_documents(opened, encoded, doc, hits)
-        texts = read_texts(input, [hit.doc_id for hit in ranked]) if input is not None else {}
-        traces = trace_losses(opened, Path(vectors), encoded, ranked) if vectors is not None else {}
-        places = {
-            hit.doc_id: find_terms(opened, texts[hit.doc_id])
-            for hit in ranked
-            if hit.doc_id in texts
-        }
-        asked = find_terms(opened, query)
-        documents = [
-            explain_hit(
-                opened,
-                encoded,
-                hit,
-                name_terms(asked),
-                name_terms(places.get(hit.doc_id)),
-                traces.get(hit.doc_id),
-            )
-            for hit in ranked
-        ]
-        report = {
-            "index": str(index),
-            "kind": opened.manifest["kind"],
-            "query": query,
-            "query_terms": describe_query(encoded, name_terms(asked)),
-            "lost_in_query": lost_query_terms(encoded),
-            "documents": documents,
-            "comparisons": [compare_hits(*pair) for pair in itertools.pairwise(documents)],
-        }
-    if page is not None:
-        with files.atomic_writer(Path(page)) as stream:
-            stream.write(explanation_view.format_page(report, asked or [], texts, places))
-        report["page"] = str(page)
-    return report
-
-
-def tune(
-    index: Path,
-    queries: str,
-    budget: str,
-    *,
-    qrels: str | None = None,
-    split: str = "test",
-    bm25: Path | None = None,
-    hits: int = 10,
-    max_queries: int = 200,
-    rounds: int = 3,
-    without_encoding: bool = False,
-    query_model: str | None = None,
-    scale: float | None = None,
-    progress: bool = False,
-) -> Report:
-    """Find the search options that lose least and hold a latency budget, and store them with the
-    index.
-
-    Searches use them only when they are asked to (search --tuned). Exit code 2 when no setting
-    holds the budget.
-
-    Args:
-        index: Folder of an impact index; with a forward index (--forward) two-phase search is tried
-            as well.
-        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as
-            BeIR/scifact.
-        budget: Such as "p95 <= 1.0 x bm25", "p50 <= 0.5 x exact", "p99 <= 20 ms"; several are
-            joined by "and".
-        qrels: BEIR folder, BEIR tsv, TREC qrels, or a hub data set: then the loss of nDCG@10 is
-            measured too.
-        split: Which qrels of a BEIR folder.
-        bm25: Folder of a BM25 index of the same corpus, for budgets in its terms.
-        hits: Documents per query.
-        max_queries: Measure at most so many queries, evenly spaced; with qrels of the judged ones.
-        rounds: How often each query is timed with each setting.
-        without_encoding: Leave the encoding of queries out of the times, which no option can speed
-            up.
-        query_model: Model that encodes the queries, where the index holds none or the model has
-            moved.
-        scale: Scale of the impacts where the index cannot say.
-        progress: Show a progress bar.
-    """
-    limits = parse_budget(budget)
-    if bm25 is None and any(limit.unit == BM25 for limit in limits):
-        raise ConfigError(
-            f"the budget {budget!r} is in terms of BM25: name a BM25 index of the "
-            "same corpus (--bm25)"
-        )
-    if min(hits, max_queries, rounds) < 1:
-        raise ConfigError(
-            f"{hits} hits, {max_queries} queries, {rounds} rounds are not allowed; "
-            "use at least 1 each"
-        )
-    judged = readers.read_qrels(qrels, split) if qrels is not None else None
-    asked = choose_queries(list(readers.read_queries(queries)), judged, max_queries)
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_index(Path(index), query_model, scale))
-        if opened.query_encoder is None or "sha256" not in opened.manifest:
-            raise ConfigError(
-                f"{index} has no options to tune; only impact indexes of this package do"
-            )
-        baselines = {BM25: stack.enter_context(open_bm25(bm25, opened))} if bm25 is not None else {}
-        bench = Bench(opened, baselines, asked, limits, hits, rounds, without_encoding)
-        losses = find_losses(bench, judged, progress)
-        times = bench.time(list(losses))
-        trials = [
-            Trial(options, *lost, times[str(options)], bench.share_used(options, times))
-            for options, lost in losses.items()
-        ]
-        found, again = confirm_choice(bench, trials)
-    report = make_report(bench, trials, times, found, again)
-    if manifest.read_manifest(Path(index))["sha256"] != opened.manifest["sha256"]:
-        raise IndexMismatch(f"{index} was replaced by another version meanwhile; tune again")
-    if found is None:
-        raise BudgetMissed(
-            describe_nearest_miss(budget, trials), {"index": str(index), "budget": budget, **report}
-        )
-    write_tuned(
-        Path(index) / TUNED,
-        opened.manifest["sha256"],
-        found.options,
-        {"budget": budget, **{name: report[name] for name in report if name != "trials"}},
-    )
-    return {"index": str(index), "budget": budget, **report}
+if TYPE_CHECKING:
+    from sparse_ir.data.records import Qrels
+    from sparse_ir.retrieval.options import SearchOptions
+    from sparse_ir.retrieval.tuning import Bench, Trial
 
 
 class Approximations(TypedDict, total=False):
-    """What a search may leave out; see ``approximation.SearchOptions``.
+    """What a search may leave out to save time; see ``retrieval.options.SearchOptions``.
 
     Args:
-        min_ratio: Leave out query terms lighter than this share of the heaviest (OpenSearch:
-            max_ratio).
-        mass: Keep the heaviest query terms that hold this share of all weight (OpenSearch:
-            alpha_mass).
-        top_terms: Keep at most so many query terms, the heaviest.
-        postings: Keep the heaviest query terms whose postings are together at most so many per
-            document.
-        candidates: Then rank the first so many times HITS documents by all terms, from the forward
-            index.
+        min_ratio: Ignore query terms whose weight is below this share of the largest weight
+            (max_ratio in OpenSearch).
+        mass: Keep the heaviest query terms that make up this share of the total weight
+            (alpha_mass in OpenSearch).
+        top_terms: Keep at most this many query terms, heaviest first.
+        postings: Keep the heaviest query terms whose postings, divided by the number of documents,
+            add up to at most this number.
+        candidates: Rerank the first CANDIDATES x HITS documents with all query terms, read from the
+            forward index.
     """
 
     min_ratio: float | None
@@ -225,56 +43,55 @@ class Approximations(TypedDict, total=False):
     candidates: float | None
 
 
+@command
 def search(
-    index: Path,
-    queries: str,
-    output: Path,
+    index: StrPath,
+    queries: Source,
+    output: StrPath,
     *,
     hits: int = 1000,
     threads: int = 1,
     remove_query: bool = False,
-    query_model: str | None = None,
+    query_model: Source | None = None,
     scale: float | None = None,
     tag: str = "sparse_ir",
     tuned: bool = False,
     progress: bool = False,
     **options: Unpack[Approximations],
-) -> Report:
-    """Answer all queries and write a TREC run; ties are ordered as trec_eval orders them.
+) -> SearchReport:
+    """Search an index with all queries and write a TREC run.
 
-    Search is exact unless something is to be left out, by options or by what tune has found.
+    The search is exact unless an option of the group "Approximation", or --tuned, leaves something
+    out. Documents of equal scores are ordered as trec_eval orders them.
 
     Args:
-        index: Folder of an index, impact or BM25, or a Lucene impact index that Pyserini built.
+        index: Folder of an impact or BM25 index, or of a Lucene impact index built by Pyserini.
         queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as
             BeIR/scifact.
         output: File for the run.
-        hits: Documents per query.
-        threads: Threads that search.
-        remove_query: Drop the hit whose doc_id is the query's id (ArguAna, Quora).
-        query_model: Model that encodes the queries, where the index holds none or the model has
-            moved.
-        scale: Scale of the impacts where the index cannot say: built by Pyserini, or from JSON
-            vectors (often 100).
+        hits: Number of documents per query.
+        threads: Number of threads that search.
+        remove_query: Drop the hit whose doc_id is the query's own id (ArguAna, Quora).
+        query_model: Model that encodes the queries, if the index names none or the model has moved.
+        scale: Scale of the impacts, if the index does not record it: one built by Pyserini or from
+            JSON vectors (often 100).
         tag: Name of the run, its last column.
-        tuned: Leave out what tune has stored with the index.
+        tuned: Search with the options that tune stored with the index.
         progress: Show a progress bar.
     """
-    if hits < 1:
-        raise ConfigError(f"{hits} hits are not allowed; ask for at least 1")
-    given = {name: value for name, value in options.items() if value is not None}
-    chosen = SearchOptions(**given) if given else None  # type: ignore[arg-type]
-    if chosen and tuned:
-        raise ConfigError(
-            f"tuned options and others ({chosen}) are not allowed together; drop one of the two"
-        )
+
+    import statistics
+
+    from sparse_ir.data import readers, runs
+    from sparse_ir.retrieval.opening import open_index
+
+    _check_hits(hits)
+    chosen = _choose_options(options, tuned)
     runs.check_run_target(Path(output), tag)
     asked = list(readers.read_queries(queries))
-    with open_index(Path(index), query_model, scale, tuned=tuned) as opened:
+    with open_index(Path(index), _optional_text(query_model), scale, tuned=tuned) as opened:
         started = time.perf_counter()
-        with tqdm(
-            total=len(asked), desc="searching", unit=" queries", disable=None if progress else True
-        ) as bar:
+        with _progress_bar(len(asked), progress) as bar:
             run, seconds = opened.search_batch(
                 asked,
                 hits,
@@ -283,14 +100,225 @@ def search(
                 options=chosen,
                 progress=bar.update,
             )
-        elapsed, used = time.perf_counter() - started, opened.options if chosen is None else chosen
+        elapsed = time.perf_counter() - started
+        used = opened.options if chosen is None else chosen
     runs.write_run(Path(output), run, tag)
     return {
         "run": str(output),
         "queries": len(asked),
-        "queries_without_hits": sum(not found for found in run.values()),
-        "hits": sum(len(found) for found in run.values()),
+        "queries_without_hits": sum(not query_hits for query_hits in run.values()),
+        "hits": sum(len(query_hits) for query_hits in run.values()),
         "options": str(used),
         "seconds": round(elapsed, 3),
-        "p50_ms": round(float(np.median(seconds)) * 1000, 3) if len(seconds) else None,
+        "p50_ms": round(statistics.median(seconds) * 1000, 3) if len(seconds) else None,
     }
+
+
+def _check_hits(hits: int) -> None:
+    if hits < 1:
+        raise ConfigError(f"hits is {hits}; it must be at least 1")
+
+
+def _choose_options(options: Approximations, tuned: bool) -> SearchOptions | None:
+    """The options that were given; None for exact search or the tuned options of the index."""
+    from sparse_ir.retrieval.options import SearchOptions
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return None
+    chosen = SearchOptions(**cast("dict[str, Any]", given))
+    if tuned:
+        raise ConfigError(f"tuned options cannot be combined with others ({chosen}); drop one")
+    return chosen
+
+
+def _optional_text(source: Source | None) -> str | None:
+    return None if source is None else str(source)
+
+
+def _progress_bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    # None hides the bar unless standard error is a terminal
+    disable = None if progress else True
+    return tqdm(total=total, desc="searching", unit=" queries", disable=disable)
+
+
+@command
+def explain(
+    index: StrPath,
+    query: str,
+    *,
+    doc: tuple[str, ...] = (),
+    hits: int = 3,
+    input: Source | None = None,
+    vectors: StrPath | None = None,
+    page: StrPath | None = None,
+    query_model: Source | None = None,
+    scale: float | None = None,
+) -> ExplainReport:
+    """Explain the scores of an exact search, term by term.
+
+    The report shows the contribution of each term, expansion terms, terms lost to rounding, and why
+    each document ranks above the next one.
+
+    Args:
+        index: Folder of an impact or BM25 index, or of a Lucene impact index built by Pyserini.
+        query: Text of the query.
+        doc: Id of a document to explain; repeat the option for more. By default, the first hits are
+            explained.
+        hits: Number of hits to explain if no document is named.
+        input: The corpus. It is needed to tell expansion terms from terms of the document's text.
+        vectors: The vectors that the index was built from. They are needed to find what rounding
+            and pruning removed.
+        page: Also write a self-contained web page to this file.
+        query_model: Model that encodes the query, if the index names none or the model has moved.
+        scale: Scale of the impacts, if the index does not record it: one built by Pyserini or from
+            JSON vectors (often 100).
+    """
+
+    from sparse_ir.retrieval import explanation, explanation_view
+    from sparse_ir.retrieval.opening import open_index
+    from sparse_ir.storage import files
+
+    _check_hits(hits)
+    with open_index(Path(index), _optional_text(query_model), scale) as opened:
+        if vectors is not None and opened.query_encoder is None:
+            raise ConfigError(f"{index} is a BM25 index and was not built from vectors")
+        encoded = opened.encode(query)
+        ranked = explanation.rank_documents(opened, encoded, doc, hits)
+        texts = {}
+        if input is not None:
+            texts = explanation.read_texts(str(input), [hit.doc_id for hit in ranked])
+        traces = {}
+        if vectors is not None:
+            traces = explanation.trace_losses(opened, Path(vectors), encoded, ranked)
+        places = {
+            doc_id: explanation.find_terms(opened, texts[doc_id])
+            for doc_id in (hit.doc_id for hit in ranked)
+            if doc_id in texts
+        }
+        query_places = explanation.find_terms(opened, query)
+        query_names = explanation.name_terms(query_places)
+        documents = []
+        for hit in ranked:
+            document_names = explanation.name_terms(places.get(hit.doc_id))
+            trace = traces.get(hit.doc_id)
+            documents.append(
+                explanation.explain_hit(opened, encoded, hit, query_names, document_names, trace)
+            )
+        report: ExplainReport = {
+            "index": str(index),
+            "kind": opened.manifest["kind"],
+            "query": query,
+            "query_terms": explanation.describe_query(encoded, query_names),
+            "lost_in_query": explanation.lost_query_terms(encoded),
+            "documents": documents,
+            "comparisons": [
+                explanation.compare_hits(*pair) for pair in itertools.pairwise(documents)
+            ],
+        }
+    if page is not None:
+        with files.atomic_writer(Path(page)) as stream:
+            stream.write(explanation_view.format_page(report, query_places or [], texts, places))
+        report["page"] = str(page)
+    return report
+
+
+@command
+def tune(
+    index: StrPath,
+    queries: Source,
+    budget: str,
+    *,
+    qrels: Source | None = None,
+    split: str = "test",
+    bm25: StrPath | None = None,
+    hits: int = 10,
+    max_queries: int = 200,
+    rounds: int = 3,
+    without_encoding: bool = False,
+    query_model: Source | None = None,
+    scale: float | None = None,
+    progress: bool = False,
+) -> Report:
+    """Find the search options that lose least within a latency budget, and store them.
+
+    The options are stored with the index and used by search --tuned only. If no setting holds the
+    budget, the nearest one is named, nothing is stored, and the exit code is 2.
+
+    Args:
+        index: Folder of an impact index. If it has a forward index (--forward), two-phase search is
+            tried as well.
+        queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as
+            BeIR/scifact.
+        budget: Limits such as "p95 <= 1.0 x bm25", "p50 <= 0.5 x exact" or "p99 <= 20 ms", joined
+            by "and".
+        qrels: BEIR folder, BEIR tsv, TREC qrels, or a hub data set. If given, the loss of nDCG@10
+            is measured too.
+        split: Split of the qrels in a BEIR folder.
+        bm25: Folder of a BM25 index of the same corpus, for budgets relative to BM25.
+        hits: Number of documents per query.
+        max_queries: Measure at most this many queries, evenly spaced; with qrels, judged ones.
+        rounds: How often each query is timed with each setting.
+        without_encoding: Exclude the encoding of queries, which no option speeds up, from the
+            times.
+        query_model: Model that encodes the queries, if the index names none or the model has moved.
+        scale: Scale of the impacts, if the index does not record it.
+        progress: Show a progress bar.
+    """
+
+    from sparse_ir.data import readers
+    from sparse_ir.indexing import manifest
+    from sparse_ir.retrieval import tuning
+    from sparse_ir.retrieval.opening import open_index
+    from sparse_ir.retrieval.options import write_tuned
+
+    limits = tuning.parse_budget(budget)
+    needs_bm25 = any(limit.unit == tuning.BM25 for limit in limits)
+    if bm25 is None and needs_bm25:
+        raise ConfigError(
+            f"the budget {budget!r} is relative to BM25; name a BM25 index of the same corpus "
+            "(--bm25)"
+        )
+    for name, value in (("hits", hits), ("max_queries", max_queries), ("rounds", rounds)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    judged = readers.read_qrels(qrels, split) if qrels is not None else None
+    asked = tuning.choose_queries(list(readers.read_queries(queries)), judged, max_queries)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_index(Path(index), _optional_text(query_model), scale))
+        if opened.query_encoder is None or "sha256" not in opened.manifest:
+            raise ConfigError(
+                f"{index} has no options to tune; it must be an impact index of this package"
+            )
+        baselines = {}
+        if bm25 is not None:
+            baselines[tuning.BM25] = stack.enter_context(tuning.open_bm25(Path(bm25), opened))
+        bench = tuning.Bench(opened, baselines, asked, limits, hits, rounds, without_encoding)
+        trials, chosen, measured = _measure_settings(bench, judged, progress)
+    report = {"index": str(index), "budget": budget} | measured
+    if manifest.read_manifest(Path(index))["sha256"] != opened.manifest["sha256"]:
+        raise IndexMismatch(f"{index} was replaced by another version in the meantime; tune again")
+    if chosen is None:
+        raise BudgetMissed(tuning.describe_nearest_miss(budget, trials), report)
+    kept = {key: value for key, value in report.items() if key not in ("index", "trials")}
+    write_tuned(Path(index) / manifest.TUNED, opened.manifest["sha256"], chosen.options, kept)
+    return report
+
+
+def _measure_settings(
+    bench: Bench, judged: Qrels | None, progress: bool
+) -> tuple[list[Trial], Trial | None, Report]:
+    """All trials, the one that holds the budget (None if none does), and the report."""
+    from sparse_ir.retrieval import tuning
+
+    losses = tuning.find_losses(bench, judged, progress)
+    times = bench.time(list(losses))
+    trials = []
+    for options, (overlap, loss) in losses.items():
+        share_used = bench.share_used(options, times)
+        trials.append(tuning.Trial(options, overlap, loss, times[str(options)], share_used))
+    chosen, confirmed = tuning.confirm_choice(bench, trials)
+    report = tuning.make_report(bench, trials, times, chosen, confirmed)
+    return trials, chosen, report

@@ -1,50 +1,65 @@
-"""The commands ``mine``, ``teach`` and ``train``."""
+"""The commands ``mine``, ``teach`` and ``train``.
+
+Numeric libraries are imported inside the functions, so that a help text appears at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm import tqdm
-
-from sparse_ir import extras
-from sparse_ir.data import readers
-from sparse_ir.engines.lucene.bm25 import Bm25
+from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.errors import ConfigError
-from sparse_ir.indexing import manifest
-from sparse_ir.indexing.bm25_builder import build_bm25_index
 from sparse_ir.reports import Report
-from sparse_ir.retrieval.searcher import Index
-from sparse_ir.storage import files
-from sparse_ir.training import pairs
-from sparse_ir.training.mining import (
-    FORMAT,
-    QUERIES_PER_BLOCK,
-    Find,
-    Miner,
-    Rules,
-    append_records,
-    check_same_corpus,
-    dense_finder,
-    finish_output,
-    mine_block,
-    resume_output,
-)
-from sparse_ir.training.pairs import Source
-from sparse_ir.training.teachers.dense import DenseTeacher
+
+if TYPE_CHECKING:
+    from sparse_ir.training.mining import Find
+    from sparse_ir.training.pairs import Source as PairSource
+
+# facts of an index that a file of negatives records
+_RECORDED = ("kind", "counts", "rule", "encoder", "bm25", "query_encoder")
 
 
+@dataclass(frozen=True)
+class _Miner:
+    """The options of ``mine`` that choose how hits are found."""
+
+    name: str
+    model: str | None
+    index: Path | None
+    pooling: str | None
+    cache: Path | None
+    depth: int
+    threads: int
+
+    def check(self) -> None:
+        """Raises ``ConfigError`` for options that do not belong together."""
+        if self.name != "dense":
+            if self.model is not None:
+                raise ConfigError(f"model is only for the miner dense, not for {self.name}")
+            if self.pooling is not None:
+                raise ConfigError(f"pooling is only for the miner dense, not for {self.name}")
+            if self.name == "index" and self.index is None:
+                raise ConfigError("the miner index needs an index")
+        elif self.model is None:
+            raise ConfigError("the miner dense needs a model")
+        elif self.index is not None:
+            raise ConfigError("the miner dense takes no index")
+
+
+@command
 def mine(
-    input: str,
-    output: Path,
+    input: Source,
+    output: StrPath,
     *,
-    miner: Miner = "bm25",
+    miner: Literal["bm25", "index", "dense"] = "bm25",
     split: str = "train",
-    model: str | None = None,
-    index: Path | None = None,
+    model: Source | None = None,
+    index: StrPath | None = None,
     depth: int = 100,
     negatives: int = 30,
     skip: int = 0,
@@ -52,154 +67,154 @@ def mine(
     margin: float | None = None,
     pooling: str | None = None,
     threads: int = 1,
-    cache: Path | None = None,
+    cache: StrPath | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
-    """Mine hard negatives for the training queries of a BEIR folder; run again after a kill, it
-    goes on.
+) -> Report:
+    """Mine hard negatives for the training queries of a BEIR folder.
 
-    Writes OUTPUT (JSONL: query_id, positives, negatives best first, their scores),
-    OUTPUT.rejected.jsonl (query_id and reason) and OUTPUT.json (provenance and counts). Known
-    positives, texts equal to one and empty documents are never negatives. An index of another
-    corpus, and options that leave no query a negative, are errors; files that are there stay as
-    they are.
+    A killed command can be repeated: it continues where it stopped. It writes OUTPUT (JSONL:
+    query_id, positives, negatives with the best first, and their scores), OUTPUT.rejected.jsonl
+    (query_id and reason) and OUTPUT.json (provenance and counts).
+
+    Known positives, documents with the text of a positive, and empty documents are never negatives.
+    An index of another corpus, or options that leave no query a negative, are errors and leave
+    existing files unchanged.
 
     Args:
         input: BEIR folder with corpus, queries and qrels.
-        output: File for the negatives, .jsonl; the configuration of a training run names it.
-        miner: bm25, index (an index of this package), or dense (a bi-encoder, searched exactly).
-        split: Which qrels.
-        model: Model of the miner dense.
-        index: Index of the miner index, of this same corpus; with bm25 such an index too, which is
-            built otherwise.
-        depth: Hits looked at for each query.
-        negatives: At most so many negatives for each query.
-        skip: Leave out so many of the best hits, which may be relevant and unjudged.
-        consistency: Keep a query only if a positive is among its first so many hits.
-        margin: Leave out hits that score above the best positive within the depth, less so large a
-            share of its score.
-        pooling: Pooling of the miner dense's model where its folder states none: cls, mean, max,
-            lasttoken ...
-        threads: Threads that search.
-        cache: Folder with the vectors of the miner dense.
+        output: File for the negatives, .jsonl. A training configuration names it.
+        miner: What finds the hits: a BM25 index, an index of this package, or a dense bi-encoder
+            with exact search.
+        split: Split of the qrels.
+        model: Model of the miner "dense".
+        index: Index of this corpus for the miner "index". For "bm25", an existing BM25 index; by
+            default, one is built.
+        depth: Number of hits considered per query.
+        negatives: Maximum number of negatives per query.
+        skip: Skip this many of the best hits, which may be relevant but unjudged.
+        consistency: Keep a query only if a positive is among its first hits, this many.
+        margin: Relative margin below the best positive within the depth: hits that score above (1 -
+            MARGIN) times its score are dropped.
+        pooling: Pooling of the model of the miner "dense" if its folder states none: cls, mean,
+            max, lasttoken ...
+        threads: Number of threads that search.
+        cache: Folder for the vectors of the miner "dense".
         progress: Show a progress bar.
     """
-    output, rules = Path(output), Rules(negatives, skip, consistency, margin)
+
+    from tqdm import tqdm
+
+    from sparse_ir.storage import files
+    from sparse_ir.training import mining, pairs
+
+    output = Path(output)
+    rules = mining.Rules(negatives, skip, consistency, margin)
     rules.check(depth)
-    _check_miner(miner, model, index, pooling)
-    source = pairs.read_source(input, split=split, allow_missing=True)
-    with (
-        files.write_lock(output),
-        _finder(miner, input, source, model, index, depth, threads, cache, pooling) as (
-            find,
-            facts,
-        ),
-    ):
+    chosen = _Miner(
+        miner,
+        None if model is None else str(model),
+        None if index is None else Path(index),
+        pooling,
+        None if cache is None else Path(cache),
+        depth,
+        threads,
+    )
+    chosen.check()
+    source = pairs.read_source(str(input), split=split, allow_missing=True)
+    total = len(source.queries)
+    with files.write_lock(output), _open_miner(chosen, str(input), source) as (find, facts):
         header = {
-            "format": FORMAT,
+            "format": mining.FORMAT,
             "input": source.fingerprint,
             "miner": facts,
             "depth": depth,
-            **rules._asdict(),
-        }
+        } | rules._asdict()
         partial = output.with_name(f".{output.name}.partial")
-        done = resume_output(partial, header)
+        done = mining.resume_output(partial, header)
+        disable = None if progress else True  # None: shown on a terminal only
         with tqdm(
-            total=len(source.queries),
-            initial=done,
-            desc="mining",
-            unit=" queries",
-            disable=None if progress else True,
+            total=total, initial=done, desc="mining", unit=" queries", disable=disable
         ) as bar:
-            for start in range(done, len(source.queries), QUERIES_PER_BLOCK):
-                block = range(start, min(start + QUERIES_PER_BLOCK, len(source.queries)))
-                append_records(partial, mine_block(source, block, find, rules))
+            for start in range(done, total, mining.QUERIES_PER_BLOCK):
+                block = range(start, min(start + mining.QUERIES_PER_BLOCK, total))
+                records = mining.mine_block(source, block, find, rules)
+                mining.append_records(partial, records)
                 bar.update(len(block))
-        return finish_output(partial, output, header, input)
-
-
-def _check_miner(miner: Miner, model: str | None, index: Path | None, pooling: str | None) -> None:
-    if (miner == "dense") != (model is not None):
-        raise ConfigError(
-            f"miner {miner} and model {model}: the miner dense needs a model, and "
-            "no other takes one"
-        )
-    if miner == "index" and index is None:
-        raise ConfigError("the miner index needs an index")
-    if pooling is not None and miner != "dense":
-        raise ConfigError(f"pooling is for the miner dense, not {miner}")
-    if miner == "dense" and index is not None:
-        raise ConfigError("the miner dense takes no index")
+        return mining.finish_output(partial, output, header, str(input))
 
 
 @contextlib.contextmanager
-def _finder(
-    miner: Miner,
-    input: str,
-    source: Source,
-    model: str | None,
-    index: Path | None,
-    depth: int,
-    threads: int,
-    cache: Path | None,
-    pooling: str | None,
+def _open_miner(
+    miner: _Miner, input: str, source: PairSource
 ) -> Iterator[tuple[Find, dict[str, Any]]]:
-    """The function that searches for a block of queries, and the miner's provenance."""
-    if model is not None:
-        teacher = DenseTeacher(model, cache=cache, pooling=pooling)  # type: ignore[arg-type]
-        yield dense_finder(teacher, source, depth), teacher.fingerprint
+    """The function that searches with a block of queries, and the provenance of the miner."""
+    from sparse_ir.training import mining
+
+    if miner.model is not None:
+        from sparse_ir.training.teachers.dense import DenseTeacher
+
+        teacher = DenseTeacher(miner.model, cache=miner.cache, pooling=miner.pooling)  # type: ignore[arg-type]
+        yield mining.dense_finder(teacher, source, miner.depth), teacher.fingerprint
         return
+    from sparse_ir.indexing.manifest import read_manifest
+    from sparse_ir.retrieval.searcher import Index
+
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(index) if index is not None else Path(scratch) / "bm25"
-        if index is None:
-            build_bm25_index(lambda: readers.read_documents(input), folder, Bm25(0.9, 0.4))
+        folder = miner.index or _build_bm25(input, Path(scratch) / "bm25")
         with Index(folder) as opened:
-            check_same_corpus(folder, source, input)
-            facts = {
-                key: value
-                for key, value in manifest.read_manifest(folder).items()
-                if key in ("kind", "counts", "rule", "encoder", "bm25", "query_encoder")
-            }
-            yield lambda asked: opened.search_batch(asked, depth, threads=threads)[0], facts
+            mining.check_same_corpus(folder, source, input)
+            manifest = read_manifest(folder)
+            facts = {key: value for key, value in manifest.items() if key in _RECORDED}
+            search = opened.search_batch
+            yield lambda asked: search(asked, miner.depth, threads=miner.threads)[0], facts
 
 
-def teach(config: Path, cache: Path, *, progress: bool = False) -> Report:
-    """Score once what the teachers of a training configuration will be asked; a second run computes
-    nothing.
+def _build_bm25(input: str, folder: Path) -> Path:
 
-    Nor does the training run, up to its last step. Cross-encoders and monoT5 score the pairs of its
-    batches, which are all of a batch with in_batch = true; another seed, batch or number of steps
-    has other pairs.
+    from sparse_ir.data import readers
+    from sparse_ir.engines.lucene.bm25 import Bm25
+    from sparse_ir.indexing.bm25_builder import build_bm25_index
+
+    build_bm25_index(lambda: readers.read_documents(input), folder, Bm25(0.9, 0.4))
+    return folder
+
+
+@command
+def teach(config: StrPath, cache: StrPath, *, progress: bool = False) -> Report:
+    """Precompute the teacher scores that a training needs.
+
+    With the same configuration, neither a second teach nor train then runs a teacher.
+    Cross-encoders and monoT5 score the pairs of the training batches (all pairs of a batch with
+    in_batch = true); another seed, batch size or number of steps leads to other pairs.
 
     Args:
-        config: TOML file of a training run.
-        cache: Folder for the scores and vectors.
+        config: TOML file of the training.
+        cache: Folder for scores and vectors.
         progress: Show progress bars.
     """
-    with extras.importing():
-        from sparse_ir.training import pipeline
+    from sparse_ir.training import pipeline
 
     return pipeline.teach(Path(config), Path(cache), progress=progress)
 
 
+@command
 def train(
-    config: Path, output: Path, *, cache: Path | None = None, progress: bool = False
+    config: StrPath, output: StrPath, *, cache: StrPath | None = None, progress: bool = False
 ) -> Report:
-    """Train a learned-sparse encoder; run again after a kill, it goes on where it stopped, bit for
-    bit.
+    """Train a learned-sparse encoder.
 
-    What the cache of the teachers lacks is computed on the way; the report counts it as forward
+    A killed command can be repeated: it continues where it stopped, with bit-identical results.
+    Teacher scores missing from the cache are computed during training and reported as forward
     passes.
 
     Args:
-        config: TOML file of the run; scripts/recipes has examples.
-        output: Folder for checkpoints, log, best and final model.
-        cache: Folder with the teachers' scores, shared between runs; default: OUTPUT/teacher-cache.
+        config: TOML file of the training; scripts/recipes has examples.
+        output: Folder for training checkpoints, log, best model and final model.
+        cache: Folder with teacher scores, which several trainings may share. The default is
+            OUTPUT/teacher-cache.
         progress: Show a progress bar.
     """
-    with extras.importing():
-        from sparse_ir.training import pipeline
+    from sparse_ir.training import pipeline
 
-    return pipeline.train(
-        Path(config), Path(output), cache=Path(cache) if cache else None, progress=progress
-    )
+    folder = None if cache is None else Path(cache)
+    return pipeline.train(Path(config), Path(output), cache=folder, progress=progress)

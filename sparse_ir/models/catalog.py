@@ -5,61 +5,18 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from sparse_ir import extras
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError
 from sparse_ir.models import decoder_settings
 from sparse_ir.models.idf import compute_idf
+from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
 from sparse_ir.models.static_queries import StaticQueryEncoder
 
-DEFAULT_MODEL = "default"
-LEXICAL_MODEL = "lexical"
 _DEFAULT_SHARE = 0.5  # of the collection's IDF with the shipped model
 _NOT_FOR_THE_NETWORK = {"shard_size", "query_side", "idf", "allow_unknown", "collection_idf"}
-QuerySide = Literal["auto", "neural", "static", "ones"]
-
-
-class EncodeOptions(TypedDict, total=False):
-    """Options of the encoder, the same for ``encode`` and ``build``.
-
-    Args:
-        revision: Commit of a hub model; recorded in the output.
-        precision: float32, float32-int8 (same vectors, faster), bfloat16, int8, or auto, the
-            fastest here; 8bit, 4bit.
-        device: cpu, cuda, ...; default: the accelerator when there is one.
-        max_length: Tokens read of each document; default: what the model states.
-        top_k: At most so many terms per document, the heaviest.
-        min_weight: Leave out document weights below this.
-        query_side: auto (the model's own), neural, static (token weights or idf.json), or ones.
-        idf: An idf.json whose values become the static query weights.
-        convention: How idf.json is read: sentence-transformers or opensearch.
-        allow_unknown: Leave out strings in idf.json that are no tokens of the model, instead of
-            refusing them.
-        collection_idf: Share of the collection's own IDF in static query weights, 0 to 1; default
-            0, "default" 0.5.
-        allow_pickle: Read an older pytorch_model.bin (weights only) when there is no safetensors
-            file.
-        decoder: A sparse_ir.json that says how a decoder is read; for models that have none, or to
-            read one otherwise.
-        shard_size: Documents per shard; a killed run loses at most the shards in work.
-    """
-
-    revision: str | None
-    precision: Literal["float32", "bfloat16", "int8", "float32-int8", "8bit", "4bit", "auto"]
-    device: str | None
-    max_length: int | None
-    top_k: int | None
-    min_weight: float
-    query_side: QuerySide
-    idf: Path | None
-    convention: Literal["sentence-transformers", "opensearch"]
-    allow_unknown: bool
-    collection_idf: float | None
-    allow_pickle: bool
-    decoder: Path | None
-    shard_size: int
 
 
 def shipped_model() -> Path:

@@ -7,7 +7,6 @@ the model card.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_ir.environment import package_versions
 from sparse_ir.errors import ConfigError
 from sparse_ir.training import config_parser, dev_sets, model_card, pairs
 from sparse_ir.training.config import TeacherSettings, TrainConfig
@@ -27,6 +27,7 @@ from sparse_ir.training.teachers.sparse import SparseTeacher
 from sparse_ir.training.trainer import Trainer, make_batches
 
 _CACHE = "teacher-cache"
+_RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "sparse-ir-toolkit")
 
 
 def train(
@@ -60,7 +61,7 @@ def train(
             sources=trainer.batches.describe(),
             report=report,
             command=f"sparse-ir train --config {config_path.name} --output {output.name}",
-            versions=_versions(),
+            versions=package_versions(_RECORDED_PACKAGES),
         )
     made = [
         {"name": judge.name, "forward_passes": judge.forward_passes}
@@ -119,11 +120,6 @@ def open_teachers(
     return [
         (_open_teacher(settings, sources, cache), settings.weight) for settings in config.teacher
     ]
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "accelerate", "sparse-ir-toolkit")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _open_teacher(settings: TeacherSettings, sources: Sequence[Source], cache: Path) -> Any:

@@ -1,24 +1,21 @@
-"""The command line: the verbs under their names, one line for each error, and the whole road as a
-user takes it.
-"""
+"""The command line: commands and their options, one line per error, and the whole path of a user."""
 
 from __future__ import annotations
 
-import importlib
+import ast
 import inspect
 import json
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-import click
 import pytest
-from click.testing import CliRunner
 from shell import (
     ENVIRONMENT,
     error_of,
@@ -29,12 +26,14 @@ from shell import (
     write_collection,
 )
 
+import sparse_ir
 from sparse_ir import cli, commands
 from sparse_ir.commands import evaluating, indexing, searching
 from sparse_ir.data import records, runs
+from sparse_ir.errors import DamagedError, UncheckedError
 from sparse_ir.indexing import verification
 
-VERBS = {verb.__name__: verb for verb in cli.VERBS}
+COMMANDS = {name: getattr(sparse_ir, name) for name in cli.NAMES}
 Run = Callable[..., str]
 
 
@@ -70,96 +69,148 @@ def error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     return run
 
 
-# --- commands and verbs ---
+# --- commands and their options ---
 
 
-def options_of(verb: Callable[..., object]) -> dict[str, bool]:
-    """What a verb takes, without its progress bar: name -> must be given."""
-    found = {}
-    for name, parameter in inspect.signature(verb).parameters.items():
+def parameters_of(command: Callable[..., object]) -> dict[str, bool]:
+    """The parameters of a command without its progress bar: name -> must be given."""
+    parameters = {}
+    for name, parameter in inspect.signature(command).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            (options,) = get_args(get_type_hints(verb)[name])
-            found.update(dict.fromkeys(get_type_hints(options), False))
+            (options,) = get_args(get_type_hints(command)[name])
+            parameters.update(dict.fromkeys(get_type_hints(options), False))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            parameters[name] = False  # compare says itself that it needs two
         elif name != "progress":
-            # also for the one that may be given several times
-            found[name] = parameter.default is parameter.empty
-    return found
+            parameters[name] = parameter.default is parameter.empty
+    return parameters
 
 
-def test_there_is_a_command_for_each_function_of_the_commands_and_none_besides():
-    found = set()
-    for module in pkgutil.iter_modules(commands.__path__, "sparse_ir.commands."):
-        loaded = importlib.import_module(module.name)
-        for name, value in vars(loaded).items():
-            if (
-                inspect.isfunction(value)
-                and value.__module__ == module.name
-                and not name.startswith("_")
-            ):
-                found.add(name)
-    assert set(cli.main.commands) == set(VERBS) == found
+def arguments_of(name: str) -> dict[str, Any]:
+    """What the command line takes: first name -> argument."""
+    collection = cli.make_app((name,))[name].assemble_argument_collection()
+    return {argument.name: argument for argument in collection}
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_a_command_has_the_options_of_its_verb(name):
-    parameters = {parameter.name: parameter for parameter in cli.main.commands[name].params}
-    own = {"json_output"} | (
-        {"quiet"} if "progress" in inspect.signature(VERBS[name]).parameters else set()
-    )
-    assert {
-        key: parameter.required for key, parameter in parameters.items() if key not in own
-    } == options_of(VERBS[name])
-    assert own <= set(parameters)
-    several = {
-        key
-        for key, parameter in inspect.signature(VERBS[name]).parameters.items()
+def as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The help text of a command, without borders and line breaks."""
+    assert cli.main([*words, "--help"]) == 0
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+
+
+def test_there_is_a_command_for_each_function_marked_as_one_and_none_besides():
+    marked = set()
+    for module in pkgutil.iter_modules(commands.__path__):
+        path = Path(commands.__path__[0]) / f"{module.name}.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            decorators = getattr(node, "decorator_list", [])
+            if "command" in map(ast.unparse, decorators):
+                marked.add(node.name)
+    assert set(cli.make_app()) - {"--help", "-h", "--version"} == set(COMMANDS) == marked
+    assert len(cli.NAMES) == len(COMMANDS) == 19
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_the_options_of_its_function(name):
+    arguments = arguments_of(name)
+    own = {"--json"}
+    if "progress" in inspect.signature(COMMANDS[name]).parameters:
+        own.add("--quiet")
+    positional = {
+        key.upper()
+        for key, parameter in inspect.signature(COMMANDS[name]).parameters.items()
         if parameter.kind is parameter.VAR_POSITIONAL
     }
-    assert {
-        key for key, parameter in parameters.items() if isinstance(parameter, click.Argument)
-    } == several
-    assert all(parameter.help for key, parameter in parameters.items() if key not in several)
+    wanted = {
+        key.upper() if key.upper() in positional else as_option(key): required
+        for key, required in parameters_of(COMMANDS[name]).items()
+    }
+    found = {key: bool(argument.required) for key, argument in arguments.items()}
+    assert found == wanted | dict.fromkeys(own, False)
+    assert {key for key in arguments if not key.startswith("--")} == positional
+    assert all(argument.parameter.help for argument in arguments.values())
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_help_names_every_option_and_says_what_the_verb_does(name):
-    shown = CliRunner().invoke(
-        cli.main, [name, "--help"], terminal_width=200, max_content_width=200
-    )
-    assert shown.exit_code == 0
-    for option in options_of(VERBS[name]):
-        assert (
-            f"--{option.replace('_', '-')}" in shown.output or f"{option.upper()}: " in shown.output
-        )
-    first = inspect.getdoc(VERBS[name]).split("\n")[0]
-    assert " ".join(first.split()) in " ".join(shown.output.split())
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option_with_its_whole_text(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for options that take two names
+    shown = help_of(capsys, name)
+    for option in cli.find_options(COMMANDS[name]):
+        assert option.name.upper() if option.positional else as_option(option.name) in shown
+        assert option.text
+        assert option.text.replace(" ", "") in shown.replace(" ", "")
+    description = inspect.getdoc(COMMANDS[name]).partition("\n\nArgs:")[0]
+    assert "".join(description.split()) in shown.replace(" ", "")
 
 
-def test_defaults_are_those_of_the_verb():
-    shown = {parameter.name: parameter.default for parameter in cli.main.commands["search"].params}
-    assert (shown["hits"], shown["threads"], shown["tag"], shown["remove_query"]) == (
-        1000,
-        1,
-        "sparse_ir",
-        False,
-    )
-    assert "[default: 1000]" in CliRunner().invoke(cli.main, ["search", "--help"]).output
+def test_a_text_over_several_lines_is_read_to_its_end():
+    texts = {option.name: option.text for option in cli.find_options(COMMANDS["build"])}
+    assert texts["scale"].endswith("the collection's weights are spread over the bits.")
+    assert texts["collection_idf"].endswith('or 0.5 for the model "default".')
+
+
+def test_options_are_grouped_and_defaults_are_shown(capsys):
+    shown = help_of(capsys, "search")
+    assert "Required * --index PATH" in shown
+    assert "--hits INTEGER Number of documents per query. [default: 1000]" in shown
+    assert shown.index("Approximation") < shown.index("--mass") < shown.index("Output --quiet")
+    shown = help_of(capsys, "build")
+    for group, option in (("Impacts", "--scale"), ("Pruning", "--prune-terms")):
+        assert f"{group} {option}" in shown
+    assert "Encoding --revision" in shown
+
+
+def test_defaults_are_those_of_the_function():
+    shown = {name: argument.field_info.default for name, argument in arguments_of("search").items()}
+    assert (shown["--hits"], shown["--threads"], shown["--tag"]) == (1000, 1, "sparse_ir")
+    assert shown["--remove-query"] is False
 
 
 @pytest.mark.parametrize(
     ("given", "wanted"), [([], None), (["--fold"], True), (["--no-fold"], False)]
 )
 def test_an_option_with_three_answers(given, wanted):
-    command = cli.main.commands["index"]
-    context = command.make_context("index", ["--vectors", "v", "--output", "o", *given])
-    assert context.params["fold"] is wanted
-    assert context.params["vectors"] == Path("v")
+    words = ["index", "--vectors", "v", "--output", "o", *given]
+    _, bound, _ = cli.make_app(("index",)).parse_args(words)
+    bound.apply_defaults()
+    assert bound.arguments["fold"] is wanted
+    assert bound.arguments["vectors"] == "v"
+
+
+def test_the_last_of_repeated_options_counts_and_doc_collects_all():
+    words = ["explain", "--index", "i", "--query", "q", "--hits", "1", "--hits", "2"]
+    _, bound, _ = cli.make_app(("explain",)).parse_args([*words, "--doc", "a", "--doc", "b"])
+    assert (bound.arguments["hits"], bound.arguments["doc"]) == (2, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["search", "--help"], ["train", "-h"], ["--version"]]
+)
+def test_a_help_text_loads_no_numeric_library(words):
+    code = (
+        "import sys; from sparse_ir import cli; code = cli.main(sys.argv[1:]);"
+        "print(code, *(name for name in sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    code, *loaded = done.stderr.split()
+    assert code == "0"
+    heavy = {"numpy", "scipy", "torch", "transformers", "tqdm", "filelock", "requests", "datasets"}
+    assert not heavy & set(loaded)
+    modules = {name for name in loaded if name.startswith("sparse_ir.commands.")}
+    if words[0] == "search":
+        assert modules == {"sparse_ir.commands.arguments", "sparse_ir.commands.searching"}
 
 
 def test_without_a_command_the_help_is_shown():
     done = run_command()
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(name in done.stdout for name in VERBS)
+    assert all(name in done.stdout for name in COMMANDS)
 
 
 def test_the_module_is_the_command(collection, root):
@@ -227,7 +278,7 @@ def test_the_road_with_a_neural_model_equals_build(collection, tiny_folder, tmp_
     )
 
 
-def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
+def test_every_report_is_json(root, collection, tiny_folder, tmp_path, capsys):
     vectors, index, run = tmp_path / "v", tmp_path / "i", tmp_path / "run"
     calls = {
         "encode": ["--model", "lexical", "--input", collection, "--output", vectors],
@@ -261,16 +312,15 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path):
         "compare",
         "explain",
         "tune",
-    } == set(VERBS)
+    } == set(COMMANDS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
-        shown = CliRunner().invoke(cli.main, [name, *texts, "--json"], catch_exceptions=False)
-        report = json.loads(shown.stdout)
-        assert shown.exit_code == 0
+        assert cli.main([name, *texts, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
         assert isinstance(report, dict)
-        plain = CliRunner().invoke(cli.main, [name, *texts], catch_exceptions=False)
-        assert plain.exit_code == 0
-        assert all(key in plain.stdout for key in report)
+        assert cli.main([name, *texts]) == 0
+        shown = capsys.readouterr().out
+        assert all(key in shown for key in report)
 
 
 def test_a_report_goes_to_stdout_and_nothing_else_is_printed(root, collection):
@@ -332,26 +382,26 @@ def test_a_build_killed_at_any_time_goes_on_where_it_stopped(root, collection, t
 
 
 def test_options_that_are_wrong_are_one_line(error):
-    assert error("encode") == "Missing option '--model'."
-    assert error("encode", "--model", "m", "--input", "i") == "Missing option '--output'."
-    assert error("encoed").startswith("No such command 'encoed'.")
-    assert error("verify", "--bogus").startswith("No such option '--bogus'.")
-    assert error("verify", "index", "--index", "i") == "Got unexpected extra argument (index)"
+    assert error("encode") == "Missing option --model."
+    assert error("encode", "--model", "m", "--input", "i") == "Missing option --output."
+    assert error("encoed").startswith('Unknown command "encoed". Did you mean "encode"?')
+    assert error("verify", "--bogus") == "Missing option --index; unknown option --bogus."
+    assert error("verify", "--index", "i", "--bogus") == "Unknown option: --bogus."
+    assert error("verify", "index", "--index", "i") == "Unexpected argument: index"
     road = ["--model", "lexical", "--input", "i", "--output", "o"]
     assert (
         error("encode", *road, "--shard-size", "many")
-        == "Invalid value for '--shard-size': 'many' is not a valid integer."
+        == 'Invalid value for --shard-size: unable to convert "many" into int.'
     )
     assert error("encode", *road, "--precision", "float8") == (
-        "Invalid value for '--precision': 'float8' is not one of 'float32', 'bfloat16', 'int8', "
-        "'float32-int8', "
-        "'8bit', '4bit', 'auto'."
+        'Invalid value "float8" for --precision. Choose from: "float32", "bfloat16", "int8", '
+        '"float32-int8", "8bit", "4bit", "auto". Did you mean "float32"?'
     )
     assert (
         error("encode", *road, "--min-weight", "x")
-        == "Invalid value for '--min-weight': 'x' is not a valid float."
+        == 'Invalid value for --min-weight: unable to convert "x" into float.'
     )
-    assert error("index", "--vectors") == "Option '--vectors' requires an argument."
+    assert error("index", "--vectors") == "Option --vectors requires a value."
 
 
 def test_numbers_out_of_range_are_one_line(error, root, collection, tmp_path):
@@ -364,8 +414,8 @@ def test_numbers_out_of_range_are_one_line(error, root, collection, tmp_path):
         "--output",
         tmp_path / "run",
     ]
-    assert error(*search, "--hits", 0) == "0 hits are not allowed; ask for at least 1"
-    assert error(*search, "--hits", -3) == "-3 hits are not allowed; ask for at least 1"
+    assert error(*search, "--hits", 0) == "hits is 0; it must be at least 1"
+    assert error(*search, "--hits", -3) == "hits is -3; it must be at least 1"
     assert error(*search, "--threads", 0) == "threads is 0; it must be at least 1"
     assert error(*search, "--tag", "a b").startswith("tag of the run is 'a b'; it must be one word")
     index = ["index", "--vectors", root / "index.vectors", "--output", tmp_path / "index"]
@@ -375,8 +425,8 @@ def test_numbers_out_of_range_are_one_line(error, root, collection, tmp_path):
     encode = ["encode", "--model", "lexical", "--input", collection, "--output", tmp_path / "v"]
     assert error(*encode, "--shard-size", 0) == "shard size 0 is not allowed; it must be at least 1"
     assert error(*encode, "--top-k", 5).startswith("the lexical model does not take top_k")
-    assert error("bm25", "--input", collection, "--output", tmp_path / "b", "--b", 2).startswith(
-        "BM25 with k1=0.9"
+    assert error("bm25", "--input", collection, "--output", tmp_path / "b", "--b", 2) == (
+        "b is 2.0; it must be between 0 and 1"
     )
     assert list(tmp_path.glob("[!.]*")) == []
 
@@ -564,3 +614,26 @@ def test_scores_in_the_run_are_whole_and_ordered(root):
     for hits in runs.read_run(root / "run").values():
         assert hits == records.rank_hits(hits)
         assert all(score.is_integer() for _, score in hits)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (UncheckedError("no permission to read x"), 3, "no permission to read x"),
+        (DamagedError("x is\n damaged"), 2, "x is damaged"),
+        (PermissionError(13, "Permission denied", "x"), 2, "x: Permission denied"),
+    ],
+)
+def test_what_could_not_be_checked_has_a_code_of_its_own(
+    raised, code, line, monkeypatch, root, capfd
+):
+    def fail(folder: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr(verification, "verify_index", fail)
+    monkeypatch.setattr(sys, "argv", ["sparse-ir", "verify", "--index", str(root / "index")])
+    with pytest.raises(SystemExit) as caught:
+        cli.run()
+    printed = capfd.readouterr()
+    assert (caught.value.code, printed.out) == (code, "")
+    assert printed.err == f"sparse-ir: error: {line}\n"

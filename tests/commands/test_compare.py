@@ -14,7 +14,7 @@ import pytest
 import pytrec_eval
 from shell import error_of, report_of, write_lines
 
-from sparse_ir.commands import evaluating
+from sparse_ir.commands import comparison
 from sparse_ir.commands.evaluating import compare
 from sparse_ir.errors import ConfigError, DataError
 
@@ -194,27 +194,27 @@ def test_the_command(folder):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["base.trec"], {}, "1 runs are not enough to compare; name at least two"),
+        (["base.trec"], {}, "1 runs given; compare needs at least two"),
         (
             ["base.trec", "base.trec"],
             {},
             (
-                r"two runs would be called 'base' \(.*\); name one with "
+                r"two runs have the name 'base' \(.*\); rename one with "
                 r"NAME=RUN"
             ),
         ),
         (
             ["base.trec", "other.json"],
             {"baseline": "bm25"},
-            "the baseline 'bm25' is no run, allowed: base, other",
+            "baseline is 'bm25'; it must be one of the runs: base, other",
         ),
         (
             ["base.trec", "other.json"],
             {"show": -1},
-            "-1 queries and 100000 samples are not allowed",
+            "show is -1; it must be at least 0",
         ),
-        (["base.trec", "other.json"], {"samples": 0}, "5 queries and 0 samples are not allowed"),
-        (["base.trec", "other.json"], {"seed": -1}, "the seed -1 is not allowed; use 0 or more"),
+        (["base.trec", "other.json"], {"samples": 0}, "samples is 0; it must be at least 1"),
+        (["base.trec", "other.json"], {"seed": -1}, "seed is -1; it must be at least 0"),
         (
             ["base.trec", "other.json"],
             {"measures": "nDCG@10,NumRet"},
@@ -254,12 +254,15 @@ def test_an_error_is_one_line(folder):
     assert error_of(
         "compare", folder / "base.trec", folder / "none", "--qrels", folder / "qrels.txt"
     ).startswith(f"{folder / 'none'}: no such run")
-    assert error_of("compare", "--qrels", folder / "qrels.txt") == "Missing argument 'RUN...'."
+    assert (
+        error_of("compare", "--qrels", folder / "qrels.txt")
+        == "0 runs given; compare needs at least two"
+    )
 
 
 def test_names_of_files(tmp_path):
-    found = evaluating._read_names(["a/bm25.run.gz", "b/splade.v3.trec", "x=c/bm25.run"])
+    found = comparison.name_runs(["a/bm25.run.gz", "b/splade.v3.trec", "x=c/bm25.run"])
     assert list(found) == ["bm25", "splade.v3", "x"]
-    assert list(evaluating._read_names(["a/.trec", "b/run.trec.gz"])) == [".trec", "run"]
+    assert list(comparison.name_runs(["a/.trec", "b/run.trec.gz"])) == [".trec", "run"]
     (tmp_path / "a=b").write_text("")
-    assert list(evaluating._read_names([str(tmp_path / "a=b"), "c"])) == ["a=b", "c"]
+    assert list(comparison.name_runs([str(tmp_path / "a=b"), "c"])) == ["a=b", "c"]

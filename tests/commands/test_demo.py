@@ -119,6 +119,6 @@ def test_the_collection_is_a_folder_like_any_other(folder, report):
 
 def test_other_questions_are_shown_when_the_chosen_ones_are_not_there():
     others = [Query(f"x{number}", "text") for number in range(5)]
-    assert demo._shown(others) == others[:3]
+    assert demo.choose_questions(others) == others[:3]
     chosen = [Query(query_id, "text") for query_id in SHOWN_QUESTIONS]
-    assert demo._shown([*others, *chosen]) == chosen
+    assert demo.choose_questions([*others, *chosen]) == chosen

@@ -11,7 +11,6 @@ import pytest
 import tiny_decoders
 import torch
 import transformers
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from shell import run_command
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -19,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from sparse_ir import cli
 from sparse_ir.commands import doctor
 from sparse_ir.diagnosis import examination
-from sparse_ir.diagnosis.examination import CHECKS
+from sparse_ir.diagnosis.checks import RULES, Measured, Rule, judge
+from sparse_ir.diagnosis.measurements import MEASUREMENTS
 from sparse_ir.errors import ConfigError, DataError, ModelError
 from sparse_ir.models import adapters, decoder_settings
 from sparse_ir.models.decoder_settings import DecoderSettings
@@ -27,7 +27,7 @@ from sparse_ir.models.encoder import Encoder
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
 WIDTH = 128
-PROBES = [text for pair in examination._read_probes() for text in pair.values()]
+PROBES = [text for pair in examination.read_probes() for text in pair.values()]
 SHIFT = 0.7  # a token's own logit is above it, and those of nearly all others below
 
 
@@ -176,10 +176,8 @@ def test_a_healthy_decoder_has_no_finding(mode, healthy):
         str(healthy), decoder=DecoderSettings(mode=mode, logit_shift=SHIFT, max_length=512)
     )
     assert report["findings"] == [] and report["healthy"] and report["kind"] == f"decoder, {mode}"
-    assert set(report["measured"]) == {
-        "numbers",
-        *(check.__name__.removeprefix("check_") for check in CHECKS),
-    }
+    assert list(report["measured"]) == ["numbers", *MEASUREMENTS]
+    assert set(report["measured"]) == {rule.check for rule in RULES}
     assert report["measured"]["head"] == {"tied": True, "own_tokens": pytest.approx(1.0, abs=0.05)}
 
 
@@ -370,7 +368,7 @@ def test_truncation_where_the_network_ends_is_not_mended_by_a_longer_limit(tmp_p
     folder = make_decoder(tmp_path / "m", max_position_embeddings=64)
     found = findings(folder, decoder=DecoderSettings(logit_shift=SHIFT))["truncation"]
     assert found["evidence"]["max_length"] == found["evidence"]["network_holds"] == 64
-    assert "this network holds no more; cut documents into passages" in found["remedy"]
+    assert "this network cannot read more; split documents into passages" in found["remedy"]
 
 
 def test_padding_on_the_left_without_positions(tmp_path):
@@ -405,6 +403,7 @@ def test_a_network_of_an_unforeseen_kind_is_a_fault(healthy, monkeypatch):
         found["evidence"]["reason"]
         == "TypeError: unsupported operand type(s) for /: 'NoneType' and 'float'"
     )
+    assert found["remedy"] == "Unsupported architecture or configuration; please report it."
 
 
 def test_a_network_that_sees_its_padding(tmp_path):
@@ -452,8 +451,53 @@ def test_texts_without_terms_and_texts_with_all_of_them(shift, share, healthy):
     assert found["severity"] == "fault"
     assert found["evidence"]["empty_texts"] == (1.0 if share else 0.0)
     assert found["remedy"].startswith(
-        "no logit is above zero" if share else "vectors are not sparse"
+        "No logit is above zero" if share else "Vectors are not sparse"
     )
+
+
+# --- the table ---
+
+
+def test_a_rule_judges_by_its_limits():
+    rising = Rule("c", "q", "m", "r", warning=0.2, fault=0.5)
+    assert [rising.judge(value) for value in (0.2, 0.21, 0.5, 0.51)] == [
+        None,
+        "warning",
+        "warning",
+        "fault",
+    ]
+    falling = Rule("c", "q", "m", "r", warning=0.5, fault=0.2, is_lower_worse=True)
+    assert [falling.judge(value) for value in (0.5, 0.49, 0.2, 0.19)] == [
+        None,
+        "warning",
+        "warning",
+        "fault",
+    ]
+    assert Rule("c", "q", "m", "r", fault=0).judge(1) == "fault"
+    assert Rule("c", "q", "m", "r", warning=0).judge(99) == "warning"
+
+
+def test_the_worst_rule_of_a_check_makes_its_finding():
+    rules = (
+        Rule("c", "first", "m", "the first of {what}", warning=0),
+        Rule("c", "second", "m", "the second of {what}", warning=0, fault=5),
+        Rule("other", "first", "m", "of another check", fault=0),
+    )
+
+    def remedy(**values):
+        finding = judge("c", Measured({"seen": 1}, values, {"what": "two"}), rules)
+        return finding.severity, finding.remedy
+
+    assert remedy(first=1, second=1) == ("warning", "the first of two")
+    assert remedy(first=1, second=6) == ("fault", "the second of two")
+    assert remedy(second=1) == ("warning", "the second of two")
+    assert remedy(first=0) == (None, "")
+
+
+def test_every_rule_says_what_it_measures_and_a_remedy():
+    for rule in RULES:
+        assert rule.measures and rule.remedy.endswith(".")
+        assert rule.warning is not None or rule.fault is not None
 
 
 # --- as a command ---
@@ -466,10 +510,10 @@ def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_p
     (found,) = examination.examine(str(copy))["findings"]
     assert (found["name"], found["severity"]) == ("loading", "fault")
     assert "lacks weights that a decoder needs (lm_head.weight)" in found["evidence"]["reason"]
-    assert found["remedy"] == "see the reason"
+    assert found["remedy"] == "See the reason."
     with pytest.raises(ModelError, match="is no folder, and no hub name"):
         examination.examine(str(tmp_path / "nothing" / "here"))
-    with pytest.raises(ConfigError, match="the lexical model is no neural network"):
+    with pytest.raises(ConfigError, match="the lexical model is not a neural network"):
         doctor.doctor("lexical")
 
 
@@ -486,7 +530,7 @@ def test_the_shipped_model_is_no_decoder(tmp_path):
     path = tmp_path / "any.json"
     path.write_text('{"format": 1}')
     (found,) = doctor.doctor("default", decoder=path)["findings"]
-    assert found["name"] == "loading" and found["remedy"] == "see the reason"
+    assert found["name"] == "loading" and found["remedy"] == "See the reason."
     assert (
         "is no decoder but a sparse encoder as its modules.json says; drop decoder=... (--decoder)"
         in found["evidence"]["reason"]
@@ -523,15 +567,13 @@ def test_texts_of_ones_own(healthy, tmp_path):
     assert report["measured"]["collapse"]["pairs"] == 32 * 31 // 2 and report["measured"][
         "retrieval"
     ] == {"questions": 0}
-    with pytest.raises(
-        DataError, match="2 different texts are too few to compare; give at least 4"
-    ):
+    with pytest.raises(DataError, match="2 different texts given; there must be at least 4"):
         examination.examine(str(healthy), texts=["a", "b", "a", " "])
 
 
-def test_the_command_tells_by_its_exit_code(healthy, tmp_path):
-    shown = CliRunner().invoke(cli.main, ["doctor", "--model", str(healthy), "--quiet"])
-    assert shown.exit_code == 0 and "findings  none" in shown.stdout
+def test_the_command_tells_by_its_exit_code(healthy, tmp_path, capsys):
+    assert cli.main(["doctor", "--model", str(healthy), "--quiet"]) == 0
+    assert "findings  none" in capsys.readouterr().out
     (tmp_path / "short.json").write_text(json.dumps({"format": 1, "max_length": 12}))
     done = run_command("doctor", "--model", healthy, "--decoder", tmp_path / "short.json", "--json")
     report = json.loads(done.stdout)

@@ -27,8 +27,9 @@ WINGS = sorted(
 )
 JAVA_BRIDGE = "sparse_ir.engines.lucene.java"
 LOAD_TORCH = {
-    "sparse_ir.diagnosis.checks",
     "sparse_ir.diagnosis.examination",
+    "sparse_ir.diagnosis.examined_model",
+    "sparse_ir.diagnosis.measurements",
     "sparse_ir.models.adapters",
     "sparse_ir.models.attention",
     "sparse_ir.models.decoders",
@@ -92,8 +93,12 @@ def test_the_package_itself_imports_nothing_at_once():
 
 
 def test_every_command_is_a_function_of_the_package():
-    for command in cli.VERBS:
-        assert getattr(sparse_ir, command.__name__) is command
+    for name in cli.NAMES:
+        command = getattr(sparse_ir, name)
+        assert command.__name__ == name
+        assert command.__module__.startswith("sparse_ir.commands.")
+    public = set(sparse_ir.__all__) - {"__version__", "Encoder", "Index", "SearchOptions"}
+    assert public == set(cli.NAMES)
 
 
 def test_public_names_stay_what_they_are_after_everything_is_imported():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from sparse_ir import environment
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import model_files
 from sparse_ir.storage import files
@@ -21,10 +21,7 @@ def role_of(name: str) -> Role:
 
 def package_versions() -> dict[str, str]:
     """Information for the cache file: libraries do not decide a score beyond rounding."""
-    return {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "transformers", "tokenizers", "numpy")
-    }
+    return environment.package_versions(("torch", "transformers", "tokenizers", "numpy"))
 
 
 def shorten(text: str) -> str:

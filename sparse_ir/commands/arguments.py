@@ -1,0 +1,105 @@
+"""The types of command arguments, and the check that callers from Python pass them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from sparse_ir import extras
+from sparse_ir.errors import ConfigError
+
+StrPath = str | os.PathLike[str]  # a file or a folder on this machine
+Source = str | Path  # a file, a folder, or a name on the Hugging Face hub
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DESCRIPTIONS = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    Path: "a path",
+    os.PathLike: "a path",
+    types.NoneType: "None",
+}
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function as a command and check the types of its arguments at each call.
+
+    Raises ``ConfigError``, which names the argument and its value, for an argument of another type
+    than the signature states and for an unknown name among the ``**options``; ``MissingExtra`` for
+    an optional package that is not installed.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, value, hint in _arguments(function, given):
+            if not _matches(value, hint):
+                raise ConfigError(f"{name} must be {_describe(hint)}, not {value!r}")
+        with extras.importing():
+            return function(*args, **kwargs)
+
+    return checked
+
+
+def _arguments(
+    function: Callable[..., Any], given: dict[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and type of each argument of a call."""
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in given:
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            for value in given[name]:
+                yield name, value, hints[name]
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            options = option_types(hints[name])
+            for key, value in given[name].items():
+                if key not in options:
+                    raise ConfigError(f"{function.__name__} has no option {key!r}")
+                yield key, value, options[key]
+        else:
+            yield name, given[name], hints[name]
+
+
+def option_types(hint: Any) -> dict[str, Any]:
+    """Name -> type of the options in ``**options: Unpack[SomeTypedDict]``."""
+    (options,) = typing.get_args(hint)
+    return typing.get_type_hints(options)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, part) for part in typing.get_args(hint))
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(isinstance(part, str) for part in value)
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(part) for part in typing.get_args(hint))
+    if origin is tuple:
+        return "a tuple of strings"
+    return _DESCRIPTIONS[origin or hint]
