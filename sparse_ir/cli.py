@@ -185,6 +185,8 @@ def _titles(options: Iterable[Option]) -> list[str]:
 
 def _make_parameter(option: Option, group: Group) -> inspect.Parameter:
     hint, metavar = _command_line_type(option.hint)
+    if option.default is None:
+        hint = hint | None
     flag = option.hint is bool
     details = Parameter(
         help=option.text,

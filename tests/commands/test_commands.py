@@ -368,7 +368,7 @@ def test_a_search_says_what_it_left_out(root, collection, tmp_path):
         searching.search(root / "neural", str(collection), tmp_path / "tuned", tuned=True)
     with pytest.raises(ConfigError, match="tuned options cannot be combined with others"):
         searching.search(root / "neural", str(collection), tmp_path / "tuned", tuned=True, mass=0.5)
-    with pytest.raises(ConfigError, match=r"mass 2\.0 is not allowed"):
+    with pytest.raises(ConfigError, match=r"mass is 2\.0; it must be a share above 0 and up to 1"):
         searching.search(root / "neural", str(collection), tmp_path / "wrong", mass=2.0)
 
 
