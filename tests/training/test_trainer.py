@@ -573,6 +573,7 @@ def test_every_penalty_makes_documents_sparser(model, pairs_file, tmp_path, pena
 # --- autopilot and guards ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [{"queries": 4}, {"queries": 16}, {"queries": 6, "negatives": 1}])
 def test_the_autopilot_comes_near_its_target(dense_model, pairs_file, tmp_path, shape):
     config = make_config(
