@@ -30,7 +30,7 @@ from sparse_ir.data import readers
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError
-from sparse_ir.indexing import builder, vectors
+from sparse_ir.indexing import builder, encoding
 from sparse_ir.indexing.bm25_builder import build_bm25_index
 from sparse_ir.models import catalog
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
@@ -170,7 +170,7 @@ class Suite:
         else:
             encoders = self._fit_lexical(read)
         clock = _Stopwatch(encoders.documents)
-        made = vectors.write_vectors(
+        made = encoding.write_vectors(
             work / "vectors",
             read,
             clock,

@@ -49,7 +49,7 @@ def encode(
     """
 
     from sparse_ir.data import readers
-    from sparse_ir.indexing.vectors import write_vectors
+    from sparse_ir.indexing.encoding import write_vectors
     from sparse_ir.models.catalog import load_encoder
 
     started = time.perf_counter()

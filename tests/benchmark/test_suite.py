@@ -30,7 +30,7 @@ from sparse_ir.data.records import Document, Run
 from sparse_ir.engines.lucene import bm25
 from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DataError, LockedError
-from sparse_ir.indexing import bm25_builder, builder, vectors
+from sparse_ir.indexing import bm25_builder, builder, shards
 from sparse_ir.indexing.manifest import read_manifest
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval.searcher import Index
@@ -421,7 +421,7 @@ def test_an_encoder_that_fails_halfway_is_taken_up_again(
 ):
     arguments = {"datasets": "alpha", "data_dir": data_dir, "baselines": "none", "shard_size": 8}
     run_suite(str(tiny_folder), tmp_path / "whole", **arguments)
-    write, written = vectors.write_shard, []
+    write, written = shards.write_shard, []
 
     def fail_at_the_third(output: Path, number: int, *rest: Any) -> None:
         if len(written) == 2:
@@ -430,7 +430,7 @@ def test_an_encoder_that_fails_halfway_is_taken_up_again(
         write(output, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vectors, "write_shard", fail_at_the_third)
+        patch.setattr(shards, "write_shard", fail_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             run_suite(str(tiny_folder), tmp_path / "broken", **arguments)
     (begun,) = (tmp_path / "broken" / ".work" / "alpha" / tiny_folder.name).iterdir()

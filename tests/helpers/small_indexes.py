@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from sparse_ir.data.records import Document
 from sparse_ir.engines.base import SPARSE, EngineQuery, FieldTerms, Hits, ImpactBatch
 from sparse_ir.engines.catalog import find_engine
-from sparse_ir.indexing import vectors
+from sparse_ir.indexing import encoding
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.static_queries import StaticQueryEncoder
@@ -139,7 +139,7 @@ def make_vectors(
         Document(doc_id, "", "" if row in empty else str(row)) for row, doc_id in enumerate(doc_ids)
     ]
     encoder = MatrixEncoder(matrix, queries.vocabulary, queries)
-    return vectors.write_vectors(folder, lambda: documents, encoder, shard_size=shard_size)
+    return encoding.write_vectors(folder, lambda: documents, encoder, shard_size=shard_size)
 
 
 def write_matrix(

@@ -30,7 +30,7 @@ from shell import (
 from sparse_ir.commands import indexing
 from sparse_ir.data import readers
 from sparse_ir.errors import ConfigError, DamagedError, DataError
-from sparse_ir.indexing import vectors
+from sparse_ir.indexing import encoding
 from sparse_ir.indexing.vectors import Vectors
 
 SHARD_SIZE = 4
@@ -41,7 +41,7 @@ import functools, sys, time
 from pathlib import Path
 from sparse_ir.models.lexical import LexicalEncoder
 from sparse_ir.data import readers
-from sparse_ir.indexing import vectors
+from sparse_ir.indexing import encoding
 
 corpus, output, log, pace = sys.argv[1:]
 
@@ -54,7 +54,7 @@ class Noted(LexicalEncoder):
 
 read = functools.partial(readers.read_documents, corpus)
 encoder = Noted.fit(lambda: (document.contents for document in read()))
-vectors.write_vectors(Path(output), read, encoder, shard_size=4)
+encoding.write_vectors(Path(output), read, encoder, shard_size=4)
 """
 # Encodes into one folder after the other, in a child that is killed at the n-th flush to the disk:
 # n = 1, 2, 3 ...
@@ -65,7 +65,7 @@ import functools, os, signal, sys
 from pathlib import Path
 from sparse_ir.models.lexical import LexicalEncoder
 from sparse_ir.data import readers
-from sparse_ir.indexing import vectors
+from sparse_ir.indexing import encoding
 import safetensors.numpy
 
 corpus, root = sys.argv[1:]
@@ -81,7 +81,7 @@ def encode(output, last):
         flush(descriptor)
     os.fsync = counted
     encoder = LexicalEncoder.fit(lambda: (document.contents for document in read()))
-    vectors.write_vectors(output, read, encoder, shard_size=4)
+    encoding.write_vectors(output, read, encoder, shard_size=4)
 
 def in_child(output, last=None):
     child = os.fork()
@@ -354,7 +354,7 @@ def test_a_corpus_that_changed_is_refused(
         match=rf"the corpus has changed since encoding began "
         rf"\(.*{match}.*restore it",
     ):
-        vectors.write_vectors(
+        encoding.write_vectors(
             folder, lambda: readers.read_documents(corpus), encoder, shard_size=SHARD_SIZE
         )
     assert finished_shards(folder)

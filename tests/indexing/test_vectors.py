@@ -15,9 +15,9 @@ from small_indexes import MatrixEncoder, TermQueries
 
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError, DamagedError, DataError
-from sparse_ir.indexing import json_vectors, vectors
+from sparse_ir.indexing import encoding, json_vectors
 from sparse_ir.indexing.quantization import Rule, quantize
-from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.indexing.vectors import Vectors, row_as_dict
 
 VOCABULARY = [f"t{number}" for number in range(12)]
 
@@ -41,7 +41,7 @@ def documents() -> list[Document]:
 def made(matrix, documents, tmp_path) -> Vectors:
     """The matrix, written in four shards."""
     encoder = MatrixEncoder(matrix, VOCABULARY, TermQueries(VOCABULARY))
-    return vectors.write_vectors(tmp_path / "vectors", lambda: documents, encoder, shard_size=3)
+    return encoding.write_vectors(tmp_path / "vectors", lambda: documents, encoder, shard_size=3)
 
 
 def rows_of(opened: Vectors) -> dict[str, dict[str, float]]:
@@ -104,7 +104,7 @@ def test_empty_texts_never_reach_the_encoder(matrix, tmp_path):
         Document("d", "", ""),
     ]
     encoder = MatrixEncoder(matrix, VOCABULARY, TermQueries(VOCABULARY))  # int("") would raise
-    opened = vectors.write_vectors(tmp_path / "v", lambda: documents, encoder, shard_size=3)
+    opened = encoding.write_vectors(tmp_path / "v", lambda: documents, encoder, shard_size=3)
     found = rows_of(opened)
     assert [found[key] for key in "acd"] == [{}, {}, {}]
     assert list(found["b"].values()) == matrix[2].data.tolist()
@@ -117,7 +117,7 @@ def test_ids_of_any_script_come_back(tmp_path):
     )
     doc_ids = ["日本", "ключ", "a/b\\c", '"', "🙂"]
     documents = [Document(doc_id, "", "0") for doc_id in doc_ids]
-    opened = vectors.write_vectors(tmp_path / "v", lambda: documents, encoder)
+    opened = encoding.write_vectors(tmp_path / "v", lambda: documents, encoder)
     assert opened.read_shard(0)[0] == doc_ids
     assert opened.vocabulary == ["a", "é\u2028"]
 
@@ -128,7 +128,7 @@ def test_weights_that_are_no_weights_are_not_stored(weight, documents, tmp_path)
     encoder = MatrixEncoder(bad, VOCABULARY, TermQueries(VOCABULARY))
     encoder.fingerprint["sum"] = 0.0
     with pytest.raises(DataError, match="weights must be finite and at least 0"):
-        vectors.write_vectors(tmp_path / "v", lambda: documents, encoder)
+        encoding.write_vectors(tmp_path / "v", lambda: documents, encoder)
     assert not list((tmp_path / "v" / "shards").glob("[!.]*"))
 
 
@@ -138,14 +138,14 @@ def test_a_shard_holds_a_document_at_least(size, matrix, documents, tmp_path):
     with pytest.raises(
         ConfigError, match=f"shard size {size} is not allowed; it must be at least 1"
     ):
-        vectors.write_vectors(tmp_path / "v", lambda: documents, encoder, shard_size=size)
+        encoding.write_vectors(tmp_path / "v", lambda: documents, encoder, shard_size=size)
 
 
 def test_another_query_encoder_takes_the_place_of_the_own_one(matrix, documents, tmp_path):
     encoder = MatrixEncoder(matrix, VOCABULARY, TermQueries(VOCABULARY))
     other = TermQueries(VOCABULARY)
     other.fingerprint = {"kind": "other"}
-    opened = vectors.write_vectors(tmp_path / "v", lambda: documents, encoder, query_encoder=other)
+    opened = encoding.write_vectors(tmp_path / "v", lambda: documents, encoder, query_encoder=other)
     assert opened.manifest["query"] == {"kind": "other"}
 
 
@@ -154,7 +154,7 @@ def test_folders_without_vectors_are_damaged_or_searched_for_json(tmp_path):
         Vectors(tmp_path)
     with pytest.raises(
         DataError,
-        match=r"holds no vectors: neither \*\.json, .* nor a folder "
+        match=r"holds no vectors; it must be a folder .* or hold files \*\.json, "
         r"that the encode command",
     ):
         json_vectors.open_vectors(tmp_path, tmp_path / "scratch")
@@ -196,7 +196,7 @@ def test_export_then_import_gives_the_impacts_of_quantize(folded, made, matrix, 
     json_vectors.export_json_vectors(made, tmp_path / "json", rule, query_weights)
     opened = json_vectors.open_vectors(tmp_path / "json", tmp_path / "scratch")
     impacts = quantize(matrix, rule, query_weights).impacts
-    wanted = {f"d{row}": vectors.row_as_dict(impacts, row, VOCABULARY) for row in range(10)}
+    wanted = {f"d{row}": row_as_dict(impacts, row, VOCABULARY) for row in range(10)}
     assert rows_of(opened) == wanted
     assert opened.manifest["integer_weights"]
     assert opened.manifest["without_weights"] == 2
@@ -264,31 +264,34 @@ def test_many_shards_share_one_growing_vocabulary(tmp_path):
         ('{"id": 2, "vector": {"a": 1}}', '"id" is 2; it must be a string'),
         ('{"id": "d 2", "vector": {"a": 1}}', "must be without white space"),
         ('{"id": "d1", "vector": {"a": 1}}', "is 'd1' as in line 1; each id must be unique"),
-        ('{"id": "d2"}', '"vector" is None, allowed: an object of token: weight'),
+        ('{"id": "d2"}', '"vector" is None; it must be an object of token: weight'),
         (
             '{"id": "d2", "vector": [1, 2]}',
-            '"vector" is [1, 2], allowed: an object of token: weight',
+            '"vector" is [1, 2]; it must be an object of token: weight',
         ),
         (
             '{"id": "d2", "vector": {"a": "1"}}',
-            "weight of 'a' is '1', allowed: a finite number >= 0",
+            "the weight of 'a' is '1'; it must be a finite number of at least 0",
         ),
-        ('{"id": "d2", "vector": {"a": -1}}', "weight of 'a' is -1, allowed: a finite number >= 0"),
+        (
+            '{"id": "d2", "vector": {"a": -1}}',
+            "the weight of 'a' is -1; it must be a finite number of at least 0",
+        ),
         (
             '{"id": "d2", "vector": {"a": NaN}}',
-            "weight of 'a' is nan, allowed: a finite number >= 0",
+            "the weight of 'a' is nan; it must be a finite number of at least 0",
         ),
         (
             '{"id": "d2", "vector": {"a": Infinity}}',
-            "weight of 'a' is inf, allowed: a finite number >= 0",
+            "the weight of 'a' is inf; it must be a finite number of at least 0",
         ),
         (
             '{"id": "d2", "vector": {"a": 1e39}}',
-            "weight of 'a' is 1e+39, allowed: a finite number >= 0",
+            "the weight of 'a' is 1e+39; it must be a finite number of at least 0",
         ),
         (
             '{"id": "d2", "vector": {"a": true}}',
-            "weight of 'a' is True, allowed: a finite number >= 0",
+            "the weight of 'a' is True; it must be a finite number of at least 0",
         ),
         ('{"id": "d2", "vector": {"a": 1, "a": 2}}', "key 'a' twice in one object"),
     ],

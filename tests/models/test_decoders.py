@@ -24,7 +24,7 @@ from sparse_ir.engines.lucene import java
 from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.engines.lucene.terms import FIELD, token_of_term
 from sparse_ir.errors import ConfigError, IndexMismatch, ModelError
-from sparse_ir.indexing import builder, manifest, vectors
+from sparse_ir.indexing import builder, encoding, manifest
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.models import (
     adapters,
@@ -1039,7 +1039,7 @@ def test_every_token_reaches_lucene_and_comes_back(kind, folded, tmp_path):
     expected = encoder.encode([document.contents for document in documents])
     assert expected.nnz == expected.shape[0] * expected.shape[1]
     side = Encoder.load(folder, decoder=settings(fold_tokens=folded)).query_encoder()
-    stored = vectors.write_vectors(tmp_path / "v", lambda: documents, encoder, query_encoder=side)
+    stored = encoding.write_vectors(tmp_path / "v", lambda: documents, encoder, query_encoder=side)
     builder.build_impact_index(stored, tmp_path / "i", Rule(SCALE), side)
     impacts = np.rint(expected.toarray().astype(np.float64) * SCALE)
     totals = dict(zip(encoder.vocabulary, impacts.sum(0).astype(int).tolist(), strict=True))

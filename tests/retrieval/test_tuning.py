@@ -18,11 +18,11 @@ from sparse_ir.errors import BudgetMissed, ConfigError, DataError
 from sparse_ir.indexing import bm25_builder, builder, manifest, verification
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.vectors import Vectors
-from sparse_ir.retrieval import timing, tuning
+from sparse_ir.retrieval import explanation, timing, tuning
 from sparse_ir.retrieval.options import EXACT, SearchOptions
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.retrieval.timing import Latency
-from sparse_ir.retrieval.tuning import Limit, Remembering, parse_budget
+from sparse_ir.retrieval.tuning import Limit, parse_budget
 from sparse_ir.storage import files
 
 TERMS, ROWS = 40, 150
@@ -158,18 +158,38 @@ def test_queries_are_evenly_spaced_with_a_text_and_judged():
         tuning.choose_queries(asked, {"other": {}}, 3)
 
 
-def test_a_remembering_encoder_reads_each_text_once():
-    asked = []
+class CountingQueries(TermQueries):
+    """Counts how often it encodes."""
 
-    class Counting(TermQueries):
-        def encode(self, text):
-            asked.append(text)
-            return super().encode(text)
+    encoded = 0
 
-    encoder = Remembering(Counting(VOCABULARY))
-    assert [encoder.encode("t1:2 t3")[0].tolist() for _ in range(3)] == [[1, 3]] * 3
-    assert asked == ["t1:2 t3"]
-    assert encoder.vocabulary == VOCABULARY
+    def encode(self, text):
+        self.encoded += 1
+        return super().encode(text)
+
+
+def test_a_search_of_an_encoded_query_does_not_encode_again(folder):
+    queries = CountingQueries(VOCABULARY)
+    with Index(folder / "index", query_encoder=queries) as opened:
+        text = "t1:3 t2:1"
+        from_text = tuning.timed_search(opened, 5)(text)
+        encoded = {text: opened.encode(text)}
+        count = queries.encoded
+        assert tuning.timed_search(opened, 5, encoded=encoded)(text) == from_text
+        assert queries.encoded == count
+
+
+def test_explain_encodes_its_query_once(folder):
+    queries = CountingQueries(VOCABULARY)
+    with Index(folder / "index", query_encoder=queries) as opened:
+        query = opened.encode("t1:3 t2:1 t5:2")
+        ranked = explanation.rank_documents(opened, query, [], 3)
+        for hit in ranked:
+            explained = explanation.explain_hit(opened, query, hit, None, None, None)
+            assert explained["sum_of_contributions"] == hit.score
+        explanation.describe_query(query, None)
+        explanation.lost_query_terms(query)
+        assert queries.encoded == 1
 
 
 # --- the choice ---

@@ -1,0 +1,257 @@
+"""Encoding a corpus into a folder of vectors that survives a kill at any moment.
+
+``plan.json`` is written first and says what is being encoded; ``shards/`` fills up, each file whole
+or absent; ``manifest.json`` is written last. Any number of processes, on one machine or on several
+that share the folder, may run the same call at once: each takes shards that no other is working on.
+The result is the same byte for byte, whichever process made which shard and however often one was
+killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+from sparse_ir.data.records import Document
+from sparse_ir.errors import ConfigError, DataError, LockedError
+from sparse_ir.indexing import shards
+from sparse_ir.indexing.vectors import (
+    PLAN,
+    QUERY,
+    VOCABULARY,
+    EncodingPlan,
+    PlannedShard,
+    Vectors,
+    finish_folder,
+    holds,
+    read_record,
+    seal_record,
+    visible_files,
+)
+from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
+from sparse_ir.storage import files
+
+ReadCorpus = Callable[[], Iterable[Document]]  # opens the corpus from its start
+
+
+class Shard(NamedTuple):
+    """A run of neighbouring documents of the corpus."""
+
+    number: int
+    documents: list[Document]
+
+    def digest(self) -> str:
+        """SHA-256 over ids and texts, so that a change of the corpus between runs is noticed."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(json.dumps([document.doc_id, document.contents]).encode())
+        return digest.hexdigest()
+
+
+def write_vectors(
+    output: Path,
+    read: ReadCorpus,
+    encoder: DocumentEncoder,
+    *,
+    query_encoder: QueryEncoder | None = None,
+    shard_size: int = 1024,
+    progress: bool = False,
+) -> Vectors:
+    """Encode a corpus into ``output``; after a kill, do only what is missing or damaged.
+
+    ``query_encoder`` replaces the encoder's own query side. An empty document gets an empty vector
+    without a call of the model. Raises ``ConfigError`` when ``output`` was begun with another
+    encoder or shard size, and ``DataError`` when the corpus is not the one of the plan.
+    """
+    query_side = query_encoder or encoder.query_encoder()
+    plan = _make_plan(output, read, encoder, query_side, shard_size, progress)
+    _fill_shards(output, plan, read, encoder, progress)
+    finish_folder(output, plan)
+    return Vectors(output)
+
+
+def _make_plan(
+    output: Path,
+    read: ReadCorpus,
+    encoder: DocumentEncoder,
+    query_encoder: QueryEncoder,
+    shard_size: int,
+    progress: bool,
+) -> EncodingPlan:
+    """The plan in ``output``, or a new one.
+
+    For a new plan a first pass checks and counts every document before any is encoded.
+    """
+    if shard_size < 1:
+        raise ConfigError(f"shard size is {shard_size}; it must be at least 1")
+    if output.exists() and not (output / PLAN).exists() and any(visible_files(output)):
+        raise ConfigError(
+            f"{output} is not empty and holds no vectors; choose another output or delete it"
+        )
+    identity = {
+        "encoder": encoder.fingerprint,
+        "query": query_encoder.fingerprint,
+        "shard_size": shard_size,
+    }
+    with files.write_lock(output / PLAN, timeout=-1):
+        if not (output / PLAN).exists():
+            files.remove_leftovers(output / PLAN)
+            planned, empty = _survey(read, shard_size, progress)
+            facts = identity | {"shards": planned, "empty_documents": empty}
+            files.write_json(output / PLAN, seal_record(facts))
+        record = read_record(output / PLAN)
+        for key, value in identity.items():
+            if files.sha256_of_json(record[key]) != files.sha256_of_json(value):
+                raise ConfigError(
+                    f"{output} was begun with another {key} ({_difference(record[key], value)}); "
+                    "choose another output, or delete it to start again"
+                )
+        _store_sides(output, list(encoder.vocabulary), query_encoder)
+    return cast(EncodingPlan, record)
+
+
+def _store_sides(output: Path, vocabulary: list[str], query_encoder: QueryEncoder) -> None:
+    """Write vocabulary and query side, unless they are there: a kill may have prevented it."""
+    if not holds(output / VOCABULARY, vocabulary):
+        files.remove_leftovers(output / VOCABULARY)
+        files.write_json(output / VOCABULARY, vocabulary)
+    if not (output / QUERY / "query.json").exists():  # the last file that ``save`` writes
+        shutil.rmtree(output / QUERY, ignore_errors=True)
+        query_encoder.save(output / QUERY)
+
+
+def _survey(read: ReadCorpus, shard_size: int, progress: bool) -> tuple[list[PlannedShard], int]:
+    """The shards of a corpus, and how many of its documents are empty."""
+    planned: list[PlannedShard] = []
+    empty = 0
+    with _progress_bar("checking", None, progress) as bar:
+        for shard in _split(read(), shard_size):
+            planned.append({"documents": len(shard.documents), "input_sha256": shard.digest()})
+            empty += sum(not document.contents for document in shard.documents)
+            bar.update(len(shard.documents))
+    if not planned:
+        raise DataError("the corpus holds no documents")
+    return planned, empty
+
+
+def _split(documents: Iterable[Document], shard_size: int) -> Iterator[Shard]:
+    iterator = iter(documents)
+    for number in itertools.count():
+        part = list(itertools.islice(iterator, shard_size))
+        if not part:
+            return
+        yield Shard(number, part)
+
+
+def _fill_shards(
+    output: Path, plan: EncodingPlan, read: ReadCorpus, encoder: DocumentEncoder, progress: bool
+) -> None:
+    """Pass over the corpus until every shard is there.
+
+    A second pass is for shards whose process was killed. Where all shards are there already, one
+    pass still checks that the corpus is the one that was encoded.
+    """
+    counts = [shard["documents"] for shard in plan["shards"]]
+    done = {number for number in range(len(counts)) if shards.is_whole(output, number)}
+    with _progress_bar("encoding", sum(counts), progress) as bar:
+        bar.update(sum(counts[number] for number in done))
+        while True:
+            before = len(done)
+            _pass_over(output, plan, read(), encoder, done, bar)
+            if len(done) == len(counts):
+                return
+            if len(done) == before:
+                time.sleep(0.5)  # other processes are working on all that is missing
+
+
+def _pass_over(
+    output: Path,
+    plan: EncodingPlan,
+    documents: Iterable[Document],
+    encoder: DocumentEncoder,
+    done: set[int],
+    bar: tqdm,
+) -> None:
+    """Check the corpus against the plan, and encode the missing shards that nobody else holds."""
+    seen = 0
+    for shard in _split(documents, plan["shard_size"]):
+        _check_input(plan, shard)
+        seen += 1
+        if shard.number not in done and _take(output, shard, encoder, bar):
+            done.add(shard.number)
+    if seen < len(plan["shards"]):
+        raise DataError(
+            f"the corpus has changed since encoding began (it ends after {seen} of "
+            f"{len(plan['shards'])} shards); restore it, or choose another output"
+        )
+
+
+def _check_input(plan: EncodingPlan, shard: Shard) -> None:
+    """Raise ``DataError`` unless a shard of the corpus is the planned one."""
+    known = plan["shards"]
+    if shard.number < len(known) and shard.digest() == known[shard.number].get("input_sha256"):
+        return
+    first = shard.documents[0].doc_id
+    raise DataError(
+        "the corpus has changed since encoding began (in the shard that starts with document "
+        f"{first}); restore it, or choose another output"
+    )
+
+
+def _take(output: Path, shard: Shard, encoder: DocumentEncoder, bar: tqdm) -> bool:
+    """Encode one shard, unless another process holds it; True when it is there."""
+    try:
+        with files.write_lock(shards.shard_path(output, shard.number)):
+            if shards.is_whole(output, shard.number):
+                bar.update(len(shard.documents))
+                return True
+            shards.remove_leftovers(output, shard.number)
+            doc_ids = [document.doc_id for document in shard.documents]
+            texts = [document.contents for document in shard.documents]
+            weights = _encode(encoder, texts, bar.update)
+            shards.write_shard(output, shard.number, doc_ids, weights)
+            return True
+    except LockedError:
+        return False
+
+
+def _encode(
+    encoder: DocumentEncoder, texts: list[str], update: Callable[[int], Any]
+) -> sparse.csr_matrix:
+    """Vectors of the texts, with empty rows for empty texts."""
+    full = [position for position, text in enumerate(texts) if text]
+    weights = encoder.encode([texts[position] for position in full], update)
+    update(len(texts) - len(full))
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    lengths[full] = np.diff(weights.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    shape = (len(texts), len(encoder.vocabulary))
+    return sparse.csr_matrix((weights.data, weights.indices, indptr), shape=shape)
+
+
+def _progress_bar(description: str, total: int | None, shown: bool) -> tqdm:
+    disable = None if shown else True  # None: only on a terminal
+    return tqdm(
+        desc=description, total=total, unit=" documents", disable=disable, dynamic_ncols=True
+    )
+
+
+def _difference(old: Any, new: Any) -> str:
+    """The first three differences of two values, for an error message."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{old} then, {new} now"
+    changes = []
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            changes.append(f"{key}: {old.get(key)} then, {new.get(key)} now")
+    return "; ".join(changes[:3])
