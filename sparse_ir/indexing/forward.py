@@ -1,14 +1,12 @@
-"""The forward index: each document's impacts side by side on disk, to score a list of candidates
-exactly.
+"""The forward index: each document's impacts side by side, to score candidates exactly.
 
     forward/offsets.npy       int64 (N + 1,): where each document number begins
     forward/token_ids.npy     uint8, uint16 or uint32 (postings,): as narrow as the ids allow
     forward/impacts.npy       uint8 or uint16 (postings,): as narrow as the impacts allow
     forward/vocabulary.json   the token of each id
 
-Three bytes a posting for most models. It is read through memory maps, so that opening costs nothing
-and processes share it. Row numbers are Lucene's document numbers. It knows no queries' text and no
-Lucene.
+It takes three bytes a posting for most models. It is read through memory maps, so opening costs
+nothing and processes share it. Row numbers are the engine's document numbers.
 """
 
 from __future__ import annotations
@@ -26,54 +24,52 @@ from sparse_ir.errors import DamagedError
 from sparse_ir.storage import files
 
 FOLDER = "forward"
-_OFFSETS, _TOKEN_IDS, _IMPACTS, _VOCABULARY = (
-    "offsets.npy",
-    "token_ids.npy",
-    "impacts.npy",
-    "vocabulary.json",
-)
-# of the parts; the finished files are as narrow as they can be
-_PART_ID, _PART_IMPACT = np.uint32, np.uint16
+_OFFSETS = "offsets.npy"
+_TOKEN_IDS = "token_ids.npy"
+_IMPACTS = "impacts.npy"
+_VOCABULARY = "vocabulary.json"
+# the types of the parts; the finished files are as narrow as the numbers allow
+_PART_ID = np.uint32
+_PART_IMPACT = np.uint16
 
 
 class ForwardWriter:
-    """Collects batches in any order, also from several threads, and puts them together by their
-    numbers.
-    """
+    """Collects batches in any order, from any thread, and joins them by their numbers."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._parts = folder, folder / "parts"
+        self._folder = folder
+        self._parts = folder / "parts"
         self._lengths: dict[int, np.ndarray] = {}
-        self._largest: dict[int, tuple[int, int]] = {}
+        self._largest_id = 0
+        self._largest_impact = 0
         self._parts.mkdir(parents=True)
 
     def add(self, number: int, impacts: sparse.csr_matrix) -> None:
-        """Keep the rows of batch ``number``, impacts int32 ``(N, V)`` in 1..65535; every row holds
-        at least one.
-        """
+        """Keep batch ``number``: impacts int32 ``(N, V)`` in 1 to 65,535, no row empty."""
         impacts.indices.astype(_PART_ID).tofile(self._part(number, _TOKEN_IDS))
         impacts.data.astype(_PART_IMPACT).tofile(self._part(number, _IMPACTS))
         self._lengths[number] = np.diff(impacts.indptr).astype(np.int64)
-        self._largest[number] = (
-            int(impacts.indices.max(initial=0)),
-            int(impacts.data.max(initial=0)),
-        )
+        self._largest_id = max(self._largest_id, int(impacts.indices.max(initial=0)))
+        self._largest_impact = max(self._largest_impact, int(impacts.data.max(initial=0)))
 
     def finish(self, vocabulary: Sequence[str]) -> None:
         """Write the files, rows in the order of the batches' numbers, and delete the parts."""
-        numbers = sorted(self._lengths)
-        lengths = np.concatenate(
-            [np.empty(0, np.int64), *(self._lengths[number] for number in numbers)]
-        )
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        lengths = [np.empty(0, np.int64)]
+        for number in sorted(self._lengths):
+            lengths.append(self._lengths[number])
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
         with files.atomic_writer(self._folder / _OFFSETS, "wb") as stream:
             np.save(stream, offsets)
-        for place, (name, part) in enumerate(((_TOKEN_IDS, _PART_ID), (_IMPACTS, _PART_IMPACT))):
-            largest = max((found[place] for found in self._largest.values()), default=0)
-            arrays = (np.fromfile(self._part(number, name), part) for number in numbers)
-            _write_array(self._folder / name, arrays, int(offsets[-1]), np.min_scalar_type(largest))
+        self._join(_TOKEN_IDS, _PART_ID, self._largest_id, int(offsets[-1]))
+        self._join(_IMPACTS, _PART_IMPACT, self._largest_impact, int(offsets[-1]))
         files.write_json(self._folder / _VOCABULARY, list(vocabulary))
         shutil.rmtree(self._parts)
+
+    def _join(self, name: str, dtype: type[np.generic], largest: int, length: int) -> None:
+        """Join the parts of one file, as narrow as its largest number allows."""
+        numbers = sorted(self._lengths)
+        arrays = (np.fromfile(self._part(number, name), dtype) for number in numbers)
+        _write_array(self._folder / name, arrays, length, np.min_scalar_type(largest))
 
     def _part(self, number: int, name: str) -> Path:
         return self._parts / f"{number:06d}-{name}"
@@ -95,11 +91,10 @@ def _write_array(
 
 
 class ForwardIndex:
-    """An open forward index; safe to use from several threads. Raises ``DamagedError`` when its
-    files do not fit.
+    """An open forward index; safe to use from several threads.
 
-    ``vocabulary``: what the token ids of queries mean, where it is not the vocabulary of the index
-    itself.
+    ``vocabulary`` says what the token ids of queries mean, where it is not the index's own. Raises
+    ``DamagedError`` when the files do not fit each other.
     """
 
     def __init__(self, folder: Path, vocabulary: Sequence[str] | None = None) -> None:
@@ -119,8 +114,7 @@ class ForwardIndex:
             )
         if not len(self._token_ids) == len(self._impacts) == self._offsets[-1]:
             raise DamagedError(
-                f"{folder}: {self._offsets[-1]} postings are promised, but there "
-                "are "
+                f"{folder}: {self._offsets[-1]} postings are promised, but there are "
                 f"{len(self._token_ids)} token ids and {len(self._impacts)} impacts"
             )
         self._weights = _Scratch(len(self.vocabulary))
@@ -134,16 +128,16 @@ class ForwardIndex:
         return self._token_ids[part].astype(np.int64), self._impacts[part].astype(np.int64)
 
     def scores(self, numbers: np.ndarray, token_ids: np.ndarray, boosts: np.ndarray) -> np.ndarray:
-        """``sum boost x impact`` of the documents with these numbers: exact, int64, in the order
-        given.
+        """``sum boost x impact`` of some documents: exact, int64, in the order of ``numbers``.
 
         ``token_ids`` and ``boosts``: the query, whole numbers ``(T,)``, each token once.
         """
         if not len(numbers):
             return np.empty(0, np.int64)
         if self._own_ids is not None:
-            token_ids = self._own_ids[token_ids]
-            token_ids, boosts = token_ids[token_ids >= 0], boosts[token_ids >= 0]
+            own_ids = self._own_ids[token_ids]
+            token_ids = own_ids[own_ids >= 0]
+            boosts = boosts[own_ids >= 0]
         starts = self._offsets[numbers]
         lengths = self._offsets[np.asarray(numbers) + 1] - starts
         ends = np.cumsum(lengths)
@@ -156,9 +150,7 @@ class ForwardIndex:
         return np.add.reduceat(products, ends - lengths)
 
     def statistics(self) -> dict[str, int]:
-        """Documents, postings and sum of the impacts, as
-        ``lucene.Reader.statistics`` counts them.
-        """
+        """Documents, postings and the sum of impacts, as engines count them."""
         return {
             "documents": len(self),
             "postings": len(self._token_ids),
@@ -167,8 +159,9 @@ class ForwardIndex:
 
 
 class _Scratch(threading.local):
-    """A thread's own query vector, zero between two uses: clearing a whole vocabulary would cost
-    more than a search.
+    """A thread's own query vector, zero between two uses.
+
+    Clearing a whole vocabulary would cost more than a search.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,9 +1,7 @@
-"""Static pruning: documents give up their light terms once and for all when the index is built, and
-it is counted.
+"""Static pruning: documents lose their light terms when the index is built, and each is counted.
 
-A smaller index is a faster one for every query, and each posting that is gone may cost
-effectiveness; ``price`` says how much. Pruning works on impacts, that is on what a term can add to
-a score, folded query weights included. It is a pure function of a matrix and knows no files.
+A smaller index is faster for every query, but each missing posting may cost effectiveness. Pruning
+works on impacts, that is, on what a term can add to a score, folded query weights included.
 """
 
 from __future__ import annotations
@@ -20,12 +18,11 @@ from sparse_ir.errors import ConfigError
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a document keeps; each condition looks at the whole document, and a posting that fails
-    one is dropped.
+    """What a document keeps; a posting that fails one of the conditions is dropped.
 
-    ``terms``: at most so many, the heaviest (equal ones by ascending token id). ``min_impact``:
-    only impacts of at least this. ``mass``: the heaviest terms that together hold this share of the
-    document's sum of impacts.
+    ``terms``: at most this number, the heaviest (equal ones by ascending token id).
+    ``min_impact``: only impacts of at least this.
+    ``mass``: the heaviest terms that together hold this share of the document's sum of impacts.
     """
 
     terms: int | None = None
@@ -34,17 +31,14 @@ class Pruning:
 
     def __post_init__(self) -> None:
         if self.terms is not None and self.terms < 1:
-            raise ConfigError(
-                f"pruning to {self.terms} terms of a document is not allowed; keep at least 1"
-            )
+            raise ConfigError(f"pruning keeps {self.terms} terms; it must keep at least 1")
         if not 1 <= self.min_impact <= LARGEST_IMPACT:
             raise ConfigError(
-                f"a smallest impact of {self.min_impact} is not allowed; use 1 to {LARGEST_IMPACT}"
+                f"the smallest impact is {self.min_impact}; it must be 1 to {LARGEST_IMPACT}"
             )
         if not 0 < self.mass <= 1:
             raise ConfigError(
-                f"a mass of {self.mass} is not allowed; keep a share above 0 and up "
-                "to 1 of the impacts"
+                f"the mass to keep is {self.mass}; it must be a share above 0 and up to 1"
             )
 
     def __bool__(self) -> bool:
@@ -52,7 +46,7 @@ class Pruning:
         return self != Pruning()
 
     def to_json(self) -> dict[str, Any]:
-        """The setting as it stands in a manifest."""
+        """The setting as a manifest records it."""
         return asdict(self)
 
 
@@ -65,10 +59,10 @@ class Pruned(NamedTuple):
 
 
 def prune(impacts: sparse.csr_matrix, pruning: Pruning) -> Pruned:
-    """The postings that ``pruning`` keeps of impacts int32 ``(N, V)``, all of them at least 1; the
-    input stays.
+    """The postings that are kept of impacts int32 ``(N, V)``, each at least 1.
 
-    Only ``min_impact`` can empty a document: of the other conditions each keeps the heaviest term.
+    The input is not modified. Only ``min_impact`` can empty a document: the other conditions keep
+    its heaviest term.
     """
     if not pruning:
         return Pruned(impacts, 0, 0)
@@ -80,24 +74,18 @@ def prune(impacts: sparse.csr_matrix, pruning: Pruning) -> Pruned:
         impacts.data[order].astype(np.int64), impacts.indptr, lengths, pruning
     )
     bounds = np.concatenate([[0], np.cumsum(kept)])[impacts.indptr]
-    left = sparse.csr_matrix(
-        (impacts.data[kept], impacts.indices[kept], bounds), shape=impacts.shape
-    )
-    return Pruned(
-        left,
-        int(impacts.nnz - left.nnz),
-        int(impacts.data.sum(dtype=np.int64) - left.data.sum(dtype=np.int64)),
-    )
+    parts = (impacts.data[kept], impacts.indices[kept], bounds)
+    left = sparse.csr_matrix(parts, shape=impacts.shape)
+    sum_dropped = impacts.data.sum(dtype=np.int64) - left.data.sum(dtype=np.int64)
+    return Pruned(left, int(impacts.nnz - left.nnz), int(sum_dropped))
 
 
 def _kept_in_order(
     values: np.ndarray, bounds: np.ndarray, lengths: np.ndarray, pruning: Pruning
 ) -> np.ndarray:
-    """Which of the impacts stay, given row by row and within a row the heaviest first: bool, as
-    long as ``values``.
-    """
+    """Which impacts stay, bool; they come row by row, the heaviest of a row first."""
     summed = np.concatenate([[0], np.cumsum(values)])
-    # what stands before it in its row
+    # the sum of the heavier impacts of the same row
     heavier = summed[:-1] - np.repeat(summed[bounds[:-1]], lengths)
     totals = np.repeat(np.diff(summed[bounds]), lengths)
     kept = (values >= pruning.min_impact) & (heavier < pruning.mass * totals)

@@ -1,8 +1,7 @@
-"""Weights to integer impacts: the explicit rule, its error bound, and an account of what it
-changed.
+"""Weights to integer impacts: the rule, its error bound, and an account of what it changed.
 
-Lucene stores whole numbers, so every float weight is multiplied by a scale and rounded. The rule is
-stored with the index and both sides of a search use it. It is not the encoder and knows no files.
+Engines store whole numbers, so every float weight is multiplied by a scale and rounded. The rule is
+stored with the index, and both sides of a search use it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from sparse_ir.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Rule:
-    """``impact = min(rint(weight * scale), max_impact)``, halves to even; an impact of 0 is not
-    stored.
+    """``impact = min(rint(weight * scale), max_impact)``, halves to even; 0 is not stored.
 
-    Error bound: for a weight of at most ``max_impact / scale`` the impact differs from ``weight *
-    scale`` by at most 0.5, that is, the weight is kept to within ``0.5 / scale``; larger weights
-    are clipped and counted.
+    Error bound: a weight of at most ``max_impact / scale`` is kept to within ``0.5 / scale``;
+    larger weights are clipped and counted.
 
-    ``folded``: the document weights were multiplied by the static query weights (IDF, say) before
-    rounding, so that every query term has weight 1: ``sum_t q_t d_t = sum_t 1 * (q_t d_t)``.
+    ``folded``: the document weights were multiplied by the static query weights, such as IDF,
+    before rounding. Every query term then has weight 1: ``sum_t q_t d_t = sum_t 1 * (q_t d_t)``.
     """
 
     scale: float = 100.0
@@ -36,22 +33,19 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ConfigError(f"scale {self.scale} is not allowed; it must be a positive number")
+            raise ConfigError(f"scale is {self.scale}; it must be a positive number")
         if not 1 <= self.max_impact <= LARGEST_IMPACT:
             raise ConfigError(
-                f"largest impact {self.max_impact} is not allowed; it must lie in "
-                f"1..{LARGEST_IMPACT}"
+                f"the largest impact is {self.max_impact}; it must lie in 1 to {LARGEST_IMPACT}"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The rule as it stands in a manifest."""
+        """The rule as a manifest records it."""
         return {**asdict(self), "rounding": "half-even"}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Rule:
-        """The rule that ``to_json`` wrote; raises ``ConfigError`` for a rounding this version does
-        not know.
-        """
+        """The rule that ``to_json`` wrote; ``ConfigError`` for an unknown rounding."""
         if value.get("rounding") != "half-even":
             raise ConfigError(
                 f"rounding {value.get('rounding')!r} is unknown; this version knows 'half-even'"
@@ -60,13 +54,12 @@ class Rule:
 
 
 def rule_from_range(largest_weight: float, bits: int, *, folded: bool = False) -> Rule:
-    """The rule that spreads the weights ``0..largest_weight`` over ``1..2**bits - 1``: nothing is
-    clipped.
-    """
+    """The rule that spreads weights up to ``largest_weight`` over ``bits`` bits, clipping none."""
     if not 2 <= bits <= 16:
         raise ConfigError(f"bits is {bits}; it must be 2 to 16")
     top = 2**bits - 1
-    return Rule(top / largest_weight if largest_weight > 0 else 1.0, top, folded)
+    scale = top / largest_weight if largest_weight > 0 else 1.0
+    return Rule(scale, top, folded)
 
 
 class Quantized(NamedTuple):
@@ -80,12 +73,11 @@ class Quantized(NamedTuple):
 def quantize(
     weights: sparse.csr_matrix, rule: Rule, query_weights: np.ndarray | None = None
 ) -> Quantized:
-    """Integer impacts of float weights ``(N, V)``; the input is not modified, an empty row stays
-    empty.
+    """Integer impacts of float weights ``(N, V)``; the input is not modified.
 
-    ``query_weights`` float ``(V,)``: multiplied in before rounding; required if and only if
-    ``rule.folded``. A term with query weight 0 cannot score and is dropped without being counted as
-    zeroed. Raises ``DataError`` for NaN, infinite and negative weights.
+    ``query_weights`` float ``(V,)`` are multiplied in before rounding; they are required if and
+    only if ``rule.folded``. A term with query weight 0 cannot score: it is dropped and not counted
+    as zeroed. Raises ``DataError`` for NaN, infinite and negative weights.
     """
     if (query_weights is not None) != rule.folded:
         raise ConfigError(
@@ -96,24 +88,19 @@ def quantize(
     if query_weights is not None:
         values = values * query_weights.astype(np.float64)[weights.indices]
     rounded = np.rint(values * rule.scale)
-    impacts = sparse.csr_matrix(
-        (
-            np.minimum(rounded, rule.max_impact).astype(np.int32),
-            weights.indices.copy(),
-            weights.indptr.copy(),
-        ),
-        shape=weights.shape,
-    )
+    clipped = np.minimum(rounded, rule.max_impact).astype(np.int32)
+    parts = (clipped, weights.indices.copy(), weights.indptr.copy())
+    impacts = sparse.csr_matrix(parts, shape=weights.shape)
     impacts.eliminate_zeros()
-    return Quantized(
-        impacts, int(((rounded == 0) & (values > 0)).sum()), int((rounded > rule.max_impact).sum())
-    )
+    num_zeroed = int(((rounded == 0) & (values > 0)).sum())
+    num_clipped = int((rounded > rule.max_impact).sum())
+    return Quantized(impacts, num_zeroed, num_clipped)
 
 
 def quantize_query(
     token_ids: np.ndarray, weights: np.ndarray, rule: Rule
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Query terms under the rule of the index: ``(token_ids, impacts)``, int32, zeros left out.
+    """Query terms under the rule of an index: ``(token_ids, impacts)``, int32, without zeros.
 
     Under a folded rule every term with a positive weight counts 1; otherwise weights are scaled and
     rounded like document weights.
@@ -122,9 +109,8 @@ def quantize_query(
     if rule.folded:
         impacts = (weights > 0).astype(np.int32)
     else:
-        impacts = np.minimum(
-            np.rint(weights.astype(np.float64) * rule.scale), rule.max_impact
-        ).astype(np.int32)
+        rounded = np.rint(weights.astype(np.float64) * rule.scale)
+        impacts = np.minimum(rounded, rule.max_impact).astype(np.int32)
     kept = impacts > 0
     return token_ids[kept], impacts[kept]
 

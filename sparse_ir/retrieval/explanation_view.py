@@ -1,112 +1,125 @@
-"""An explanation for human eyes: tables for a terminal, and one HTML page that holds all it needs.
+"""An explanation for people: tables for a terminal, and one HTML page that holds all it needs.
 
-Texts and terms come from anybody's corpus: in the terminal they are printed as they are, without
-markup; in the page every one of them is escaped, and the page has no script.
+Texts and terms come from any corpus: the terminal prints them without markup; the page escapes
+every one of them (Jinja2's autoescape) and has no script.
 """
 
 from __future__ import annotations
 
-import importlib.resources
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jinja2
+    from rich.table import Table
+    from rich.text import Text
 
 SHOWN_DIFFERENCES = 12  # terms of a comparison in the terminal
 _TERMINAL_WIDTH = 110  # where the output is no terminal
 _BAR = 24  # characters of the longest bar
-_PLACE = "@BODY@"
+
+Place = tuple[str, int, int]  # a term, its first character in a text, and the one after it
 
 
 def format_terminal(report: Mapping[str, Any]) -> str:
-    """Tables of rich, one for each document and each comparison; with colours where the output is a
-    terminal.
-    """
+    """A table for each document and each comparison; with colours on a terminal."""
     from rich.console import Console
 
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=_TERMINAL_WIDTH)
     with console.capture() as captured:
-        for part in _parts(report):
+        for part in _terminal_parts(report):
             console.print(part)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _parts(report: Mapping[str, Any]) -> Iterator[Any]:
+def _terminal_parts(report: Mapping[str, Any]) -> Iterator[str | Text | Table]:
     yield f"query: {report['query']}"
-    yield "terms: " + (
-        ", ".join(
-            f"{term} {_weight(facts):g}{' +q' if facts['in_query'] is False else ''}"
-            for term, facts in report["query_terms"].items()
-        )
-        or "none"
-    )
+    yield f"terms: {_list_query_terms(report)}"
     if report["lost_in_query"]:
         yield "rounded to 0 in the query: " + ", ".join(report["lost_in_query"])
     if not report["documents"]:
         yield "no document matches"
+    has_expansion = False
     for document in report["documents"]:
-        yield from _title(headline(document))
+        yield ""
+        yield _bold(headline(document))
         yield _document_table(document)
         if document["without"]:
             yield f"  without: {', '.join(document['without'])}"
-        yield from _lost_lines(document)
+        if "score_before_rounding" in document:
+            yield f"  before rounding and pruning: {document['score_before_rounding']:.2f}"
+            for line in _lost_lines(document):
+                yield f"  lost: {line}"
+        has_expansion = has_expansion or any(map(mark, document["terms"].values()))
     for comparison in report["comparisons"]:
-        yield from _title(verdict(comparison))
+        yield ""
+        yield _bold(verdict(comparison))
         yield _comparison_table(comparison)
-    if any(mark(facts) for of in report["documents"] for facts in of["terms"].values()):
-        yield "\n+q, +d: an expansion, absent from the text of the query, or of the document"
+    if has_expansion:
+        yield "\n+q, +d: an expansion, absent from the text of the query or of the document"
 
 
-def _title(text: str) -> Iterator[Any]:
+def _list_query_terms(report: Mapping[str, Any]) -> str:
+    terms = []
+    for term, facts in report["query_terms"].items():
+        sign = " +q" if facts["in_query"] is False else ""
+        terms.append(f"{term} {_weight(facts):g}{sign}")
+    return ", ".join(terms) or "none"
+
+
+def _bold(text: str) -> Text:
     from rich.text import Text
 
-    yield from ("", Text(text, style="bold"))
+    return Text(text, style="bold")
 
 
-def _document_table(document: Mapping[str, Any]) -> Any:
+def _document_table(document: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("term", "", "query", "document", "contribution", "share"):
-        table.add_column(name, justify="left" if name in ("term", "") else "right")
+    table.add_column("term")
     table.add_column("")
-    largest = max((facts["contribution"] for facts in document["terms"].values()), default=1.0)
+    for name in ("query", "document", "contribution", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    largest = _largest_contribution(document)
     for term, facts in document["terms"].items():
         bar = "█" * max(1, round(_BAR * facts["contribution"] / largest))
-        table.add_row(
-            term,
-            mark(facts),
-            show(facts["query"]),
-            show(facts["document"]),
-            show(facts["contribution"]),
-            f"{facts['share']:.1%}",
-            bar,
-        )
+        numbers = [show(facts[name]) for name in ("query", "document", "contribution")]
+        table.add_row(term, mark(facts), *numbers, f"{facts['share']:.1%}", bar)
     table.add_row("sum", "", "", "", show(document["sum_of_contributions"]), "", "", style="bold")
     return table
 
 
-def _lost_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    if "score_before_rounding" in document:
-        yield f"  before rounding and pruning: {document['score_before_rounding']:.2f}"
-        for term, facts in document["lost"].items():
-            yield f"  lost: {term}, {facts['would_add']:+.2f} ({facts['reason']})"
+def _largest_contribution(document: Mapping[str, Any]) -> float:
+    contributions = [facts["contribution"] for facts in document["terms"].values()]
+    return max(contributions, default=1.0)
 
 
-def _comparison_table(comparison: Mapping[str, Any]) -> Any:
+def _lost_lines(document: Mapping[str, Any]) -> list[str]:
+    """What rounding and pruning took away, a line for each term."""
+    lines = []
+    for term, facts in document["lost"].items():
+        lines.append(f"{term}, {facts['would_add']:+.2f} ({facts['reason']})")
+    return lines
+
+
+def _comparison_table(comparison: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("term")
     for name in (comparison["above"], comparison["below"], "difference"):
         table.add_column(name, justify="right")
-    shown = list(comparison["terms"].items())
-    for term, facts in shown[:SHOWN_DIFFERENCES]:
-        table.add_row(
-            term, show(facts["above"]), show(facts["below"]), _signed(facts["difference"])
-        )
-    if rest := [facts["difference"] for _, facts in shown[SHOWN_DIFFERENCES:]]:
+    terms = list(comparison["terms"].items())
+    for term, facts in terms[:SHOWN_DIFFERENCES]:
+        difference = _signed(facts["difference"])
+        table.add_row(term, show(facts["above"]), show(facts["below"]), difference)
+    rest = [facts["difference"] for _, facts in terms[SHOWN_DIFFERENCES:]]
+    if rest:
         table.add_row(f"{len(rest)} more", "", "", _signed(sum(rest)))
     table.add_row("sum", "", "", _signed(comparison["difference"]), style="bold")
     return table
@@ -120,28 +133,30 @@ def headline(document: Mapping[str, Any]) -> str:
 
 def verdict(comparison: Mapping[str, Any]) -> str:
     """Why one document is above another, in a sentence."""
-    why = (
-        f"by {show(comparison['difference'])}"
-        if comparison["decided_by"] == "score"
-        else "with the same score, by the tie rule: the higher doc_id first"
-    )
-    return f"{comparison['above']} is above {comparison['below']} {why}"
+    reason = "with the same score, by the tie rule: the higher doc_id first"
+    if comparison["decided_by"] == "score":
+        reason = f"by {show(comparison['difference'])}"
+    return f"{comparison['above']} is above {comparison['below']} {reason}"
 
 
 def mark(facts: Mapping[str, Any]) -> str:
     """Signs of an expansion: of the query, of the document."""
-    return " ".join(
-        sign for sign, key in (("+q", "in_query"), ("+d", "in_document")) if facts[key] is False
-    )
+    signs = []
+    if facts["in_query"] is False:
+        signs.append("+q")
+    if facts["in_document"] is False:
+        signs.append("+d")
+    return " ".join(signs)
 
 
 def _weight(facts: Mapping[str, Any]) -> float:
-    """What the query encoder gave a term; for BM25 how often the query has it."""
-    return round(facts["weight"] if facts["encoder_weight"] is None else facts["encoder_weight"], 2)
+    """The weight that the query encoder gave a term; for BM25 how often the query has it."""
+    weight = facts["encoder_weight"]
+    return round(facts["weight"] if weight is None else weight, 2)
 
 
 def show(value: float) -> str:
-    """A whole number as one, any other with four decimals."""
+    """A whole number without decimals, any other with four."""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
 
 
@@ -151,164 +166,123 @@ def _signed(value: float) -> str:
 
 def format_page(
     report: Mapping[str, Any],
-    asked: Sequence[tuple[str, int, int]],
+    query_places: Sequence[Place],
     texts: Mapping[str, str],
-    places: Mapping[str, Sequence[tuple[str, int, int]] | None],
+    places: Mapping[str, Sequence[Place] | None],
 ) -> str:
-    """The page: query, documents with their texts shaded by what each term adds, tables, and
-    comparisons.
+    """The page: the query, documents with their texts shaded by what each term adds, comparisons.
 
-    ``asked`` and ``places`` (by doc_id): terms that stand in the query and in the texts, with their
+    ``query_places`` and ``places`` (by doc_id): the terms in the query and in the texts, with their
     characters.
     """
-    template = (
-        importlib.resources.files("sparse_ir")
-        .joinpath("resources/explanation.html")
-        .read_text(encoding="utf-8")
-    )
-    weights = {term: _weight(facts) for term, facts in report["query_terms"].items()}
-    parts = [
-        f'<p class="query">{_shaded(report["query"], asked, weights)}</p>',
-        _query_chips(report),
-        *(
-            _document_section(
-                document, texts.get(document["doc_id"]), places.get(document["doc_id"]) or []
-            )
-            for document in report["documents"]
-        ),
-        *(_comparison_section(comparison) for comparison in report["comparisons"]),
-    ]
-    if not report["documents"]:
-        parts.append("<p>No document matches.</p>")
-    return template.replace(_PLACE, "\n".join(parts), 1)
-
-
-def _query_chips(report: Mapping[str, Any]) -> str:
-    chips = [
-        f"<li{_expansion(facts['in_query'])}>{escape(term)} <b>{_weight(facts):g}</b></li>"
-        for term, facts in report["query_terms"].items()
-    ]
-    chips += [
-        f'<li class="lost" title="rounds to 0">{escape(term)}</li>'
-        for term in report["lost_in_query"]
-    ]
-    return f'<ul class="chips">{"".join(chips)}</ul>'
-
-
-def _expansion(stands_in: bool | None) -> str:
-    return ' class="expansion" title="does not stand in the text"' if stands_in is False else ""
-
-
-def _document_section(
-    document: Mapping[str, Any], text: str | None, places: Sequence[tuple[str, int, int]]
-) -> str:
-    parts = {term: facts["contribution"] for term, facts in document["terms"].items()}
-    largest = max(parts.values(), default=1.0)
-    lines = [
-        _table_line(
-            [
-                _term_cell(term, mark(facts)),
-                show(facts["query"]),
-                show(facts["document"]),
-                show(facts["contribution"]),
-                f"{facts['share']:.1%}",
-                f'<i class="bar" style="width:{100 * facts["contribution"] / largest:.1f}%"></i>',
-            ]
-        )
-        for term, facts in document["terms"].items()
-    ]
-    lines.append(
-        _table_line(["sum", "", "", show(document["sum_of_contributions"]), "", ""], "total")
-    )
-    header = ["term", "query", "document", "contribution", "share", ""]
-    shown = f'<p class="text">{_shaded(text, places, parts)}</p>' if text is not None else ""
-    without = (
-        f'<p class="quiet">Without {escape(", ".join(document["without"]))}.</p>'
-        if document["without"]
-        else ""
-    )
-    return (
-        f"<section><h2>{escape(headline(document))}</h2>{shown}{_table(header, lines)}{without}"
-        f"{_lost_list(document)}</section>"
+    weights = {}
+    query_terms = []
+    for term, facts in report["query_terms"].items():
+        weights[term] = _weight(facts)
+        weight = f"{weights[term]:g}"
+        query_terms.append({"name": term, "weight": weight, "in_query": facts["in_query"]})
+    documents = []
+    for document in report["documents"]:
+        doc_id = document["doc_id"]
+        documents.append(_page_document(document, texts.get(doc_id), places.get(doc_id) or []))
+    return _template().render(
+        query_pieces=_shade(report["query"], query_places, weights),
+        query_terms=query_terms,
+        lost_in_query=list(report["lost_in_query"]),
+        documents=documents,
+        comparisons=[_page_comparison(comparison) for comparison in report["comparisons"]],
     )
 
 
-def _lost_list(document: Mapping[str, Any]) -> str:
-    if "score_before_rounding" not in document:
-        return ""
-    lines = [
-        f"<li>{escape(term)}: {facts['would_add']:+.2f}, {escape(facts['reason'])}</li>"
-        for term, facts in document["lost"].items()
-    ]
-    return (
-        '<p class="quiet">Before rounding and pruning the score was '
-        f"{document['score_before_rounding']:.2f}."
-        f"{' Lost:' if lines else ' No term was lost.'}</p><ul "
-        f'class="quiet">{"".join(lines)}</ul>'
+@functools.cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sparse_ir", "resources"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
+    return environment.get_template("explanation.html")
 
 
-def _comparison_section(comparison: Mapping[str, Any]) -> str:
-    terms = comparison["terms"]
-    largest = max((abs(facts["difference"]) for facts in terms.values()), default=0.0) or 1.0
+def _page_document(
+    document: Mapping[str, Any], text: str | None, places: Sequence[Place]
+) -> dict[str, Any]:
+    contributions = {}
     lines = []
-    for term, facts in terms.items():
-        width = 50 * abs(facts["difference"]) / largest
-        side, sign = ("left", "win") if facts["difference"] >= 0 else ("right", "loss")
-        style = f"width:{width:.1f}%;{side}:50%"
-        bar = f'<span class="both"><i class="{sign}" style="{style}"></i></span>'
+    largest = _largest_contribution(document)
+    for term, facts in document["terms"].items():
+        contributions[term] = facts["contribution"]
         lines.append(
-            _table_line(
-                [
-                    escape(term),
-                    show(facts["above"]),
-                    show(facts["below"]),
-                    _signed(facts["difference"]),
-                    bar,
-                ]
-            )
+            {
+                "term": term,
+                "mark": mark(facts),
+                "query": show(facts["query"]),
+                "document": show(facts["document"]),
+                "contribution": show(facts["contribution"]),
+                "share": f"{facts['share']:.1%}",
+                "width": f"{100 * facts['contribution'] / largest:.1f}",
+            }
         )
-    lines.append(_table_line(["sum", "", "", _signed(comparison["difference"]), ""], "total"))
-    header = ["term", comparison["above"], comparison["below"], "difference", ""]
-    return f"<section><h2>{escape(verdict(comparison))}</h2>{_table(header, lines)}</section>"
+    is_traced = "score_before_rounding" in document
+    return {
+        "headline": headline(document),
+        "pieces": None if text is None else _shade(text, places, contributions),
+        "lines": lines,
+        "sum": show(document["sum_of_contributions"]),
+        "without": ", ".join(document["without"]),
+        "before_rounding": f"{document['score_before_rounding']:.2f}" if is_traced else "",
+        "lost": _lost_lines(document) if is_traced else [],
+    }
 
 
-def _table(header: Sequence[str], lines: Sequence[str]) -> str:
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(lines)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
+def _page_comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    differences = [abs(facts["difference"]) for facts in comparison["terms"].values()]
+    largest = max(differences, default=0.0) or 1.0
+    lines = []
+    for term, facts in comparison["terms"].items():
+        is_gain = facts["difference"] >= 0
+        lines.append(
+            {
+                "term": term,
+                "above": show(facts["above"]),
+                "below": show(facts["below"]),
+                "difference": _signed(facts["difference"]),
+                "sign": "win" if is_gain else "loss",
+                "side": "left" if is_gain else "right",
+                "width": f"{50 * abs(facts['difference']) / largest:.1f}",
+            }
+        )
+    return {
+        "verdict": verdict(comparison),
+        "above": comparison["above"],
+        "below": comparison["below"],
+        "lines": lines,
+        "difference": _signed(comparison["difference"]),
+    }
 
 
-def _table_line(cells: Sequence[str], kind: str = "") -> str:
-    """A line of cells that are HTML already; the first is its head."""
-    rest = "".join(f"<td>{cell}</td>" for cell in cells[1:])
-    return f'<tr class="{kind}"><th scope="row">{cells[0]}</th>{rest}</tr>'
+class _Piece(NamedTuple):
+    """A part of a text; one with a title is marked."""
+
+    text: str
+    title: str = ""
+    strength: str = ""
 
 
-def _term_cell(term: str, signs: str) -> str:
-    return escape(term) + (
-        ' <small title="an expansion: not in the text of the query (q), or of '
-        'the document (d)">'
-        f"{signs}</small>"
-        if signs
-        else ""
-    )
-
-
-def _shaded(text: str, places: Sequence[tuple[str, int, int]], parts: Mapping[str, float]) -> str:
-    """The text with each term that adds something marked, the darker the more."""
-    largest, done, pieces = max(parts.values(), default=1.0), 0, []
+def _shade(text: str, places: Sequence[Place], parts: Mapping[str, float]) -> list[_Piece]:
+    """The text with each term that adds something marked, the darker the more it adds."""
+    largest = max(parts.values(), default=1.0)
+    pieces = []
+    done = 0
     for term, start, end in places:
         if parts.get(term) and done <= start < end:
             strength = 0.12 + 0.6 * parts[term] / largest
-            title = f"{escape(term)}: {show(parts[term])}"
-            pieces += [
-                escape(text[done:start]),
-                (
-                    f'<mark style="--strength:{strength:.2f}" '
-                    f'title="{title}">{escape(text[start:end])}</mark>'
-                ),
-            ]
+            pieces.append(_Piece(text[done:start]))
+            title = f"{term}: {show(parts[term])}"
+            pieces.append(_Piece(text[start:end], title, f"{strength:.2f}"))
             done = end
-    return "".join([*pieces, escape(text[done:])])
+    pieces.append(_Piece(text[done:]))
+    return pieces

@@ -1,7 +1,7 @@
-"""Writes that are whole or not there: files, folders, checksums and locks.
+"""Writes that happen as a whole or not at all: files, folders, checksums and locks.
 
 Everything this package stores goes through here: it is written aside, flushed to the disk, and
-renamed. A reader sees the old bytes or the new ones, never a mixture, also after ``kill -9`` or a
+renamed. A reader sees the old bytes or the new ones, never a mixture, even after ``kill -9`` or a
 power cut.
 """
 
@@ -38,60 +38,54 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_json(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces): the same for equal
-    values.
-    """
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A fresh name beside ``path``, on the same file system, that
-    ``remove_leftovers`` recognises.
-    """
+    """A fresh name beside ``path`` that ``remove_leftovers`` recognises."""
     return path.with_name(f".{path.name}{_TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of ``path`` left beside it. Call it only while holding
-    ``write_lock(path)``.
-    """
+    """Delete what killed writers of ``path`` left; only for the holder of ``write_lock(path)``."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        _remove(leftover)
 
 
 def remove_leftovers_in(folder: Path) -> None:
-    """Delete what killed writers of anything in ``folder`` left there. Call it only as the one who
-    writes there.
-    """
+    """Delete what killed writers left in ``folder``; only for the only writer there."""
     for leftover in folder.glob(f".*{_TEMPORARY_MARK}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def naming_disk_errors(path: Path) -> Iterator[None]:
-    """What safetensors reports of the disk, in an exception of its own, as the ``OSError`` that it
-    is, for ``path``.
-    """
+    """Turn what safetensors says of a full disk into an ``OSError`` that names ``path``."""
     try:
         yield
     except Exception as error:
-        found = (
-            re.search(r"\(os error (\d+)\)", str(error))
-            if type(error).__name__ == "SafetensorError"
-            else None
-        )
-        if found is None:
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        if type(error).__name__ != "SafetensorError" or match is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        code = int(match[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only when the block ends without an exception.
 
-    Text is UTF-8 with ``\\n`` line ends. On an error (a full disk, say) the old file stays as it
-    was.
+    Text is UTF-8 with ``\\n`` line ends. After an error, such as a full disk, the old file is
+    unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
@@ -105,13 +99,13 @@ def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _DISK_IS_FULL and error.filename is None:
-            error.filename = str(path)  # the system says only what is wrong, not where
+            error.filename = str(path)  # the system does not say which file
         raise
     _sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented for human eyes."""
+    """Write a JSON file atomically, indented for people."""
     with atomic_writer(path) as stream:
         stream.write(format_json(value))
 
@@ -127,9 +121,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_and_text(path: Path) -> tuple[Any, str]:
-    """The value and the text of a JSON file, from one reading: the file may be replaced at any
-    moment.
-    """
+    """The value and the text of a JSON file from one read; it may be replaced at any moment."""
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text), text
@@ -140,8 +132,7 @@ def read_json_and_text(path: Path) -> tuple[Any, str]:
 
 
 def swap_folder(new: Path, target: Path) -> None:
-    """Put the finished folder ``new`` in the place of ``target`` in one step, and delete what stood
-    there.
+    """Replace ``target`` by the finished folder ``new`` in one step, and delete the old one.
 
     Where the kernel offers it (Linux, ``RENAME_EXCHANGE``) the two names change places atomically,
     so that ``target`` exists at every moment. Elsewhere the old folder is first renamed aside.
@@ -161,9 +152,7 @@ def swap_folder(new: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A folder to build in, which takes the place of ``target`` when the block ends without an
-    exception.
-    """
+    """A folder to build in; it replaces ``target`` when the block ends without an exception."""
     folder = temporary_sibling(target)
     folder.mkdir(parents=True)
     try:
@@ -177,8 +166,7 @@ def building(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
-    """Hold the right to write ``path``; the kernel gives it back when the process dies, however it
-    dies.
+    """Hold the right to write ``path``; the kernel releases it when the process dies.
 
     Raises ``LockedError`` when another process holds it for longer than ``timeout`` seconds.
     """
@@ -197,7 +185,7 @@ def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that it is never seen half deleted under its own name."""
+    """Delete a folder; nobody sees it half deleted under its own name."""
     aside = temporary_sibling(path)
     path.rename(aside)
     shutil.rmtree(aside)
@@ -209,12 +197,12 @@ def folder_size(path: Path) -> int:
 
 
 def _exchange(first: Path, second: Path) -> bool:
+    """Let two names change places; False where the kernel cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
-    return (
-        rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
-    )
+    names = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second))
+    return bool(rename(*names, _RENAME_EXCHANGE) == 0)
 
 
 def _sync_tree(folder: Path) -> None:

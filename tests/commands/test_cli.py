@@ -421,7 +421,7 @@ def test_numbers_out_of_range_are_one_line(error, root, collection, tmp_path):
     index = ["index", "--vectors", root / "index.vectors", "--output", tmp_path / "index"]
     assert error(*index, "--threads", 0) == "threads is 0; it must be at least 1"
     assert error(*index, "--bits", 99) == "bits is 99; it must be 2 to 16"
-    assert error(*index, "--scale", -1) == "scale -1.0 is not allowed; it must be a positive number"
+    assert error(*index, "--scale", -1) == "scale is -1.0; it must be a positive number"
     encode = ["encode", "--model", "lexical", "--input", collection, "--output", tmp_path / "v"]
     assert error(*encode, "--shard-size", 0) == "shard size 0 is not allowed; it must be at least 1"
     assert error(*encode, "--top-k", 5).startswith("the lexical model does not take top_k")

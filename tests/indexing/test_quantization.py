@@ -180,7 +180,7 @@ def test_bad_weights_are_refused(weight, message):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
 def test_bad_scales_are_refused(scale):
-    with pytest.raises(ConfigError, match=r"scale .* is not allowed; it must be a positive number"):
+    with pytest.raises(ConfigError, match=r"scale is .*; it must be a positive number"):
         Rule(scale)
 
 
@@ -188,8 +188,8 @@ def test_bad_scales_are_refused(scale):
 def test_bad_largest_impacts_are_refused(largest):
     with pytest.raises(
         ConfigError,
-        match=rf"largest impact {largest} is not allowed; it must lie "
-        rf"in 1..65535",
+        match=rf"the largest impact is {largest}; it must lie "
+        rf"in 1 to 65535",
     ):
         Rule(1.0, largest)
 

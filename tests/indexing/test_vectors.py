@@ -154,8 +154,7 @@ def test_folders_without_vectors_are_damaged_or_searched_for_json(tmp_path):
         Vectors(tmp_path)
     with pytest.raises(
         DataError,
-        match=r"holds no vectors; it must be a folder .* or hold files \*\.json, "
-        r"that the encode command",
+        match=r"holds no vectors; it must be a folder .* or hold files \*\.json, ",
     ):
         json_vectors.open_vectors(tmp_path, tmp_path / "scratch")
 
