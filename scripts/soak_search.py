@@ -27,7 +27,7 @@ from typing import Any
 
 from sparse_ir.data import readers
 from sparse_ir.engines.lucene import java
-from sparse_ir.engines.lucene.java import HEAP_VARIABLE
+from sparse_ir.engines.lucene.runtime import HEAP_VARIABLE
 from sparse_ir.engines.threads import run_threads
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files

@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -75,10 +75,22 @@ class Index:
     ) -> None:
         self.folder = Path(folder)
         self._tuned = tuned
+        self._arguments: dict[str, Any] = {
+            "query_encoder": query_encoder,
+            "query_model": query_model,
+            "rule": rule,
+            "query_rule": query_rule,
+            "tuned": tuned,
+        }
         if is_lucene_folder(self.folder):
             self._ranker: Ranker = self._open_foreign(query_encoder, rule)
         else:
             self._ranker = self._open_one_version(query_encoder, query_model, rule, query_rule)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled index opens its folder again where it is unpickled."""
+        reopen = functools.partial(Index, **self._arguments)
+        return reopen, (self.folder.absolute(),)
 
     def _open_foreign(self, query_encoder: QueryEncoder | None, rule: Rule | None) -> Ranker:
         """Open a Lucene index that Pyserini built."""

@@ -17,7 +17,8 @@ import pytest
 from small_indexes import changed_environment, run_python
 
 from sparse_ir.engines.lucene import java
-from sparse_ir.engines.lucene.java import MINIMUM_JAVA
+from sparse_ir.engines.lucene import runtime as java_runtime
+from sparse_ir.engines.lucene.runtime import MINIMUM_JAVA
 from sparse_ir.errors import ConfigError, JavaError
 
 VECTOR = "jdk.incubator.vector"
@@ -55,7 +56,7 @@ def real_homes() -> list[Path]:
     """The runtime of the wheel, and every other usable one of this machine."""
     found = [wheel_home()]
     for release in sorted(Path("/usr/lib/jvm").glob("*/release")):
-        runtime, _ = java._inspect("machine", release.parent)
+        runtime, _ = java_runtime._inspect("machine", release.parent)
         if runtime is not None:
             found.append(runtime.home)
     return found
@@ -193,7 +194,9 @@ def test_no_java_in_a_fresh_process(tmp_path):
 )
 def test_the_vector_module_is_asked_for_only_where_it_exists(tmp_path, monkeypatch, modules, added):
     monkeypatch.setenv("JAVA_HOME", str(make_home(tmp_path / "a", "21.0.1", modules)))
-    assert (f"--add-modules={VECTOR}" in java._options(java.find_runtime(), "1g")) is added
+    assert (
+        f"--add-modules={VECTOR}" in java_runtime.make_options(java.find_runtime(), "1g")
+    ) is added
 
 
 # --- the jar ---
@@ -399,7 +402,7 @@ def test_threads_that_start_the_machine_at_once_share_one():
 ])  # fmt: skip
 def test_bad_heaps_are_refused(heap, message):
     with pytest.raises(ConfigError, match=message):
-        java._check_heap(heap)
+        java_runtime.check_heap(heap)
 
 
 def test_the_heap_is_checked_before_the_start_and_then_used():

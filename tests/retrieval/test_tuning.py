@@ -122,8 +122,7 @@ def test_budgets_that_are_understood(text, expected):
 def test_budgets_that_are_not(text):
     with pytest.raises(
         ConfigError,
-        match=r"is not understood; allowed: p50, p95 or p99, <=, and "
-        r"a number above 0",
+        match="must be p50, p95 or p99, then <=, then a number above 0",
     ):
         parse_budget(text)
 

@@ -75,6 +75,7 @@ class Bm25Reader(OpenLucene):
 
         ``counts``: how often the query has each analysed term.
         """
+        java.check_process()
         parts: dict[tuple[str, str], float] = {}
         for field, weight in self._weights.items():
             for term, count in counts.items():
@@ -98,6 +99,7 @@ class Bm25Reader(OpenLucene):
 
     def _lucene_query(self, text: str) -> Any:
         records.check_text(text)
+        java.check_process()
         if len(self._weights) == 1:
             return self._generator.buildQuery(CONTENTS_FIELD, self._analyzer, text)
         weights = java.java_map(self._weights)

@@ -74,6 +74,7 @@ class ImpactReader(OpenLucene):
 
     def contributions(self, doc_id: str, query: EngineQuery) -> dict[tuple[str, str], float]:
         """``(field, token)`` -> the engine's score of one document for this token alone."""
+        java.check_process()
         parts: dict[tuple[str, str], float] = {}
         for field, terms in query.items():
             for token, boost in _boosts_by_token(terms).items():
@@ -110,6 +111,7 @@ class ImpactReader(OpenLucene):
         is remembered. Boosts go over to Java as one JSON object for each field: a call for each
         term would cost more than the search.
         """
+        java.check_process()
         clauses: list[Any] = []
         for field, terms in query.items():
             if not len(terms.tokens):

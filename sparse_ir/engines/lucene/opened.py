@@ -48,11 +48,13 @@ class OpenLucene:
 
     def has_document(self, doc_id: str) -> bool:
         """True when the index holds a document of this id."""
+        java.check_process()
         place = java.java_class("org.apache.lucene.index.Term")(ID_FIELD, doc_id)
         return int(self._reader.docFreq(place)) > 0
 
     def stored_ids(self, numbers: Sequence[int]) -> list[str]:
         """The stored doc_id of each document number, read from Lucene itself."""
+        java.check_process()
         fields = self._reader.storedFields()
         doc_ids = []
         for number in map(int, numbers):
@@ -66,6 +68,8 @@ class OpenLucene:
 
     def close(self) -> None:
         """Free the files and the memory map; using the reader afterwards is an error."""
+        if not java.is_usable():  # a forked process shares the files, but not Java
+            return
         self._reader.close()
         self._directory.close()
 
@@ -77,6 +81,7 @@ class OpenLucene:
 
     def _count(self, fields: Sequence[str]) -> EngineStatistics:
         """Counts over Lucene fields, as Lucene keeps them."""
+        java.check_process()
         terms = 0
         postings = 0
         sum_impacts = 0
@@ -91,6 +96,7 @@ class OpenLucene:
         return EngineStatistics(self.num_documents, terms, postings, sum_impacts)
 
     def _document_frequency(self, field: str, term: str) -> int:
+        java.check_process()
         place = java.java_class("org.apache.lucene.index.Term")(field, term)
         return int(self._reader.docFreq(place))
 
