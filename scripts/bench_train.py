@@ -257,8 +257,8 @@ def prepare_ours(
     from sparse_ir.training.trainer import Trainer
 
     class Clocked(Trainer):
-        def _step(self, step: int) -> dict[str, float]:
-            facts = super()._step(step)
+        def take_step(self, step: int) -> dict[str, float]:
+            facts = super().take_step(step)
             clock.append(time.perf_counter())
             return facts
 

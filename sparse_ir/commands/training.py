@@ -18,7 +18,7 @@ from sparse_ir.reports import Report
 
 if TYPE_CHECKING:
     from sparse_ir.training.mining import Find
-    from sparse_ir.training.pairs import Source as PairSource
+    from sparse_ir.training.training_source import TrainingSource
 
 # facts of an index that a file of negatives records
 _RECORDED = ("kind", "counts", "rule", "encoder", "bm25", "query_encoder")
@@ -145,7 +145,7 @@ def mine(
 
 @contextlib.contextmanager
 def _open_miner(
-    miner: _Miner, input: str, source: PairSource
+    miner: _Miner, input: str, source: TrainingSource
 ) -> Iterator[tuple[Find, dict[str, Any]]]:
     """The function that searches with a block of queries, and the provenance of the miner."""
     from sparse_ir.training import mining

@@ -36,9 +36,10 @@ from sparse_ir.training.fields import (
     Text,
     refuse_unused,
 )
+from sparse_ir.training.losses import LOSSES, LossSettings
+from sparse_ir.training.penalties import NONE, PenaltySettings
 
 VERSION = 1
-Penalty = Literal["none", "flops", "idf_flops", "df_flops", "l1"]
 _NETWORKS = ("dense", "sparse", "cross-encoder", "monot5")
 _HIDDEN_SCALE = "hidden^-1/4"
 
@@ -279,23 +280,6 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, config=SECTION)
-class LossSettings:
-    """``[[loss]]``: a ranking loss; training minimises the weighted sum of all losses."""
-
-    name: Literal["kl", "info_nce", "margin_mse"]
-    """Which loss."""
-    weight: Positive = 1.0
-    """Weight in the sum."""
-    temperature: Positive = 1.0
-    """Divisor of the scores in kl and info_nce."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        refuse_unused(self, ("temperature",), "name", ("kl", "info_nce"))
-        return self
-
-
-@dataclass(frozen=True, config=SECTION)
 class TeacherSettings:
     """``[[teacher]]``: a teacher whose scores are distilled."""
 
@@ -346,51 +330,6 @@ class EnsembleSettings:
     """S, an inverse temperature."""
     normalization: Literal["minmax", "none"] = "minmax"
     """Scale each teacher's scores of a query to 0..1, or leave them."""
-
-
-@dataclass(frozen=True, config=SECTION)
-class PenaltySettings:
-    """``[documents]`` and ``[queries]``: the sparsity penalty of one side."""
-
-    penalty: Penalty = "flops"
-    """Which penalty."""
-    weight: NotNegative | None = None
-    """Lambda, the weight of the penalty; give either this or target_terms."""
-    target_terms: Positive | None = None
-    """Mean number of active terms towards which lambda, and for documents the output biases, are
-    controlled."""
-    ramp_steps: CountOrZero = 0
-    """Steps of the quadratic ramp of lambda; with a target, steps until it must be reached."""
-    exempt_up_to: Count | None = None
-    """The l0 mask: texts with at most this many terms are not penalised."""
-    power: Annotated[StrictInt, Field(ge=1, le=2)] = 1
-    """Power of the IDF in idf_flops."""
-    alpha: OpenShare = 0.1
-    """Document frequency, as a share, at which df_flops weighs a token by one half."""
-    beta: Positive = 5.0
-    """Steepness of the weights in df_flops."""
-    anti_zero: NotNegative = 0.0
-    """Weight of 1 / (sum of all weights)^2, which keeps a text from losing all its terms."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.penalty != "none" and (self.weight is None) == (self.target_terms is None):
-            raise ConfigError("a penalty needs either weight (lambda) or target_terms, not both")
-        if (
-            self.exempt_up_to is not None
-            and self.target_terms is not None
-            and self.exempt_up_to >= self.target_terms
-        ):
-            raise ConfigError(
-                f"exempt_up_to is {self.exempt_up_to} but must be less than target_terms "
-                f"({self.target_terms:g}), because exempt texts never come down to the target"
-            )
-        flops = ("flops", "idf_flops", "df_flops")
-        refuse_unused(self, ("weight", "target_terms", "ramp_steps"), "penalty", (*flops, "l1"))
-        refuse_unused(self, ("exempt_up_to",), "penalty", flops)
-        refuse_unused(self, ("power",), "penalty", ("idf_flops",))
-        refuse_unused(self, ("alpha", "beta"), "penalty", ("df_flops",))
-        return self
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -524,8 +463,8 @@ class TrainConfig:
     dev: tuple[DevSettings, ...] = ()
     batch: BatchSettings = BatchSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
-    documents: PenaltySettings = PenaltySettings("none")
-    queries: PenaltySettings = PenaltySettings("none")
+    documents: PenaltySettings = PenaltySettings(NONE)
+    queries: PenaltySettings = PenaltySettings(NONE)
     optimizer: OptimizerSettings = OptimizerSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
     blend: BlendSettings = BlendSettings()
@@ -550,19 +489,21 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def _check_teachers(self) -> Self:
-        distilled = sorted({loss.name for loss in self.loss} & {"kl", "margin_mse"})
+        distilling = sorted(name for name, entry in LOSSES.items() if entry.needs_teachers)
+        distilled = sorted({loss.name for loss in self.loss} & set(distilling))
         reads_files = any(teacher.kind == "file" for teacher in self.teacher)
-        if "kl" in distilled and self.batch.negatives == 0 and reads_files:
+        silent = [name for name in distilled if LOSSES[name].skips_single_candidates]
+        if silent and self.batch.negatives == 0 and reads_files:
             raise ConfigError(
                 "batch.negatives is 0 but must be at least 1: a teacher of kind 'file' scores only "
-                "a query's own documents, and kl learns nothing from a single one"
+                f"a query's own documents, and {silent[0]} learns nothing from a single one"
             )
         if bool(distilled) != bool(self.teacher):
             losses = ", ".join(loss.name for loss in self.loss)
             teachers = ", ".join(teacher.kind for teacher in self.teacher) or "none"
             raise ConfigError(
-                f"the losses are {losses} and the teachers {teachers}; kl and margin_mse need "
-                "[[teacher]] sections, other losses must have none"
+                f"the losses are {losses} and the teachers {teachers}; {' and '.join(distilling)} "
+                "need [[teacher]] sections, other losses must have none"
             )
         if not self.teacher and self.ensemble != EnsembleSettings():
             raise ConfigError(
@@ -573,7 +514,7 @@ class TrainConfig:
     @model_validator(mode="after")
     def _check_queries(self) -> Self:
         query = self.model.query
-        if self.queries != PenaltySettings("none") and query != "neural":
+        if self.queries != PenaltySettings(NONE) and query != "neural":
             raise ConfigError(
                 "[queries] penalises query vectors, but they are fixed with model.query "
                 f"{query!r}; drop the section"

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
+from pydantic_core import PydanticCustomError
 
 from sparse_ir.errors import ConfigError
 
@@ -29,6 +38,19 @@ OpenShare = Annotated[StrictFloat, Field(gt=0, lt=1)]
 Count = Annotated[StrictInt, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[StrictInt, Field(ge=0, le=LARGEST)]
 Length = Annotated[StrictInt, Field(ge=4, le=LARGEST)]
+
+
+def name_in(*tables: Iterable[str]) -> AfterValidator:
+    """Accept the names in ``tables``, as they are when a configuration is read."""
+
+    def check(value: str) -> str:
+        names = [name for table in tables for name in table]
+        if value not in names:
+            *first, last = [f"'{name}'" for name in names]
+            raise PydanticCustomError("name", f"Input should be {', '.join(first)} or {last}")
+        return value
+
+    return AfterValidator(check)
 
 
 def refuse_unused(

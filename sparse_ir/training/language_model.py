@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sparse_ir.training.pairs import merge_equal
+from sparse_ir.training.training_source import merge_equal
 
 _LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}
 _DOCUMENTS_PER_BLOCK = 256

@@ -22,9 +22,8 @@ from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.indexing import manifest
 from sparse_ir.indexing.manifest import DocIds
 from sparse_ir.storage import files
-from sparse_ir.training import pairs
-from sparse_ir.training.pairs import Source
 from sparse_ir.training.teachers.dense import DenseTeacher
+from sparse_ir.training.training_source import TrainingSource, is_blank
 
 Miner = Literal["bm25", "index", "dense"]
 Hits = list[tuple[str, float]]
@@ -80,7 +79,7 @@ def judge(
     return found, None if found else "no hit is left as a negative"
 
 
-def check_same_corpus(folder: Path, source: Source, input: str) -> None:
+def check_same_corpus(folder: Path, source: TrainingSource, input: str) -> None:
     """Raise ``IndexMismatch`` for an index of other documents: their hits
     would mean nothing here.
     """
@@ -101,7 +100,7 @@ def check_same_corpus(folder: Path, source: Source, input: str) -> None:
         )
 
 
-def dense_finder(teacher: DenseTeacher, source: Source, depth: int) -> Find:
+def dense_finder(teacher: DenseTeacher, source: TrainingSource, depth: int) -> Find:
     """Exact search over all documents of the source, 8192 at a time."""
     ids = list(source.doc_ids or ())
 
@@ -123,7 +122,9 @@ def dense_finder(teacher: DenseTeacher, source: Source, depth: int) -> Find:
     return find
 
 
-def mine_block(source: Source, block: range, find: Find, rules: Rules) -> Iterator[dict[str, Any]]:
+def mine_block(
+    source: TrainingSource, block: range, find: Find, rules: Rules
+) -> Iterator[dict[str, Any]]:
     ids = source.doc_ids
     assert ids is not None  # a BEIR folder has them
     position = {doc_id: number for number, doc_id in enumerate(ids)}
@@ -134,7 +135,7 @@ def mine_block(source: Source, block: range, find: Find, rules: Rules) -> Iterat
 
         def usable(doc_id: str, texts: set[str] = texts) -> bool:
             text = source.documents[position[doc_id]]
-            return not pairs.is_blank(text) and text not in texts
+            return not is_blank(text) and text not in texts
 
         found, reason = judge(run.get(source.query_ids[row], []), set(positives), usable, rules)
         record = {"query_id": source.query_ids[row]}

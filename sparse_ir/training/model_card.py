@@ -19,33 +19,17 @@ import jinja2
 from sparse_ir.errors import DataError, ModelError
 from sparse_ir.models import checkpoint, decoder_settings
 from sparse_ir.storage import files
-from sparse_ir.training import markdown
+from sparse_ir.training import losses, markdown, penalties
 from sparse_ir.training.config import (
     BlendSettings,
-    LossSettings,
-    PenaltySettings,
     TeacherSettings,
     TrainConfig,
 )
 from sparse_ir.training.config_parser import format_config
 from sparse_ir.training.markdown import Markdown, number
+from sparse_ir.training.penalties import PenaltySettings
 
 _NOT_STATED = "not stated"
-_LOSSES = {
-    "kl": "KL divergence from the teachers' distribution over the candidates of a query to the "
-    "model's",
-    "info_nce": "InfoNCE, the cross-entropy of the positive among the candidates of a query",
-    "margin_mse": "MarginMSE, the squared difference between the teachers' margins (positive "
-    "minus other candidate) and the model's",
-}
-_PENALTIES = {
-    "flops": "FLOPS: the sum over all tokens of the squared mean weight in the batch",
-    "idf_flops": "IDF-aware FLOPS: the sum over all tokens of the squared mean weight divided by "
-    "the token's IDF",
-    "df_flops": "DF-FLOPS: FLOPS in which a token counts the more, the more documents it is "
-    "active in",
-    "l1": "L1: the mean sum of a text's weights",
-}
 
 
 class _SourceRow(NamedTuple):
@@ -138,9 +122,11 @@ def format_card(
             name: note for name, note in config.card.data_notes.items() if name not in named
         },
         outcome=_check_report(config, report),
-        losses=[_describe_loss(loss) for loss in config.loss],
+        losses=[Markdown(losses.describe(loss)) for loss in config.loss],
         teachers=[_describe_teacher(teacher) for teacher in config.teacher],
-        penalties={side: _describe_penalty(settings) for side, settings in sides.items()},
+        penalties={
+            side: Markdown(penalties.describe(settings)) for side, settings in sides.items()
+        },
         versions=versions or {},
         command=shown_command,
         configuration=markdown.fence(format_config(_without_paths(config)).rstrip("\n"), "toml"),
@@ -237,13 +223,6 @@ def _check_report(config: TrainConfig, report: Mapping[str, Any]) -> _Outcome:
     )
 
 
-def _describe_loss(loss: LossSettings) -> Markdown:
-    sentence = f"{_LOSSES[loss.name]}; weight {number(loss.weight)}"
-    if loss.name != "margin_mse":
-        sentence += f", temperature {number(loss.temperature)}"
-    return Markdown(sentence)
-
-
 def _describe_teacher(teacher: TeacherSettings) -> Markdown:
     if teacher.kind == "file":
         sentence = "the scores in the training file"
@@ -257,29 +236,6 @@ def _describe_teacher(teacher: TeacherSettings) -> Markdown:
         if teacher.max_length:
             sentence += f", {teacher.max_length} tokens"
     return Markdown(f"{sentence}; weight {number(teacher.weight)}")
-
-
-def _describe_penalty(settings: PenaltySettings) -> Markdown:
-    parts = ["none"]
-    if settings.penalty != "none":
-        parts = [_PENALTIES[settings.penalty]]
-        if settings.target_terms is not None:
-            parts.append(f"lambda controlled towards {number(settings.target_terms)} active terms")
-            ramp = "to be reached within {} steps"
-        else:
-            parts.append(f"lambda {number(settings.weight or 0.0)}")
-            ramp = "quadratic ramp over {} steps"
-        if settings.ramp_steps:
-            parts.append(ramp.format(f"{settings.ramp_steps:,}"))
-    if settings.penalty == "idf_flops":
-        parts.append(f"power {settings.power} of the IDF")
-    if settings.penalty == "df_flops":
-        parts.append(f"alpha {number(settings.alpha)}, beta {number(settings.beta)}")
-    if settings.exempt_up_to is not None and settings.penalty != "none":
-        parts.append(f"texts of at most {settings.exempt_up_to} terms exempt (l0 mask)")
-    if settings.anti_zero:
-        parts.append(f"plus {number(settings.anti_zero)} times the anti-zero loss")
-    return Markdown("; ".join(parts))
 
 
 def _without_paths(config: TrainConfig) -> TrainConfig:

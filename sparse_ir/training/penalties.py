@@ -1,29 +1,54 @@
-"""Sparsity penalties and their schedule."""
+"""Sparsity penalties: one table that the trainer, the configuration and the model card read.
+
+An entry of ``PENALTIES`` is the whole of a penalty: its formula, the settings that the formula
+takes, what it must know about the tokens, and its words for the model card. To add a penalty, write
+its formula here, add the settings that are new to ``PenaltySettings``, and add the entry.
+
+N texts whose weights are penalised, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, StrictInt, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.training.losses import above_zero, floating
+from sparse_ir.training.fields import (
+    SECTION,
+    Count,
+    CountOrZero,
+    NotNegative,
+    OpenShare,
+    Positive,
+    Text,
+    name_in,
+    refuse_unused,
+)
+from sparse_ir.training.tensor_checks import above_zero, floating
 
-LAMBDA_ORIGINS = ("naver", "naver-hf", "opensearch", "tevatron", "sentence-transformers")
+NONE = "none"  # the name for "no penalty"
+TokenFacts = Literal["idf_V", "document_frequency_V"]
+_STRENGTH = ("weight", "target_terms", "ramp_steps")  # settings of every penalty
+_SMALLEST_SUM = 1e-6
 
 
 def flops(weights_NV: Tensor, exempt_up_to: int | None = None) -> Tensor:
-    """Scalar: ``Σ_j (mean_i w_ij)²``, the mean over all N texts of the global batch (positives and
-    negatives pooled).
+    """Scalar: ``Σ_j (mean_i w_ij)²``.
 
-    This is the one FLOPS convention of this package; ``translate_lambda`` gives the weight that
-    another code base's lambda corresponds to. With ``exempt_up_to`` (the l0 mask), texts with that
-    many active terms or fewer add nothing and get no gradient, but still count in N. Sources: Paria
-    et al. 2020, arXiv 2004.05665; the mask: arXiv 2504.14839.
+    The mean runs over all N texts of the global batch, positives and negatives pooled; this is the
+    only FLOPS convention of this package. With ``exempt_up_to`` (the l0 mask), texts with that many
+    active terms or fewer add nothing and get no gradient, but still count in N. Sources: Paria et
+    al. 2020, arXiv 2004.05665; the mask: arXiv 2504.14839.
 
-    Raises DataError for no texts, a wrong shape, weights that are not finite; ConfigError for a
-    negative threshold.
+    Raises ``DataError`` for no texts, a wrong shape, or weights that are not finite; ``ConfigError``
+    for a negative threshold.
     """
     return _finite("flops", _mean_weights(weights_NV, exempt_up_to).square().sum())
 
@@ -31,24 +56,23 @@ def flops(weights_NV: Tensor, exempt_up_to: int | None = None) -> Tensor:
 def idf_flops(
     weights_NV: Tensor, idf_V: Tensor, power: int = 1, exempt_up_to: int | None = None
 ) -> Tensor:
-    """Scalar: ``Σ_j (mean_i w_ij / idf_j^power)²``: rare terms are penalised less than frequent
-    ones.
+    """Scalar: ``Σ_j (mean_i w_ij / idf_j^power)²``; rare tokens are penalised less than common ones.
 
     power=1 belongs to a score *without* IDF (binary query): with ``w = idf * d`` it is the
     objective "IDF in the score, plain ``flops`` of d" in other coordinates, equal in value, and
-    ``∂/∂d_j = idf_j ∂/∂w_j``. power=2 is another objective: what one gets, in the same coordinates,
-    by an IDF in the score and in the penalty at once. Source: Geng et al. 2024, arXiv 2411.04403
+    ``∂/∂d_j = idf_j ∂/∂w_j``. power=2 is a different objective: in the same coordinates, it equals
+    an IDF in the score and another in the penalty. Source: Geng et al. 2024, arXiv 2411.04403
     (version 1 divides the penalty, version 2 multiplies the score).
 
-    Raises as ``flops``; DataError for an IDF of the wrong length or not above 0; ConfigError for
-    another power.
+    Raises as ``flops``; ``DataError`` for an IDF of the wrong length or not above 0;
+    ``ConfigError`` for another power.
     """
     if power not in (1, 2):
-        raise ConfigError(f"power: {power!r}, allowed are 1 and 2")
+        raise ConfigError(f"power is {power!r}; it must be 1 or 2")
     mean_V = _mean_weights(weights_NV, exempt_up_to)
     idf = _per_token("idf_V", idf_V, mean_V)
     if not ((idf > 0) & idf.isfinite()).all():
-        raise DataError("idf_V: holds a value that is not a finite number above 0")
+        raise DataError("idf_V holds a value that is not a finite number above 0")
     return _finite("idf_flops", (mean_V / idf**power).square().sum())
 
 
@@ -61,25 +85,25 @@ def df_flops(
 ) -> Tensor:
     """Scalar: ``Σ_j a_j (mean_i w_ij)²`` with ``a_j = 1 / (1 + (x_j^(log_alpha 2) - 1)^beta)``.
 
-    ``document_frequency_V`` is x: the share (0..1) of a collection's documents in which the token
-    is active, estimated by the caller now and then. a rises from 0 (x = 0) over 1/2 (x = alpha) to
-    1 (x = 1, the plain ``flops`` term), the more steeply the larger beta. The factor is a constant:
-    no gradient flows into x. The defaults are this package's choice. Source: Porco et al. 2025,
-    arXiv 2505.15070, in the convention of ``flops``.
+    x is ``document_frequency_V``: the share (0..1) of documents in which the token is active. The
+    factor a rises from 0 (x = 0) over 1/2 (x = alpha) to 1 (x = 1, the plain ``flops`` term), the
+    more steeply the larger beta. The factor is a constant: no gradient flows into x. The defaults
+    are this package's choice. Source: Porco et al. 2025, arXiv 2505.15070, in the convention of
+    ``flops``.
 
-    Raises as ``flops``; DataError for shares of the wrong length or outside 0..1; ConfigError
-    unless 0 < alpha < 1 and beta > 0.
+    Raises as ``flops``; ``DataError`` for shares of the wrong length or outside 0..1;
+    ``ConfigError`` unless 0 < alpha < 1 and beta > 0.
     """
     if not 0 < alpha < 1:
-        raise ConfigError(f"alpha: {alpha!r}, a number between 0 and 1 is needed")
+        raise ConfigError(f"alpha is {alpha!r}; it must lie between 0 and 1")
     above_zero("beta", beta)
     mean_V = _mean_weights(weights_NV, exempt_up_to)
     share = _per_token("document_frequency_V", document_frequency_V.detach(), mean_V).double()
     if not ((share >= 0) & (share <= 1)).all():
         raise DataError(
-            "document_frequency_V: holds a value outside 0..1 (shares are needed, not counts)"
+            "document_frequency_V holds a value outside 0..1; it must hold shares, not counts"
         )
-    # With y = log_alpha(2) ln(x) >= 0 the factor is sigmoid(-beta ln(e^y - 1)); this form cannot
+    # With y = log_alpha(2) ln(x) >= 0 the factor is sigmoid(-beta ln(e^y - 1)). This form cannot
     # overflow.
     y = share.log() * (math.log(2) / math.log(alpha))
     factor = torch.sigmoid(-beta * (y + (-torch.expm1(-y)).log()))
@@ -87,113 +111,151 @@ def df_flops(
 
 
 def l1(weights_NV: Tensor) -> Tensor:
-    """Scalar: ``mean_i Σ_j |w_ij|``. Raises DataError for no texts, a wrong shape, weights that are
-    not finite.
+    """Scalar: ``mean_i Σ_j |w_ij|``.
+
+    Raises ``DataError`` for no texts, a wrong shape, or weights that are not finite.
     """
-    return _finite("l1", _weights(weights_NV).abs().sum(dim=1).mean())
+    return _finite("l1", floating("weights_NV", weights_NV).abs().sum(dim=1).mean())
 
 
-def anti_zero(queries_QV: Tensor, documents_NV: Tensor) -> Tensor:
-    """Scalar: ``1 / (Σ queries)² + 1 / (Σ documents)²``, each sum over all weights of the batch.
+def anti_zero(weights_NV: Tensor) -> Tensor:
+    """Scalar: ``1 / (Σ_ij w_ij)²`` of one side; it grows as that side falls silent.
 
-    It grows without bound as one side of the model goes silent. At a sum of 0 it has no value and
-    no useful gradient, so that is a DataError; so are wrong shapes and weights that are not finite.
-    Source: naver's SPLADE trainer.
+    It goes beside a penalty, weighted by ``anti_zero`` of ``[documents]`` or ``[queries]``. A sum
+    below 1e-6 counts as 1e-6 and has no gradient; the collapse detector ends such a training.
+    Source: naver's SPLADE trainer, which adds the two sides.
+
+    Raises ``DataError`` for no texts, a wrong shape, or weights that are not finite.
     """
-    queries, documents = (
-        _finite("anti_zero", _weights(side).sum()) for side in (queries_QV, documents_NV)
-    )
-    if queries == 0 or documents == 0:
-        raise DataError(
-            "anti_zero: all weights of the queries or of the documents are 0, the "
-            "model has collapsed"
-        )
-    return queries.square().reciprocal() + documents.square().reciprocal()
+    total = floating("weights_NV", weights_NV).sum()
+    return _finite("anti_zero", total).clamp_min(_SMALLEST_SUM).square().reciprocal()
 
 
-def ramp(step: int, steps: int) -> float:
-    """``(min(step, steps) / steps)²``: 0 at step 0, 1 from ``steps`` on; always 1 when ``steps`` is
-    0 (no ramp).
+@dataclass(frozen=True)
+class Penalty:
+    """One entry of ``PENALTIES``."""
 
-    The step counts optimiser steps, so gradient accumulation and resuming do not change it.
-    ConfigError if negative.
-    """
-    if step < 0 or steps < 0:
-        raise ConfigError(f"ramp: step {step} of {steps}, both must be 0 or more")
-    return 1.0 if step >= steps else (step / steps) ** 2
+    # takes weights_NV, then the ``token_facts`` and the ``settings`` by their names
+    formula: Callable[..., Tensor]
+    sentence: str  # of the model card
+    settings: tuple[str, ...] = ()  # fields of PenaltySettings that the formula takes
+    token_facts: tuple[TokenFacts, ...] = ()  # what the formula must know about each token
+    details: str = ""  # of the model card: a format string over the fields of PenaltySettings
 
-
-def translate_lambda(
-    value: float, origin: str, *, group_size: int = 1, world_size: int = 1, times_counted: int = 1
-) -> float:
-    """The weight of ``flops`` that corresponds to a FLOPS weight published with another code base.
-
-    ``group_size`` G: documents per query (positive and negatives; 1 on the query side).
-    ``world_size`` W: processes. F is ``flops``: pooled over groups and processes. The ranking loss
-    is taken to be a mean over the global batch.
-
-    =====================  ==================================================  ======  ==============================
-    origin                 what lambda is multiplied with (effective gradient)  factor  equal to factor * F ...
-    =====================  ==================================================  ======  ==============================
-    naver                  mean of F(positives) and F(negatives), per batch    1       if both have the same mean
-                           on each device; k times over, see below             * k     vector (else it is larger)
-    naver-hf               F of all documents of a process, averaged by DDP    1       if the processes' means agree
-    opensearch             Σ over the G group slots of F(slot), gathered       G       if the slots' means agree
-    tevatron               W * F of a process, averaged by DDP                 W       if the processes' means agree
-    sentence-transformers  F of all documents of a process, averaged by DDP    1       if the processes' means agree
-    =====================  ==================================================  ======  ==============================
-
-    Each line is exact under its condition, so naver-hf, tevatron and sentence-transformers are
-    exact for W = 1, and opensearch for G = 1. For random batches the means agree only in the limit:
-    with mean μ_j and variance σ²_j of a weight, F over n texts is ``Σ_j μ_j² + σ²_j / n`` in
-    expectation, so a convention that squares means over fewer texts adds ``σ²/n`` more, most of all
-    for rare terms. No factor on lambda can mend that: a translated lambda is a starting point,
-    nearer the larger the batches are.
-
-    Tevatron multiplies by W to undo the averaging of DDP, as its gathered ranking loss needs it.
-    But the FLOPS of each process is already a mean, so lambda acts W-fold; versions before its pull
-    request 36 do not multiply: give world_size=1. naver's first trainer adds the running sum of all
-    regularisers inside its loop over them: with FLOPS first and L1 second (the Efficient SPLADE
-    configurations) FLOPS counts twice. Give times_counted=2 then.
-
-    Raises ConfigError for an unknown origin, a negative value, sizes below 1, times_counted with an
-    origin not naver.
-    """
-    factors = {
-        "naver": times_counted,
-        "naver-hf": 1,
-        "opensearch": group_size,
-        "tevatron": world_size,
-    }
-    if origin not in LAMBDA_ORIGINS:
-        raise ConfigError(f"origin: {origin!r}, allowed are {', '.join(LAMBDA_ORIGINS)}")
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"lambda: {value!r}, a finite number of 0 or more is needed")
-    for name, size in (
-        ("group_size", group_size),
-        ("world_size", world_size),
-        ("times_counted", times_counted),
-    ):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"{name}: {size!r}, a whole number of 1 or more is needed")
-    if times_counted != 1 and origin != "naver":
-        raise ConfigError(
-            f"times_counted: {times_counted} with origin {origin!r}, only 'naver' "
-            "counts more than once"
-        )
-    return float(value * factors.get(origin, 1))
+    def compute(
+        self, weights_NV: Tensor, settings: PenaltySettings, facts: Mapping[TokenFacts, Tensor]
+    ) -> Tensor:
+        """The penalty of these weights, a scalar without lambda."""
+        options = {name: getattr(settings, name) for name in self.settings}
+        known = {name: facts[name] for name in self.token_facts}
+        return self.formula(weights_NV, **known, **options)
 
 
-def _weights(weights_NV: Tensor) -> Tensor:
-    return floating("weights_NV", weights_NV)
+PENALTIES: dict[str, Penalty] = {
+    "flops": Penalty(
+        flops,
+        "FLOPS: the sum over all tokens of the squared mean weight in the batch",
+        settings=("exempt_up_to",),
+    ),
+    "idf_flops": Penalty(
+        idf_flops,
+        "IDF-aware FLOPS: the sum over all tokens of the squared mean weight divided by the "
+        "token's IDF",
+        settings=("power", "exempt_up_to"),
+        token_facts=("idf_V",),
+        details="power {power} of the IDF",
+    ),
+    "df_flops": Penalty(
+        df_flops,
+        "DF-FLOPS: FLOPS in which a token counts the more, the more documents it is active in",
+        settings=("alpha", "beta", "exempt_up_to"),
+        token_facts=("document_frequency_V",),
+        details="alpha {alpha:.10g}, beta {beta:.10g}",
+    ),
+    "l1": Penalty(l1, "L1: the mean sum of a text's weights"),
+}
+
+
+@pydantic_dataclass(frozen=True, config=SECTION)
+class PenaltySettings:
+    """``[documents]`` and ``[queries]``: the sparsity penalty of one side."""
+
+    penalty: Annotated[Text, name_in([NONE], PENALTIES)] = "flops"
+    """Which penalty."""
+    weight: NotNegative | None = None
+    """Lambda, the weight of the penalty; give either this or target_terms."""
+    target_terms: Positive | None = None
+    """Mean number of active terms towards which lambda, and for documents the output biases, are
+    controlled."""
+    ramp_steps: CountOrZero = 0
+    """Steps of the quadratic ramp of lambda; with a target, steps until it must be reached."""
+    exempt_up_to: Count | None = None
+    """The l0 mask: texts with at most this many terms are not penalised."""
+    power: Annotated[StrictInt, Field(ge=1, le=2)] = 1
+    """Power of the IDF in idf_flops."""
+    alpha: OpenShare = 0.1
+    """Document frequency, as a share, at which df_flops weighs a token by one half."""
+    beta: Positive = 5.0
+    """Steepness of the weights in df_flops."""
+    anti_zero: NotNegative = 0.0
+    """Weight of 1 / (sum of all weights)^2, which keeps a side from falling silent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.penalty != NONE and (self.weight is None) == (self.target_terms is None):
+            raise ConfigError("a penalty needs either weight (lambda) or target_terms, not both")
+        if (
+            self.exempt_up_to is not None
+            and self.target_terms is not None
+            and self.exempt_up_to >= self.target_terms
+        ):
+            raise ConfigError(
+                f"exempt_up_to is {self.exempt_up_to} but must be less than target_terms "
+                f"({self.target_terms:g}), because exempt texts never come down to the target"
+            )
+        refuse_unused(self, _STRENGTH, "penalty", tuple(PENALTIES))
+        users: dict[str, list[str]] = {}
+        for key, entry in PENALTIES.items():
+            for name in entry.settings:
+                users.setdefault(name, []).append(key)
+        for name, keys in users.items():
+            refuse_unused(self, (name,), "penalty", keys)
+        return self
+
+
+def describe(settings: PenaltySettings) -> str:
+    """The penalty of one side in the words of the model card."""
+    parts = [NONE]
+    if settings.penalty != NONE:
+        entry = PENALTIES[settings.penalty]
+        parts = [entry.sentence, *_describe_strength(settings)]
+        if entry.details:
+            parts.append(entry.details.format(**vars(settings)))
+        if settings.exempt_up_to is not None:
+            parts.append(f"texts of at most {settings.exempt_up_to} terms exempt (l0 mask)")
+    if settings.anti_zero:
+        parts.append(f"plus {settings.anti_zero:.10g} times the anti-zero loss")
+    return "; ".join(parts)
+
+
+def _describe_strength(settings: PenaltySettings) -> list[str]:
+    if settings.target_terms is None:
+        parts = [f"lambda {settings.weight or 0.0:.10g}"]
+        ramp = f"quadratic ramp over {settings.ramp_steps:,} steps"
+    else:
+        parts = [f"lambda controlled towards {settings.target_terms:.10g} active terms"]
+        ramp = f"to be reached within {settings.ramp_steps:,} steps"
+    if settings.ramp_steps:
+        parts.append(ramp)
+    return parts
 
 
 def _mean_weights(weights_NV: Tensor, exempt_up_to: int | None) -> Tensor:
-    weights = _weights(weights_NV)
+    weights = floating("weights_NV", weights_NV)
     if exempt_up_to is None:
         return weights.mean(dim=0)
     if exempt_up_to < 0:
-        raise ConfigError(f"exempt_up_to: {exempt_up_to}, 0 or more active terms are needed")
+        raise ConfigError(f"exempt_up_to is {exempt_up_to}; it must be 0 or more")
     counted = (weights != 0).sum(dim=1, keepdim=True) > exempt_up_to
     return (weights * counted).mean(dim=0)
 
@@ -201,8 +263,8 @@ def _mean_weights(weights_NV: Tensor, exempt_up_to: int | None) -> Tensor:
 def _per_token(name: str, values_V: Tensor, mean_V: Tensor) -> Tensor:
     if values_V.shape != mean_V.shape:
         raise DataError(
-            f"{name}: shape {tuple(values_V.shape)}, one value per token "
-            f"{tuple(mean_V.shape)} is needed"
+            f"{name} has the shape {tuple(values_V.shape)}; it must be one value per token, "
+            f"{tuple(mean_V.shape)}"
         )
     return values_V.to(mean_V.dtype)
 
@@ -211,6 +273,6 @@ def _finite(name: str, loss: Tensor) -> Tensor:
     # NaN and infinity survive every sum and square: one look at the scalar checks all weights.
     if not loss.isfinite():
         raise DataError(
-            f"{name}: {loss.item()}, a weight is NaN or infinite (or too large to be squared)"
+            f"{name} is {loss.item()}: a weight is NaN or infinite, or too large to be squared"
         )
     return loss

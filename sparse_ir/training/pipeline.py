@@ -18,13 +18,14 @@ from sparse_ir.environment import package_versions
 from sparse_ir.errors import ConfigError
 from sparse_ir.training import config_parser, dev_sets, model_card, pairs
 from sparse_ir.training.config import TeacherSettings, TrainConfig
-from sparse_ir.training.pairs import Source
 from sparse_ir.training.teachers import base
 from sparse_ir.training.teachers.bm25 import Bm25Teacher
 from sparse_ir.training.teachers.dense import DenseTeacher
 from sparse_ir.training.teachers.pair_scorers import CrossEncoderTeacher, MonoT5Teacher
 from sparse_ir.training.teachers.sparse import SparseTeacher
-from sparse_ir.training.trainer import Trainer, make_batches
+from sparse_ir.training.trainer import Trainer
+from sparse_ir.training.training_setup import make_batches
+from sparse_ir.training.training_source import TrainingSource
 
 _CACHE = "teacher-cache"
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "sparse-ir-toolkit")
@@ -54,7 +55,7 @@ def train(
     ]
     trainer = Trainer(config, sources, output, teachers=judges, dev=dev)
     report = trainer.run(progress=progress)
-    if trainer.accelerator.is_main_process:
+    if trainer.is_main_process:
         model_card.write_card(
             Path(report["model"]),
             config,
@@ -83,7 +84,9 @@ def teach(config_path: Path, cache: Path, *, progress: bool = False) -> dict[str
     return base.prepare_teachers(judges, sources, lambda: asked_pairs(config, sources), progress)
 
 
-def asked_pairs(config: TrainConfig, sources: Sequence[Source]) -> Iterator[tuple[str, str]]:
+def asked_pairs(
+    config: TrainConfig, sources: Sequence[TrainingSource]
+) -> Iterator[tuple[str, str]]:
     """The (query, document) pairs whose scores the ranking steps of a run need, batch by batch as
     ``training`` does.
     """
@@ -94,7 +97,7 @@ def asked_pairs(config: TrainConfig, sources: Sequence[Source]) -> Iterator[tupl
             yield batch.queries[query], batch.documents[document]
 
 
-def read_sources(config: TrainConfig) -> list[Source]:
+def read_sources(config: TrainConfig) -> list[TrainingSource]:
     """All sources of a configuration; without a stated weight a source weighs the square root of
     its queries.
     """
@@ -114,7 +117,7 @@ def read_sources(config: TrainConfig) -> list[Source]:
 
 
 def open_teachers(
-    config: TrainConfig, sources: Sequence[Source], cache: Path
+    config: TrainConfig, sources: Sequence[TrainingSource], cache: Path
 ) -> list[tuple[Any, float]]:
     """Each teacher with its weight; None stands for the scores in the training files."""
     return [
@@ -122,7 +125,7 @@ def open_teachers(
     ]
 
 
-def _open_teacher(settings: TeacherSettings, sources: Sequence[Source], cache: Path) -> Any:
+def _open_teacher(settings: TeacherSettings, sources: Sequence[TrainingSource], cache: Path) -> Any:
     if settings.kind == "file":
         if without := [source.name for source in sources if source.scores is None]:
             raise ConfigError(

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,41 @@ from sparse_ir import extras
 from sparse_ir.errors import DamagedError, TrainingError
 from sparse_ir.storage import files
 
-FORMAT = 2
+FORMAT = 2  # of a training checkpoint
 WEIGHTS, TENSORS = "model.safetensors", "state.safetensors"
 _STATE = "state.json"
 _START = "start.safetensors"  # the network with which ranking began
+
+
+@dataclass
+class TrainingProgress:
+    """How far a training has come, and its best step by the dev sets."""
+
+    step: int = 0
+    dev: float | None = None  # the last measure
+    best: float | None = None
+    best_step: int | None = None
+
+    def is_due(self, every: int, last: int) -> bool:
+        """Whether something that comes every so many steps, and after the last, comes now.
+
+        A step at which a training only pauses (``stop_after``) is not its last: a pause changes
+        neither what is logged nor which step is best.
+        """
+        return self.step % every == 0 or self.step == last
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the values of a checkpoint."""
+        self.step = state["step"]
+        self.dev = state["dev"]
+        self.best = state["best"]
+        self.best_step = state["best_step"]
+
+    def forget_best(self) -> None:
+        """Drop all measures, because the dev sets have changed."""
+        self.dev = None
+        self.best = None
+        self.best_step = None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -88,7 +120,7 @@ def check_files(checkpoint: Path, state: Mapping[str, Any]) -> None:
             )
 
 
-def check_same_run(
+def check_same_training(
     checkpoint: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any]
 ) -> None:
     """Raises ``TrainingError``, naming the difference, when a checkpoint belongs to a run of

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from sparse_ir.training.pairs import Source
+from sparse_ir.training.training_source import TrainingSource
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 INLINE = {"query": "salt", "positive": "sea salt", "negatives": ["sugar", "sand"]}
@@ -57,7 +57,7 @@ def make_source(
     lists = [np.array(entry, dtype=np.int32) for entry in positives]
     others = [np.array(entry, dtype=np.int32) for entry in negatives or [[] for _ in positives]]
     count = 1 + max(int(entry.max()) for entry in [*lists, *others] if len(entry))
-    return Source(
+    return TrainingSource(
         name=name,
         query_ids=[f"q{i}" for i in range(len(lists))],
         queries=queries or [f"query {i}" for i in range(len(lists))],

@@ -103,14 +103,14 @@ class Killed(Exception):
 
 
 def kill_at(monkeypatch, step):
-    original = Trainer._step
+    original = Trainer.take_step
 
     def maybe(self, number):
         if number == step:
             raise Killed
         return original(self, number)
 
-    monkeypatch.setattr(Trainer, "_step", maybe)
+    monkeypatch.setattr(Trainer, "take_step", maybe)
 
 
 class Constant:

@@ -298,34 +298,34 @@ def test_the_fingerprint_holds_settings_and_sources(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"queries": 0}, "queries is 0, allowed: a whole number, at least 1"),
-        ({"negatives": -1}, "negatives is -1, allowed: a whole number, at least 0"),
+        ({"queries": 0}, "queries is 0; it must be a whole number of at least 1"),
+        ({"negatives": -1}, "negatives is -1; it must be a whole number of at least 0"),
         (
             {"queries_per_positive": 0},
-            "queries_per_positive is 0, allowed: a whole number, at least 1",
+            "queries_per_positive is 0; it must be a whole number of at least 1",
         ),
-        ({"neighbourhood": 0}, "neighbourhood is 0, allowed: a whole number, at least 1"),
-        ({"seed": -1}, "seed is -1, allowed: a whole number, at least 0"),
-        ({"queries": 2.0}, r"queries is 2\.0, allowed: a whole number"),
+        ({"neighbourhood": 0}, "neighbourhood is 0; it must be a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1; it must be a whole number of at least 0"),
+        ({"queries": 2.0}, r"queries is 2\.0; it must be a whole number"),
         (
             {"queries": 5},
             (
                 r"source 'made' has 4 different positive documents, fewer than the 5 of a "
-                r"batch, allowed: small"
+                r"batch; use small"
             ),
         ),
         (
             {"queries": 2, "negatives": 1},
             (
                 r"negatives is 1, but no source has mined negatives "
-                r"\(made\), allowed: 0, or a"
+                r"\(made\); it must be 0, or a source"
             ),
         ),
         (
             {"queries": 2, "neighbourhood": 2},
             (
                 r"neighbourhood is 2, but no source has mined negatives "
-                r"\(made\), allowed: 1"
+                r"\(made\); it must be 1, or a source"
             ),
         ),
     ],
@@ -336,11 +336,15 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_sources_and_steps_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="no source of training pairs, allowed: at least one"):
+    with pytest.raises(
+        ConfigError, match="there is no source of training pairs; there must be at least one"
+    ):
         Batches([])
-    with pytest.raises(ConfigError, match="two sources are named 'made', allowed: each name once"):
+    with pytest.raises(
+        ConfigError, match="two sources are named 'made'; each name must be used once"
+    ):
         Batches([make_line(4), make_line(5)], queries=2)
-    with pytest.raises(ConfigError, match="weight is 0, allowed: a finite number > 0"):
+    with pytest.raises(ConfigError, match="weight is 0; it must be a finite number above 0"):
         Batches([make_line(4, weight=0)], queries=2)
-    with pytest.raises(ConfigError, match="step is -1, allowed: at least 0"):
+    with pytest.raises(ConfigError, match="step is -1; it must be 0 or more"):
         Batches([make_line(4)], queries=2).at(-1)

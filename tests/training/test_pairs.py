@@ -97,7 +97,7 @@ def test_missing_documents_are_an_error_or_are_counted(tmp_path):
         DataError,
         match=r"train.tsv:2: document 'dX' is judged but not in "
         r".*corpus.jsonl "
-        r"\(2 such judgements\), allowed: .*allow_missing",
+        r"\(2 such judgements\); it must be there, or allow_missing",
     ):
         read_source(root)
     source = read_source(root, allow_missing=True)
@@ -115,10 +115,9 @@ def test_missing_documents_are_an_error_or_are_counted(tmp_path):
         (
             {"judgements": [("q1", "d1", 1), ("q2", "d2", 0)]},
             (
-                r"train.tsv:3: query 'q2' has no positive, for all its 1 documents have a "
+                r"train.tsv:3: query 'q2' has no positive: all its 1 documents have a "
                 r"relevance "
-                r"below 1; "
-                r"allowed: one of 1"
+                r"below 1; one must have 1 or more"
             ),
         ),
         (
@@ -132,28 +131,28 @@ def test_missing_documents_are_an_error_or_are_counted(tmp_path):
             {"queries": {"q1": "first", "q2": " \t"}},
             (
                 r"queries.jsonl.gz:2: text of query 'q2' is ' "
-                r"\\t', allowed: a text"
+                r"\\t'; it must be a text"
             ),
         ),
         (
             {"queries": {"q1": "\ufeff", "q2": "x"}},
             (
                 r"queries.jsonl.gz:1: text of query 'q1' is "
-                r"'\\ufeff', allowed: a text"
+                r"'\\ufeff'; it must be a text"
             ),
         ),
         (
             {"documents": {"d1": "one", "d2": "two", "d3": "\u200b"}},
             (
                 r"corpus.jsonl:3: document 'd3' "
-                r"is empty, and the pos"
+                r"is empty, but it is the pos"
             ),
         ),
         (
             {"documents": {"d1": "one", "d2": "two", "d3": ""}},
             (
                 r"corpus.jsonl:3: document 'd3' is "
-                r"empty, and the positive"
+                r"empty, but it is the positive"
             ),
         ),
     ],
@@ -186,8 +185,8 @@ def test_a_folder_without_any_judged_document_is_refused(tmp_path):
         (
             mined("q1", ["d1"], ["d2"]),
             (
-                r"mined.jsonl:2: query 'q1' as in line 1, allowed: each query "
-                r"once"
+                r"mined.jsonl:2: query 'q1' is the same as in line 1; each query "
+                r"must occur once"
             ),
         ),
         (mined("q2", ["d2"], ["d9"]), r"mined.jsonl:2: document 'd9' is not in the corpus of"),
@@ -197,30 +196,27 @@ def test_a_folder_without_any_judged_document_is_refused(tmp_path):
         ),
         (
             mined("q2", ["d2"], "d1"),
-            (
-                r"mined.jsonl:2: 'd1' in the place of documents, allowed: a list "
-                r"of doc ids"
-            ),
+            (r"mined.jsonl:2: 'd1' must be a list of doc ids"),
         ),
         (
             mined("q2", ["d2"], ["d1", "d1"]),
-            (
-                r"mined.jsonl:2: 'd1' is there twice, allowed: each "
-                r"document of a list once"
-            ),
+            (r"mined.jsonl:2: 'd1' is listed twice; each document of a list must occur once"),
         ),
-        (mined("q2", ["d2", "d4"], ["d1"]), r"mined.jsonl:2: 'd4' is no positive of query 'q2' in"),
+        (
+            mined("q2", ["d2", "d4"], ["d1"]),
+            r"mined.jsonl:2: 'd4' is not a positive of query 'q2' in",
+        ),
         (
             mined("q2", ["d2"], ["d1", "d3"]),
             (
                 r"mined.jsonl:2: query 'q2': negative 'd3' is one of its "
-                r"positives, allowed"
+                r"positives; negatives must differ"
             ),
         ),
         (
             mined("q2", ["d2"], ["d6"]),
             (
-                r"corpus.jsonl:6: document 'd6' is empty, and the positive or "
+                r"corpus.jsonl:6: document 'd6' is empty, but it is the positive or "
                 r"negative of a query"
             ),
         ),
@@ -249,20 +245,20 @@ def test_paths_and_options_that_do_not_fit_are_refused(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [INLINE])
     with pytest.raises(
         DataError,
-        match=r"nothing: no such source, allowed: a BEIR folder, or a "
+        match=r"nothing: there is no such source; it must be a BEIR folder, or a "
         r".jsonl",
     ):
         read_source(tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"none.jsonl: no such file of negatives"):
+    with pytest.raises(DataError, match=r"none.jsonl: there is no such file of negatives"):
         read_source(root, negatives=tmp_path / "none.jsonl")
     with pytest.raises(ConfigError, match=r"a.jsonl: negatives is for a BEIR folder"):
         read_source(path, negatives=path)
     with pytest.raises(ConfigError, match=r"a.jsonl: allow_missing is for a BEIR folder"):
         read_source(path, allow_missing=True)
     for weight in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match=r"weight is .*, allowed: a finite number > 0"):
+        with pytest.raises(ConfigError, match=r"weight is .*; it must be a finite number above 0"):
             read_source(root, weight=weight)
-    with pytest.raises(ConfigError, match="limit is 0, allowed: None or at least 1"):
+    with pytest.raises(ConfigError, match="limit is 0; it must be None or at least 1"):
         read_source(root, limit=0)
 
 
@@ -326,40 +322,34 @@ def without(*keys, **changed):
         (
             without("positive"),
             (
-                r'a.jsonl:2: "positive" is missing or empty \(keys: query, negatives\), '
-                r"allowed: at least"
+                r'a.jsonl:2: "positive" is missing or empty \(keys: query, negatives\); '
+                r"it must hold at least"
             ),
         ),
         (without(positive=[]), r'a.jsonl:2: "positive" is missing or empty'),
         (
             without(query=" "),
-            r"""a.jsonl:2: "query" is ' ', allowed: a text of at least one visible character""",
+            r"""a.jsonl:2: "query" is ' '; it must be a text of at least one visible character""",
         ),
         (
             without(query="\u200b\x00 "),
-            r"""a.jsonl:2: "query" is '\\u200b\\x00 ', allowed: a text of at least one""",
+            r"""a.jsonl:2: "query" is '\\u200b\\x00 '; it must be a text of at least one""",
         ),
         (
             without(positive="\u2060\u00a0"),
-            r"""a.jsonl:2: "positive" is '\\u2060\\xa0', allowed: a text""",
+            r"""a.jsonl:2: "positive" is '\\u2060\\xa0'; it must be a text""",
         ),
         (without(query=None), r'a.jsonl:2: "query" is None; it must be a string'),
-        (without(positive=""), r"""a.jsonl:2: "positive" is '', allowed: a text"""),
+        (without(positive=""), r"""a.jsonl:2: "positive" is ''; it must be a text"""),
         (without(positive=["a", 3]), r'a.jsonl:2: "positive" is 3; it must be a string'),
-        (without(negatives=["\n"]), r"""a.jsonl:2: "negatives" is '\\n', allowed: a text"""),
+        (without(negatives=["\n"]), r"""a.jsonl:2: "negatives" is '\\n'; it must be a text"""),
         (
             without(negatives=["a", "a"]),
-            (
-                r"a.jsonl:2: 'a' is there twice, allowed: each document of a "
-                r"list once"
-            ),
+            (r"a.jsonl:2: 'a' is listed twice; each document of a list must occur once"),
         ),
         (
             without(negative="a"),
-            (
-                r'a.jsonl:2: both "negative" and "negatives" are there, allowed: one '
-                r"of them"
-            ),
+            (r'a.jsonl:2: both "negative" and "negatives" are given; one must be'),
         ),
         (
             without(negatives=["a", "sea salt"]),
@@ -371,13 +361,13 @@ def without(*keys, **changed):
         (
             without(negatve=["a"]),
             (
-                r"a.jsonl:2: unknown key 'negatve', allowed: query, query_id, "
+                r"a.jsonl:2: unknown key 'negatve'; it must be one of query, query_id, "
                 r"positive, positives"
             ),
         ),
         (
             without(query_id="1"),
-            r'a.jsonl:2: "query_id" is \'1\' as in line 1, allowed: each id once',
+            r'a.jsonl:2: "query_id" is \'1\', the same as in line 1; each id must occur once',
         ),
         (
             without(query_id="a b"),
@@ -385,47 +375,53 @@ def without(*keys, **changed):
         ),
         (
             without(label=[1, 2, 3]),
-            (
-                r"a.jsonl:2: scores here, other than in line 1, allowed: scores in "
-                r"all lines or"
-            ),
+            (r"a.jsonl:2: this line has scores, unlike line 1; all lines must have scores, or"),
         ),
         (
             without(label=[1, 2]),
             (
-                r'a.jsonl:2: "label" holds 2 scores, allowed: 3 \(the positives, then '
-                r"the negatives\)"
+                r'a.jsonl:2: "label" holds 2 scores; it must hold one for each of the 3 positives '
+                r"and negatives"
             ),
         ),
         (
             without(label=[1, 2, float("nan")]),
             (
-                r'a.jsonl:2: "label" holds nan, allowed: finite numbers '
+                r'a.jsonl:2: "label" holds nan; it must hold finite numbers '
                 r"within float32"
             ),
         ),
-        (without(label=[1, 2, 1e39]), r'a.jsonl:2: "label" holds 1e\+39, allowed: finite numbers'),
-        (without(label=[1, 2, True]), r'a.jsonl:2: "label" holds True, allowed: finite numbers'),
-        (without(label=[1, 2, None]), r'a.jsonl:2: "label" holds None, allowed: finite numbers'),
+        (
+            without(label=[1, 2, 1e39]),
+            r'a.jsonl:2: "label" holds 1e\+39; it must hold finite numbers',
+        ),
+        (
+            without(label=[1, 2, True]),
+            r'a.jsonl:2: "label" holds True; it must hold finite numbers',
+        ),
+        (
+            without(label=[1, 2, None]),
+            r'a.jsonl:2: "label" holds None; it must hold finite numbers',
+        ),
         (
             without(positive_scores=1),
             (
-                r'a.jsonl:2: "negative_scores" holds 0 scores, allowed: 2 \(as '
-                r"many as texts\)"
+                r'a.jsonl:2: "negative_scores" holds 0 scores; it must hold one for each of the 2 '
+                r"negatives"
             ),
         ),
         (
             without(label=[1, 2, 3], positive_scores=1),
             (
                 r'a.jsonl:2: both "label" and "positive_scores" '
-                r"are there"
+                r"are given"
             ),
         ),
         (
             {"query": "q", "positive_passages": "x"},
             (
-                r'a.jsonl:2: "positive_passages" is \'x\', '
-                r"allowed: a list of"
+                r'a.jsonl:2: "positive_passages" is \'x\'; '
+                r"it must be a list of"
             ),
         ),
         (
@@ -446,7 +442,7 @@ def test_bad_lines_are_refused(tmp_path, record, message):
 
 
 def test_scores_that_end_and_files_without_lines_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"a.jsonl:2: no scores here, other than in line 1"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: this line has no scores, unlike line 1"):
         read_source(write_lines(tmp_path / "a.jsonl", [INLINE | {"label": [1, 2, 3]}, INLINE]))
-    with pytest.raises(DataError, match=r"b.jsonl: no line in it, allowed: at least one"):
+    with pytest.raises(DataError, match=r"b.jsonl: the file is empty; it must hold at least one"):
         read_source(write_lines(tmp_path / "b.jsonl", []))

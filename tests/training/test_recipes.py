@@ -21,7 +21,6 @@ from sparse_ir.training.config_parser import (
     parse_config,
     read_config,
 )
-from sparse_ir.training.penalties import translate_lambda
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
 DECODERS = ("csplade", "csplade-adapt", "laconic", "lion-sp", "lion-sp-adapt", "mistral-splade")
@@ -104,9 +103,8 @@ def test_geng_pretraining():
         "float16",
     )
     assert config.documents.penalty == "flops"
-    assert config.documents.weight == pytest.approx(
-        translate_lambda(1e-7, "opensearch", group_size=1 + 7)
-    )
+    # OpenSearch's FLOPS is a sum over the slots of a group: a positive and seven negatives.
+    assert config.documents.weight == pytest.approx(1e-7 * (1 + 7))
 
 
 def test_geng_finetuning():
@@ -128,9 +126,7 @@ def test_geng_finetuning():
         "float16",
     )
     assert config.documents.penalty == "flops"
-    assert config.documents.weight == pytest.approx(
-        translate_lambda(0.02, "opensearch", group_size=1 + 10)
-    )
+    assert config.documents.weight == pytest.approx(0.02 * (1 + 10))
 
 
 @pytest.mark.parametrize("name", ["geng-pretrain", "geng-finetune", "siamese-splade"])
@@ -152,8 +148,7 @@ def test_siamese_splade():
     assert teachers(config) == [("cross-encoder", "cross-encoder/ms-marco-MiniLM-L-6-v2")]
     assert (config.ensemble.scale, config.ensemble.normalization) == (1.0, "none")
     assert (config.documents.penalty, config.queries.penalty) == ("flops", "flops")
-    assert config.documents.weight == translate_lambda(0.4, "naver", group_size=2)
-    assert config.queries.weight == translate_lambda(0.5, "naver")
+    assert (config.documents.weight, config.queries.weight) == (0.4, 0.5)  # as naver's
     assert config.documents.ramp_steps == config.queries.ramp_steps == 50_000
     assert (config.run.steps, config.run.precision) == (150_000, "float16")
     assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (2e-5, 6_000)

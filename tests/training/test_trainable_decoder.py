@@ -163,7 +163,7 @@ def test_train_save_and_encode(mode, folders, pairs_file, tmp_path):
     report = pipeline.train(path, tmp_path / "run")
     encoder = Encoder.load(report["model"])
     trainer = Trainer(config, pipeline.read_sources(config), tmp_path / "run")
-    trainer._resume()
+    trainer.checkpoints.resume()
     np.testing.assert_allclose(
         encoder.encode(TEXTS).toarray(), trainer.student.vectors(TEXTS).toarray(), **CLOSE
     )

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from sparse_ir.training.pairs import Source
 from sparse_ir.training.teachers.cache import Prepared, Progress
 from sparse_ir.training.teachers.pair_scorers import PairTeacher
+from sparse_ir.training.training_source import TrainingSource
 
 
 class Teacher(Protocol):
@@ -62,7 +62,7 @@ def score_matrix(
 
 def prepare_teachers(
     teachers: Sequence[Teacher],
-    sources: Sequence[Source],
+    sources: Sequence[TrainingSource],
     pairs: Callable[[], Iterable[tuple[str, str]]],
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def prepare_teachers(
 
 def _prepare_teacher(
     teacher: Teacher,
-    sources: Sequence[Source],
+    sources: Sequence[TrainingSource],
     pairs: Callable[[], Iterable[tuple[str, str]]],
     progress: bool,
 ) -> dict[str, Any]:
