@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_ir.engines.base import SPARSE, Batch, FieldTerms
+from sparse_ir.engines.base import SPARSE, FieldTerms, ImpactBatch
 from sparse_ir.engines.lucene import java, writer
 from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.indexing import builder, json_vectors, quantization
@@ -152,12 +152,12 @@ def measure(system: str, work: Path, threads: int) -> dict[str, float]:
 
 
 def write_only(source: Vectors, output: Path, threads: int) -> None:
-    def batch(number: int) -> Batch:
+    def batch(number: int) -> ImpactBatch:
         doc_ids, weights = source.read_shard(number)
-        return doc_ids, quantization.quantize(weights, Rule(1.0)).impacts
+        return ImpactBatch(doc_ids, {SPARSE: quantization.quantize(weights, Rule(1.0)).impacts})
 
     batches = [lambda number=number: batch(number) for number in range(source.num_shards)]
-    writer.write_impacts(output, batches, source.vocabulary, threads=threads)
+    writer.write_impacts(output, batches, {SPARSE: source.vocabulary}, threads=threads)
 
 
 def lucene_folder(work: Path, system: str) -> Path:

@@ -40,7 +40,7 @@ from sparse_ir.data.records import Document
 from sparse_ir.engines.lucene import checking
 from sparse_ir.engines.lucene.opened import scores_all
 from sparse_ir.engines.lucene.terms import term_of_token
-from sparse_ir.indexing import builder, manifest
+from sparse_ir.indexing import bm25_builder, builder, manifest
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval import timing, tuning
 from sparse_ir.retrieval.options import SearchOptions
@@ -533,7 +533,7 @@ def measure_growth(
     rule = builder.choose_rule(Vectors(source.folder), query_encoder)
     builder.build_impact_index(source, place / "index", rule, query_encoder)  # type: ignore[arg-type]
     corpus = arguments.corpus or work / "corpus"
-    builder.build_bm25_index(lambda: repeated_texts(corpus, documents), place / "bm25")
+    bm25_builder.build_bm25_index(lambda: repeated_texts(corpus, documents), place / "bm25")
     name = next(iter(questions))
     few = {name: questions[name][:40]}
     plain = argparse.Namespace(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ir.benchmark import results
-from sparse_ir.benchmark.suite import NO_BASELINES
+from sparse_ir.benchmark.systems import NO_BASELINES
 from sparse_ir.commands import benchmarking, evaluating
 
 NAMES = {"NDCG": "nDCG", "MAP": "AP", "Recall": "R", "P": "P"}  # BEIR's -> ours

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from sparse_ir.data.records import Document
 from sparse_ir.engines.lucene import java
 from sparse_ir.engines.lucene.impact_reader import ImpactReader
-from sparse_ir.engines.lucene.terms import FIELD, token_of_term
+from sparse_ir.engines.lucene.terms import CONTENTS_FIELD, token_of_term
 from sparse_ir.errors import ConfigError, IndexMismatch, ModelError
 from sparse_ir.indexing import builder, encoding, manifest
 from sparse_ir.indexing.quantization import Rule
@@ -1019,7 +1019,7 @@ def read_terms(folder):
     """Every term of the index with its total impact, walked in Lucene itself."""
     with ImpactReader(folder) as reader:
         terms = java.java_class("org.apache.lucene.index.MultiTerms").getTerms(
-            reader._reader, FIELD
+            reader._reader, CONTENTS_FIELD
         )
         walker, found = terms.iterator(), {}
         while (term := walker.next()) is not None:
