@@ -237,6 +237,7 @@ def test_the_module_is_the_command(collection, root):
 # --- the whole road ---
 
 
+@pytest.mark.slow
 def test_the_road_with_a_neural_model_equals_build(collection, tiny_folder, tmp_path):
     vectors, index, run = tmp_path / "vectors", tmp_path / "index", tmp_path / "run"
     encoded = report_of(
