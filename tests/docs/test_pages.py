@@ -70,8 +70,10 @@ def test_every_block_says_what_it_is(name: str) -> None:
     for block in pages.find_blocks(name):
         assert block.language in pages.LANGUAGES, block.place
         assert block.directive in ("", *pages.DIRECTIVES), block.place
-        needs_value = block.directive in ("not run", "file", "excerpt")
+        needs_value = block.directive in ("not run", "tested by", "file", "excerpt")
         assert bool(block.value) == needs_value, block.place
+        if block.directive == "tested by":
+            assert Path(ROOT / block.value).is_file(), block.place
         if block.language == "toml":
             assert block.directive == "file", f"{block.place}: no command reads this configuration"
         if block.language == "json" and not block.directive:

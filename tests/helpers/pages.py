@@ -5,6 +5,7 @@ A comment in front of a block says what a test does with it:
 
     <!-- ci -->                .ci/run runs these commands, because they need the network
     <!-- not run: REASON -->   nobody runs it here, for this reason
+    <!-- tested by: PATH -->   a test of its own runs these commands
     <!-- file: NAME -->        its text is written to that file
     <!-- output -->            what the block before it prints; "..." stands for anything
     <!-- excerpt: PATH -->     a part of that JSON file: every key must exist there
@@ -31,7 +32,7 @@ from unittest import mock
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LANGUAGES = ("bash", "python", "toml", "json", "text", "")
-DIRECTIVES = ("ci", "not run", "file", "output", "excerpt")
+DIRECTIVES = ("ci", "not run", "tested by", "file", "output", "excerpt")
 OTHER_COMMENTS = ("after", "table", "end")  # not about the next block
 _COMMENT = re.compile(r"<!-- ([a-z ]+?)(?:: (.+?))? -->")
 _ELLIPSIS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
