@@ -112,7 +112,7 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         assert (ROOT / link).is_file(), link
 
 
-@pytest.mark.parametrize("script", ["make_results"])
+@pytest.mark.parametrize("script", ["make_results", "make_reference"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / f"{script}.py", "--check"],
