@@ -8,9 +8,11 @@ sections are validators of ``TrainConfig``. ``config_parser`` reads and writes t
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, StrictInt, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -31,16 +33,16 @@ from sparse_ir.training.fields import (
     Number,
     OpenShare,
     Positive,
-    Probability,
     ShareBelowOne,
     Text,
     refuse_unused,
 )
 from sparse_ir.training.losses import LOSSES, LossSettings
 from sparse_ir.training.penalties import NONE, PenaltySettings
+from sparse_ir.training.teachers.base import TeacherSettings
+from sparse_ir.training.teachers.kinds import TEACHERS
 
 VERSION = 1
-_NETWORKS = ("dense", "sparse", "cross-encoder", "monot5")
 _HIDDEN_SCALE = "hidden^-1/4"
 
 
@@ -56,6 +58,13 @@ def _check_scale(value: Any) -> Any:
     return float(value)
 
 
+if TYPE_CHECKING:
+    AnyTeacher = TeacherSettings
+else:
+    # the kind of a section chooses its class
+    AnyTeacher = Annotated[
+        functools.reduce(operator.or_, TEACHERS.values()), Field(discriminator="kind")
+    ]
 LogitScale = Annotated[float | Literal["hidden^-1/4"], PlainValidator(_check_scale)]
 
 
@@ -280,49 +289,6 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, config=SECTION)
-class TeacherSettings:
-    """``[[teacher]]``: a teacher whose scores are distilled."""
-
-    kind: Literal["dense", "sparse", "cross-encoder", "monot5", "bm25", "file"]
-    """Which teacher; file takes the scores in the training files."""
-    model: Text | None = None
-    """Folder or hub name of a network."""
-    revision: Text | None = None
-    """Commit of a hub model."""
-    weight: Positive = 1.0
-    """Weight in the mean of all teachers."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of a network."""
-    max_length: Length | None = None
-    """Tokens that a network reads; by default what it states."""
-    k1: NotNegative = 0.9
-    """BM25's saturation of term frequencies."""
-    b: Probability = 0.4
-    """BM25's normalisation of document lengths."""
-    allow_pickle: Flag = False
-    """Read the weights in a pytorch_model.bin if there is no safetensors file."""
-    pooling: Text | None = None
-    """Pooling of a dense model whose folder states none: cls, mean, max, lasttoken ..."""
-    similarity: Text | None = None
-    """Similarity of a dense model, cosine or dot; by default as its folder states, else cosine."""
-    query_prompt: Text | None = None
-    """Text that a dense model puts before a query; by default what its folder states."""
-    document_prompt: Text | None = None
-    """Text that a dense model puts before a document; by default what its folder states."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        dense = ("pooling", "similarity", "query_prompt", "document_prompt")
-        refuse_unused(self, dense, "kind", ("dense",))
-        refuse_unused(self, ("k1", "b"), "kind", ("bm25",))
-        network = ("model", "revision", "dtype", "max_length", "allow_pickle")
-        refuse_unused(self, network, "kind", _NETWORKS)
-        if self.model is None and self.kind in _NETWORKS:
-            raise ConfigError(f"model is missing; a teacher of kind {self.kind!r} needs one")
-        return self
-
-
-@dataclass(frozen=True, config=SECTION)
 class EnsembleSettings:
     """``[ensemble]``: how scores of teachers become one target (Geng et al. 2024, eq. 8 and 9)."""
 
@@ -459,7 +425,7 @@ class TrainConfig:
     data: tuple[DataSettings, ...]
     run: RunSettings
     loss: tuple[LossSettings, ...] = (LossSettings("info_nce"),)
-    teacher: tuple[TeacherSettings, ...] = ()
+    teacher: tuple[AnyTeacher, ...] = ()
     dev: tuple[DevSettings, ...] = ()
     batch: BatchSettings = BatchSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
@@ -491,13 +457,15 @@ class TrainConfig:
     def _check_teachers(self) -> Self:
         distilling = sorted(name for name, entry in LOSSES.items() if entry.needs_teachers)
         distilled = sorted({loss.name for loss in self.loss} & set(distilling))
-        reads_files = any(teacher.kind == "file" for teacher in self.teacher)
         silent = [name for name in distilled if LOSSES[name].skips_single_candidates]
-        if silent and self.batch.negatives == 0 and reads_files:
-            raise ConfigError(
-                "batch.negatives is 0 but must be at least 1: a teacher of kind 'file' scores only "
-                f"a query's own documents, and {silent[0]} learns nothing from a single one"
-            )
+        for teacher in self.teacher:
+            is_limited = teacher.scores_own_documents_only and self.batch.negatives == 0
+            if silent and is_limited:
+                raise ConfigError(
+                    f"batch.negatives is 0 but must be at least 1: a teacher of kind "
+                    f"{teacher.kind!r} scores only a query's own documents, and {silent[0]} learns "
+                    "nothing from a single one"
+                )
         if bool(distilled) != bool(self.teacher):
             losses = ", ".join(loss.name for loss in self.loss)
             teachers = ", ".join(teacher.kind for teacher in self.teacher) or "none"

@@ -6,16 +6,17 @@ import dataclasses
 import difflib
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from sparse_ir import extras
 from sparse_ir.errors import ConfigError
 from sparse_ir.training.config import TrainConfig
+from sparse_ir.training.teachers.kinds import TEACHERS
 
 _ADAPTER = TypeAdapter(TrainConfig)
 _SHOWN = 60  # characters of a value in a message
@@ -23,7 +24,21 @@ _SHOWN = 60  # characters of a value in a message
 _CONTAINERS = {
     "dataclass_type": "a table",
     "dict_type": "a table",
+    "model_attributes_type": "a table",
     "tuple_type": "a list of tables, each under [[{place}]]",
+}
+# Keys that every [[teacher]] section has in a written file, in this order, whatever its kind. Run
+# folders depend on it: a training is resumed only if its configuration is written the same way.
+_TEACHER_KEYS: dict[str, Any] = {
+    "kind": None,
+    "model": None,
+    "revision": None,
+    "weight": None,
+    "dtype": "float32",
+    "max_length": None,
+    "k1": 0.9,
+    "b": 0.4,
+    "allow_pickle": False,
 }
 
 
@@ -50,7 +65,7 @@ def read_config(path: Path) -> TrainConfig:
 def parse_config(table: Mapping[str, Any]) -> TrainConfig:
     """Check the tables of a parsed file; raises ``ConfigError`` as ``read_config`` does."""
     try:
-        return _ADAPTER.validate_python(table)
+        return _ADAPTER.validate_python(_without_foreign_defaults(table))
     except ValidationError as error:
         errors = error.errors(include_url=False)
         unknown = [each for each in errors if each["type"] == "unexpected_keyword_argument"]
@@ -60,12 +75,17 @@ def parse_config(table: Mapping[str, Any]) -> TrainConfig:
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
     """All keys with their values; unset keys are left out, because TOML has no null."""
-    table: dict[str, Any] = _without_none(dataclasses.asdict(config))
-    return table
+    table = dataclasses.asdict(config)
+    table["teacher"] = [_TEACHER_KEYS | teacher for teacher in table["teacher"]]
+    without_none: dict[str, Any] = _without_none(table)
+    return without_none
 
 
 def format_config(config: TrainConfig) -> str:
     """The configuration as TOML with every default; ``read_config`` reads an equal object."""
+    with extras.importing():
+        import tomli_w
+
     return tomli_w.dumps(config_to_json(config))
 
 
@@ -77,38 +97,97 @@ def _without_none(value: Any) -> Any:
     return value
 
 
+def _without_foreign_defaults(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop keys of other kinds of teachers that are at their defaults, as in a written file."""
+    sections = table.get("teacher")
+    if not isinstance(sections, list):
+        return table
+    kept = [_without_foreign_keys(section) for section in sections]
+    return dict(table) | {"teacher": kept}
+
+
+def _without_foreign_keys(section: Any) -> Any:
+    if not isinstance(section, Mapping) or not isinstance(section.get("kind"), str):
+        return section
+    settings = TEACHERS.get(section["kind"])
+    if settings is None:
+        return section
+    own = _keys_of(settings)
+    kept = {}
+    for key, value in section.items():
+        default = _TEACHER_KEYS.get(key)
+        is_default = type(value) is type(default) and value == default
+        if key in own or not is_default:
+            kept[key] = value
+    return kept
+
+
 def _describe(error: ErrorDetails) -> str:
     """One line for an error of pydantic."""
     location = error["loc"]
+    if location[:1] == ("teacher",):  # the third part is the kind, which is not in the file
+        location = location[:2] + location[3:]
     place = ".".join(map(str, location))
     kind = error["type"]
     if kind == "missing":
         return f"{place} is missing"
     if kind == "unexpected_keyword_argument":
-        return f"unknown key {place}; {_suggest(location)}"
-    value = f"{error['input']!r:.{_SHOWN}}"
+        return _describe_unknown(place, error)
     if kind == "value_error":
-        message = str(error["ctx"]["error"])
-        is_section = isinstance(error["input"], Mapping)
-        if not place:
-            return message
-        return f"[{place}] {message}" if is_section else f"{place}: {message}"
-    expected = error["msg"].removeprefix("Input should be ")
+        return _describe_check(place, error)
+    if kind == "union_tag_not_found":
+        return f"{place}.kind is missing"
+    value = error["input"]
+    if kind == "union_tag_invalid":
+        place = f"{place}.kind"
+        value = value["kind"]
+    return f"{place} is {value!r:.{_SHOWN}} but must be {_expected(place, error)}"
+
+
+def _expected(place: str, error: ErrorDetails) -> str:
+    """What a value must be, in words of TOML."""
+    kind = error["type"]
     if kind in _CONTAINERS:
-        expected = _CONTAINERS[kind].format(place=place)
-    return f"{place} is {value} but must be {expected}"
+        return _CONTAINERS[kind].format(place=place)
+    if kind == "union_tag_invalid":
+        return f"one of {error['ctx']['expected_tags']}"
+    return error["msg"].removeprefix("Input should be ")
 
 
-def _suggest(location: Sequence[str | int]) -> str:
-    """The key that was probably meant, or all keys of the section."""
+def _describe_check(place: str, error: ErrorDetails) -> str:
+    """The message of a validator, behind the section or the key that it checks."""
+    message = str(error["ctx"]["error"])
+    if not place:
+        return message
+    is_section = isinstance(error["input"], Mapping)
+    return f"[{place}] {message}" if is_section else f"{place}: {message}"
+
+
+def _describe_unknown(place: str, error: ErrorDetails) -> str:
+    """A key that its section does not have, with the key that was probably meant."""
+    location = error["loc"]
+    key = str(location[-1])
     section: Any = TrainConfig
-    if len(location) > 1:
+    if place.startswith("teacher."):
+        kind = str(location[2])
+        section = TEACHERS[kind]
+        users = [name for name, settings in TEACHERS.items() if key in _keys_of(settings)]
+        if users:
+            return (
+                f"{place} is {error['input']!r:.{_SHOWN}}, but a teacher of kind {kind!r} does not "
+                f"use it; it is for {', '.join(users)}"
+            )
+    elif len(location) > 1:
         section = _section_in(typing.get_type_hints(TrainConfig)[str(location[0])])
-    keys = [field.name for field in dataclasses.fields(section)]
-    similar = difflib.get_close_matches(str(location[-1]), keys, 1)
+    keys = _keys_of(section)
+    similar = difflib.get_close_matches(key, keys, 1)
     if similar:
-        return f"did you mean {similar[0]}?"
-    return f"known keys: {', '.join(keys)}"
+        return f"unknown key {place}; did you mean {similar[0]}?"
+    return f"unknown key {place}; known keys: {', '.join(keys)}"
+
+
+def _keys_of(section: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]
 
 
 def _section_in(hint: Any) -> Any:

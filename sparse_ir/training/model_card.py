@@ -20,14 +20,11 @@ from sparse_ir.errors import DataError, ModelError
 from sparse_ir.models import checkpoint, decoder_settings
 from sparse_ir.storage import files
 from sparse_ir.training import losses, markdown, penalties
-from sparse_ir.training.config import (
-    BlendSettings,
-    TeacherSettings,
-    TrainConfig,
-)
+from sparse_ir.training.config import BlendSettings, TrainConfig
 from sparse_ir.training.config_parser import format_config
 from sparse_ir.training.markdown import Markdown, number
 from sparse_ir.training.penalties import PenaltySettings
+from sparse_ir.training.teachers.base import NetworkSettings
 
 _NOT_STATED = "not stated"
 
@@ -123,7 +120,10 @@ def format_card(
         },
         outcome=_check_report(config, report),
         losses=[Markdown(losses.describe(loss)) for loss in config.loss],
-        teachers=[_describe_teacher(teacher) for teacher in config.teacher],
+        teachers=[
+            Markdown(f"{teacher.sentence()}; weight {number(teacher.weight)}")
+            for teacher in config.teacher
+        ],
         penalties={
             side: Markdown(penalties.describe(settings)) for side, settings in sides.items()
         },
@@ -223,21 +223,6 @@ def _check_report(config: TrainConfig, report: Mapping[str, Any]) -> _Outcome:
     )
 
 
-def _describe_teacher(teacher: TeacherSettings) -> Markdown:
-    if teacher.kind == "file":
-        sentence = "the scores in the training file"
-    elif teacher.kind == "bm25":
-        sentence = f"BM25 with k1 {number(teacher.k1)} and b {number(teacher.b)}"
-    else:
-        model = markdown.code(markdown.hide_path(teacher.model or ""))
-        sentence = f"the {teacher.kind} model {model} in {teacher.dtype}"
-        if teacher.revision:
-            sentence += f", revision {markdown.code(teacher.revision)}"
-        if teacher.max_length:
-            sentence += f", {teacher.max_length} tokens"
-    return Markdown(f"{sentence}; weight {number(teacher.weight)}")
-
-
 def _without_paths(config: TrainConfig) -> TrainConfig:
     """The configuration with every path cut to its last component."""
     model = dataclasses.replace(
@@ -254,7 +239,7 @@ def _without_paths(config: TrainConfig) -> TrainConfig:
         data.append(dataclasses.replace(source, path=path, negatives=negatives))
     teachers = []
     for teacher in config.teacher:
-        if teacher.model is not None:
+        if isinstance(teacher, NetworkSettings):
             teacher = dataclasses.replace(teacher, model=markdown.hide_path(teacher.model))
         teachers.append(teacher)
     dev = [dataclasses.replace(each, path=markdown.hide_path(each.path)) for each in config.dev]

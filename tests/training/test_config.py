@@ -30,7 +30,6 @@ from sparse_ir.training.config import (
     OptimizerSettings,
     PenaltySettings,
     RunSettings,
-    TeacherSettings,
     TrainConfig,
     WarmStartSettings,
 )
@@ -40,8 +39,23 @@ from sparse_ir.training.config_parser import (
     parse_config,
     read_config,
 )
+from sparse_ir.training.teachers.bm25 import Bm25Settings
+from sparse_ir.training.teachers.cross_encoder import CrossEncoderSettings
+from sparse_ir.training.teachers.dense import DenseSettings
+from sparse_ir.training.teachers.kinds import TEACHERS
+from sparse_ir.training.teachers.monot5 import MonoT5Settings
+from sparse_ir.training.teachers.sparse import SparseSettings
+from sparse_ir.training.teachers.training_file import FileSettings
 
 SMALLEST = '[model]\nstart = "org/base"\n[[data]]\npath = "data/x"\n[run]\nsteps = 1000\n'
+NETWORK: dict[str, typing.Any] = {
+    "model": "org/network",
+    "revision": "def",
+    "weight": 0.5,
+    "dtype": "bfloat16",
+    "max_length": 128,
+    "allow_pickle": True,
+}
 # between these, every field of every section differs from its default
 EVERYTHING = TrainConfig(
     model=ModelSettings(
@@ -71,21 +85,14 @@ EVERYTHING = TrainConfig(
         LossSettings("margin_mse", 0.05),
     ),
     teacher=(
-        TeacherSettings(
-            "dense",
-            "org/dense",
-            "def",
-            0.5,
-            "bfloat16",
-            128,
-            pooling="cls",
-            similarity="dot",
-            query_prompt="q: ",
-            document_prompt="d: ",
+        DenseSettings(
+            **NETWORK, pooling="cls", similarity="dot", query_prompt="q: ", document_prompt="d: "
         ),
-        TeacherSettings("monot5", "org/t5", allow_pickle=True),
-        TeacherSettings("bm25", k1=1.2, b=0.75),
-        TeacherSettings("file"),
+        SparseSettings(**NETWORK),
+        CrossEncoderSettings(**NETWORK),
+        MonoT5Settings(**NETWORK),
+        Bm25Settings(weight=2.0, k1=1.2, b=0.75),
+        FileSettings(weight=3.0),
     ),
     dev=(DevSettings("data/dev", "dev", "test", "RR@10", 50, 500),),
     batch=BatchSettings(24, 7, 3, 6, False, 8),
@@ -171,7 +178,9 @@ def test_everything_differs_from_its_default():
             fields.add((type(entry).__name__, field.name))
             if getattr(entry, field.name) != field.default:
                 changed.add((type(entry).__name__, field.name))
-    assert fields - changed == {("TrainConfig", "version")}  # there is one
+    assert {type(teacher) for teacher in EVERYTHING.teacher} == set(TEACHERS.values())
+    fixed = {(settings.__name__, "kind") for settings in TEACHERS.values()}
+    assert fields - changed == fixed | {("TrainConfig", "version")}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -281,6 +290,16 @@ def test_unknown_keys(written, section, line, message):
             'name = "nce"',
             "loss.0.name is 'nce' but must be 'kl', 'info_nce' or 'margin_mse'",
         ),
+        (
+            "teacher",
+            'kind = "colbert"',
+            "teacher.0.kind is 'colbert' but must be one of 'dense', 'sparse', 'cross-encoder', 'monot5', 'bm25', 'file'",
+        ),
+        (
+            "teacher",
+            'kind = "dense"\nmodel = "x"\npooling = "median"',
+            "teacher.0.pooling is 'median' but must be 'cls', 'max', 'mean'",
+        ),
     ],
 )
 def test_wrong_types(written, section, line, message):
@@ -373,17 +392,17 @@ def test_wrong_sections(written, text, message):
         (
             "teacher",
             'kind = "dense"',
-            "[teacher.0] model is missing; a teacher of kind 'dense' needs one",
+            "teacher.0.model is missing",
         ),
         (
             "teacher",
             'kind = "monot5"',
-            "[teacher.0] model is missing; a teacher of kind 'monot5' needs one",
+            "teacher.0.model is missing",
         ),
         (
             "teacher",
             'kind = "bm25"\nmodel = "x"',
-            "[teacher.0] model is 'x', but kind is 'bm25', which does not use it; it is for dense, sparse, cross-encoder, monot5",
+            "teacher.0.model is 'x', but a teacher of kind 'bm25' does not use it; it is for dense, sparse, cross-encoder, monot5",
         ),
         (
             "teacher",
@@ -403,7 +422,7 @@ def test_wrong_sections(written, text, message):
         (
             "teacher",
             'kind = "bm25"\npooling = "cls"',
-            "[teacher.0] pooling is 'cls', but kind is 'bm25', which does not use it; it is for dense",
+            "teacher.0.pooling is 'cls', but a teacher of kind 'bm25' does not use it; it is for dense",
         ),
         ("ensemble", "scale = 0", "ensemble.scale is 0 but must be greater than 0"),
         (
@@ -628,32 +647,32 @@ def test_values_out_of_range(written, section, line, message):
         (
             "teacher",
             'kind = "bm25"\nrevision = "a"',
-            "[teacher.0] revision is 'a', but kind is 'bm25', which does not use it; it is for dense, sparse, cross-encoder, monot5",
+            "teacher.0.revision is 'a', but a teacher of kind 'bm25' does not use it; it is for dense, sparse, cross-encoder, monot5",
         ),
         (
             "teacher",
             'kind = "file"\ndtype = "bfloat16"',
-            "[teacher.0] dtype is 'bfloat16', but kind is 'file', which does not use it; it is for dense, sparse, cross-encoder, monot5",
+            "teacher.0.dtype is 'bfloat16', but a teacher of kind 'file' does not use it; it is for dense, sparse, cross-encoder, monot5",
         ),
         (
             "teacher",
             'kind = "bm25"\nmax_length = 9',
-            "[teacher.0] max_length is 9, but kind is 'bm25', which does not use it; it is for dense, sparse, cross-encoder, monot5",
+            "teacher.0.max_length is 9, but a teacher of kind 'bm25' does not use it; it is for dense, sparse, cross-encoder, monot5",
         ),
         (
             "teacher",
             'kind = "file"\nallow_pickle = true',
-            "[teacher.0] allow_pickle is True, but kind is 'file', which does not use it; it is for dense, sparse, cross-encoder, monot5",
+            "teacher.0.allow_pickle is True, but a teacher of kind 'file' does not use it; it is for dense, sparse, cross-encoder, monot5",
         ),
         (
             "teacher",
             'kind = "dense"\nmodel = "x"\nk1 = 1',
-            "[teacher.0] k1 is 1.0, but kind is 'dense', which does not use it; it is for bm25",
+            "teacher.0.k1 is 1, but a teacher of kind 'dense' does not use it; it is for bm25",
         ),
         (
             "teacher",
             'kind = "file"\nb = 0.5',
-            "[teacher.0] b is 0.5, but kind is 'file', which does not use it; it is for bm25",
+            "teacher.0.b is 0.5, but a teacher of kind 'file' does not use it; it is for bm25",
         ),
         (
             "warm_start",

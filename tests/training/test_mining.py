@@ -334,7 +334,7 @@ def test_a_dense_miner_pools_as_it_is_told(collection, tiny_folder, tmp_path):
     assert found["cls"] != found["mean"]
     with pytest.raises(
         ConfigError,
-        match="a plain transformers model, which states no pooling; give one of: cls, max",
+        match="a plain transformers model, which states no pooling; pooling must be one of cls, max",
     ):
         training.mine(str(collection), tmp_path / "x.jsonl", miner="dense", model=str(folder))
 

@@ -28,12 +28,15 @@ from sparse_ir.training.config import (
     OptimizerSettings,
     PenaltySettings,
     RunSettings,
-    TeacherSettings,
     TrainConfig,
     WarmStartSettings,
 )
 from sparse_ir.training.config_parser import parse_config
 from sparse_ir.training.model_card import format_card, write_card
+from sparse_ir.training.teachers.bm25 import Bm25Settings
+from sparse_ir.training.teachers.cross_encoder import CrossEncoderSettings
+from sparse_ir.training.teachers.dense import DenseSettings
+from sparse_ir.training.teachers.training_file import FileSettings
 
 CONFIG = TrainConfig(
     model=ModelSettings(
@@ -58,12 +61,10 @@ CONFIG = TrainConfig(
         LossSettings("margin_mse", weight=0.05),
     ),
     teacher=(
-        TeacherSettings(
-            "dense", model="/home/secret/models/dense-teacher", weight=2.0, max_length=256
-        ),
-        TeacherSettings("cross-encoder", model="org/reranker", revision="f00d", dtype="bfloat16"),
-        TeacherSettings("bm25", k1=0.82, b=0.68),
-        TeacherSettings("file", weight=0.25),
+        DenseSettings(model="/home/secret/models/dense-teacher", weight=2.0, max_length=256),
+        CrossEncoderSettings(model="org/reranker", revision="f00d", dtype="bfloat16"),
+        Bm25Settings(k1=0.82, b=0.68),
+        FileSettings(weight=0.25),
     ),
     dev=(DevSettings("/home/secret/dev/questions", measure="RR@10"),),
     batch=BatchSettings(queries=24, negatives=2, queries_per_positive=3, neighbourhood=6),
@@ -350,7 +351,7 @@ def test_training_of_a_siamese_model_without_teachers():
         (
             {
                 "loss": (LossSettings("margin_mse"),),
-                "teacher": (TeacherSettings("file"),),
+                "teacher": (FileSettings(),),
                 "ensemble": EnsembleSettings(1.0, "none"),
             },
             "Target: the weighted mean of the teachers' scores, not scaled, times 1.",
@@ -454,12 +455,8 @@ def test_the_configuration_is_complete_but_for_folders():
         "squad.jsonl",
     )
     assert (found.data[1].path, found.dev[0].path) == ("web", "questions")
-    assert [teacher.model for teacher in found.teacher] == [
-        "dense-teacher",
-        "org/reranker",
-        None,
-        None,
-    ]
+    models = [getattr(teacher, "model", None) for teacher in found.teacher]
+    assert models == ["dense-teacher", "org/reranker", None, None]
     restored = dataclasses.replace(
         found, model=CONFIG.model, data=CONFIG.data, teacher=CONFIG.teacher, dev=CONFIG.dev
     )

@@ -20,10 +20,12 @@ from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.models.lexical import LexicalEncoder
-from sparse_ir.training.teachers import base, pair_scorers
+from sparse_ir.training.teachers import pairwise
 from sparse_ir.training.teachers.bm25 import Bm25Teacher
+from sparse_ir.training.teachers.cross_encoder import CrossEncoderTeacher
 from sparse_ir.training.teachers.dense import DenseTeacher
-from sparse_ir.training.teachers.pair_scorers import CrossEncoderTeacher, MonoT5Teacher
+from sparse_ir.training.teachers.monot5 import MonoT5Teacher
+from sparse_ir.training.teachers.preparation import prepare_teachers
 from sparse_ir.training.teachers.sparse import SparseTeacher
 
 QUERIES = ["which river floods?", "bees and flowers", "", "  a bridge in summer  "]
@@ -93,15 +95,20 @@ def poison(folder: Path, word: str, value: float = math.nan) -> None:
 
 
 def is_loaded(teacher) -> bool:
-    return "model" in vars(teacher._network)
+    return "model" in vars(teacher)
 
 
 def count_rows(teacher) -> list[int]:
     """Rows of every real forward pass from now on, seen by torch itself."""
     seen: list[int] = []
-    teacher._network.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    if isinstance(teacher, MonoT5Teacher):
+        teacher.model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+    else:  # sentence-transformers calls the network's forward without its hooks
+        teacher.model[0].register_forward_pre_hook(
+            lambda module, args: seen.append(len(args[0]["input_ids"]))
+        )
     return seen
 
 
@@ -115,7 +122,7 @@ def test_dense_vectors_are_those_of_sentence_transformers(backbone, tmp_path, po
 
     folder = build_dense(backbone, tmp_path / "m", pooling, normalize=normalize)
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
-    teacher = DenseTeacher(folder, device="cpu", tokens_per_batch=60)
+    teacher = DenseTeacher(folder, device="cpu", batch_size=4)
     assert teacher.dimension == expected.shape[1]
     found = teacher.vectors(TEXTS, "document")
     assert found.dtype == np.float32
@@ -214,8 +221,7 @@ def test_a_plain_folder_needs_a_pooling_and_gives_the_same(backbone, dense_folde
     np.testing.assert_array_equal(dotted.scores(QUERIES, TEXTS), vectors[0] @ vectors[1].T)
     with pytest.raises(
         ConfigError,
-        match=r"is a plain transformers model, which states no "
-        r"pooling; give one of: cls",
+        match="is a plain transformers model, which states no pooling; pooling must be one of cls",
     ):
         DenseTeacher(backbone)
 
@@ -312,23 +318,10 @@ def test_prepare_reports_texts_and_progress(dense_folder):
     assert teacher.scores([], TEXTS).shape == (0, len(TEXTS))
 
 
-def test_vectors_computed_elsewhere_can_be_put(dense_folder, tmp_path):
-    source, target = DenseTeacher(dense_folder), DenseTeacher(dense_folder, cache=tmp_path)
-    target.put_vectors(TEXTS, source.vectors(TEXTS, "document"))
-    np.testing.assert_array_equal(target.scores(TEXTS[:2], TEXTS), source.scores(TEXTS[:2], TEXTS))
-    assert target.forward_passes == 0
-    with pytest.raises(DataError, match=r"vectors have the shape \(1, 5\); allowed: \(1, 32\)"):
-        target.put_vectors(["x"], np.zeros((1, 5), np.float32))
-    with pytest.raises(
-        DataError, match="the vectors given: the vector of 'new' holds nan; allowed: finite"
-    ):
-        target.put_vectors(["new"], np.full((1, 32), np.nan, np.float32))
-
-
 def test_a_cached_vector_of_another_width_is_damage(dense_folder, tmp_path):
     teacher = DenseTeacher(dense_folder, cache=tmp_path)
     teacher.cache.put([(teacher.keys(["bees"], "query")[0], b"xx")])
-    with pytest.raises(DamagedError, match="a vector has not 32 dimensions; delete the file"):
+    with pytest.raises(DamagedError, match="a vector does not have 32 dimensions; delete the file"):
         teacher.vectors(["bees"], "query")
 
 
@@ -338,7 +331,7 @@ def test_a_vector_that_is_no_number_is_an_error_that_names_the_text(backbone, tm
     teacher = DenseTeacher(folder)
     with pytest.raises(
         ModelError,
-        match="m: the vector of 'the river' holds nan; allowed: finite numbers up to 65504",
+        match="m: the vector of 'the river' holds nan but must hold finite numbers up to 65504",
     ):
         teacher.scores(["the river"], [])
     assert len(teacher.cache) == 0
@@ -351,8 +344,7 @@ def test_a_vector_too_large_for_float16_is_an_error(backbone, tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ModelError,
-        match=r"the vector of 'bees' holds -?\d{5,}.*; allowed: finite "
-        r"numbers up to 65504",
+        match=r"the vector of 'bees' holds -?\d{5,}.* but must hold finite numbers up to 65504",
     ):
         DenseTeacher(folder).scores(["bees"], [])
 
@@ -361,11 +353,11 @@ def test_a_vector_too_large_for_float16_is_an_error(backbone, tmp_path):
     ("options", "message"),
     [
         ({"pooling": "mean"}, "states its own pooling; drop pooling='mean'"),
-        ({"similarity": "euclidean"}, "similarity 'euclidean' is unknown; allowed: cosine, dot"),
-        ({"dtype": "float16"}, "dtype 'float16' is unknown; allowed: float32, bfloat16"),
-        ({"max_length": 65}, "max_length is 65; allowed: 1 to 64"),
-        ({"max_length": 0}, "max_length is 0; allowed: 1 to 64"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch is 0; allowed: 1 or more"),
+        ({"similarity": "euclidean"}, "similarity is 'euclidean' but must be one of cosine, dot"),
+        ({"dtype": "float16"}, "dtype is 'float16' but must be one of float32, bfloat16"),
+        ({"max_length": 65}, "max_length is 65 but must be 1 to 64"),
+        ({"max_length": 0}, "max_length is 0 but must be 1 to 64"),
+        ({"batch_size": 0}, "batch_size is 0 but must be at least 1"),
         ({"revision": "main"}, "revision='main' belongs to a hub model"),
     ],
 )
@@ -380,12 +372,12 @@ def test_options_that_cannot_be(dense_folder, options, message):
         (
             "1_Pooling/config.json",
             {"pooling_mode": "median"},
-            "pooling_mode 'median' is unknown; known: cls, max",
+            "pooling_mode is 'median' but must be one of cls, max",
         ),
         (
             "sentence_bert_config.json",
             {"transformer_task": "fill-mask"},
-            "transformer_task is 'fill-mask'; supported",
+            "transformer_task is 'fill-mask' but must be 'feature-extraction'",
         ),
         (
             "sentence_bert_config.json",
@@ -395,9 +387,13 @@ def test_options_that_cannot_be(dense_folder, options, message):
         (
             "config_sentence_transformers.json",
             {"similarity_fn_name": "manhattan"},
-            "similarity 'manhattan' is unknown",
+            "similarity is 'manhattan' but must be",
         ),
-        ("config.json", {"model_type": ""}, "names a model_type: no transformers model"),
+        (
+            "config.json",
+            {"model_type": ""},
+            "no config.json with a model_type, so it is not a model",
+        ),
     ],
 )
 def test_a_folder_with_settings_that_are_not_carried_out_is_refused(
@@ -414,10 +410,10 @@ def test_a_folder_with_settings_that_are_not_carried_out_is_refused(
     [
         (
             [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense")],
-            "is Transformer > Pooling > Dense; supported as a dense teacher: Transformer > Pooling",
+            "has the modules Transformer > Pooling > Dense; a dense teacher must be Transformer > Pooling",
         ),
-        ([("", "SpladePooling")], "is SpladePooling; supported"),
-        ([], "is nothing; supported"),
+        ([("", "SpladePooling")], "has the modules SpladePooling; a dense teacher must be"),
+        ([], "has the modules none; a dense teacher must be"),
         ([("../elsewhere", "Transformer")], "module path '../elsewhere' leaves the model folder"),
     ],
 )
@@ -443,17 +439,23 @@ def test_code_of_a_folder_is_never_run(dense_folder, tmp_path):
     ):
         DenseTeacher(folder)
     (folder / "modules.json").write_text('{"a": 1}')
-    with pytest.raises(ModelError, match="is no list of modules"):
+    with pytest.raises(ModelError, match="must hold a list of modules"):
         DenseTeacher(folder)
     with pytest.raises(ModelError, match="is no folder"):
         DenseTeacher(tmp_path / "nowhere")
 
 
-def test_a_pooling_that_leaves_the_prompt_out_takes_no_prompt(backbone, tmp_path):
+def test_a_pooling_that_leaves_the_prompt_out_pools_the_text_only(backbone, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
     folder = build_dense(backbone, tmp_path / "m", include_prompt=False)
-    assert DenseTeacher(folder).forward_passes == 0
-    with pytest.raises(ModelError, match="its pooling leaves the prompt out"):
-        DenseTeacher(folder, query_prompt="q: ")
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, prompt="query: ")
+    teacher = DenseTeacher(folder, query_prompt="query: ")
+    np.testing.assert_allclose(teacher.vectors(TEXTS, "query"), expected, **HALF)
+    whole = DenseTeacher(build_dense(backbone, tmp_path / "w"), query_prompt="query: ")
+    assert (teacher.vectors(TEXTS, "query") != whole.vectors(TEXTS, "query")).any()
+    assert teacher.fingerprint["include_prompt"] is False
+    assert "include_prompt" not in DenseTeacher(folder).fingerprint
 
 
 def test_weights_that_lack_are_never_random(dense_folder, tmp_path):
@@ -463,8 +465,7 @@ def test_weights_that_lack_are_never_random(dense_folder, tmp_path):
     save_file(tokens, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ModelError,
-        match=r"lacks weights .encoder.layer.1.output.dense.weight.; "
-        r"random ones would",
+        match=r"lacks weights .encoder.layer.1.output.dense.weight., which would be random",
     ):
         DenseTeacher(folder).scores(["a"], ["b"])
     (folder / "model.safetensors").unlink()
@@ -517,7 +518,7 @@ def test_pair_scores_are_those_of_sentence_transformers(cross_folder, activation
     pairs = [(query, document) for query in QUERIES for document in texts]
     function = torch.nn.Identity() if activation == "identity" else torch.nn.Sigmoid()
     expected = CrossEncoder(str(cross_folder), device="cpu").predict(pairs, activation_fn=function)
-    found = CrossEncoderTeacher(cross_folder, activation=activation, tokens_per_batch=200).scores(
+    found = CrossEncoderTeacher(cross_folder, activation=activation, batch_size=5).scores(
         QUERIES, texts
     )
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4, atol=1e-5)
@@ -564,21 +565,20 @@ def test_wanted_pairs_have_the_shape_of_the_batch(cross_folder):
     teacher = CrossEncoderTeacher(cross_folder)
     with pytest.raises(
         DataError,
-        match=r"wanted_QD is bool of the shape \(1, 1\); allowed: bool "
-        r"of \(1, 2\)",
+        match=r"wanted_QD is bool of the shape \(1, 1\) but must be bool of \(1, 2\)",
     ):
         teacher.scores(["a"], ["b", "c"], np.ones((1, 1), dtype=bool))
     with pytest.raises(DataError, match="wanted_QD is float64"):
         teacher.scores(["a"], ["b"], np.ones((1, 1)))
     with pytest.raises(
-        ConfigError, match="activation 'tanh' is unknown; allowed: identity, sigmoid"
+        ConfigError, match="activation is 'tanh' but must be one of identity, sigmoid"
     ):
         CrossEncoderTeacher(cross_folder, activation="tanh")
 
 
 def test_what_is_no_pair_scorer_with_one_label_is_refused(tiny_folder, cross_folder, tmp_path):
     with pytest.raises(
-        ModelError, match="is BertForMaskedLM with 2 labels; a cross-encoder teacher needs"
+        ModelError, match="is BertForMaskedLM with 2 labels; a cross-encoder teacher must be"
     ):
         CrossEncoderTeacher(tiny_folder)
     folder = Path(shutil.copytree(cross_folder, tmp_path / "m"))
@@ -594,7 +594,9 @@ def test_what_is_no_pair_scorer_with_one_label_is_refused(tiny_folder, cross_fol
         '"sentence_transformers.x.Transformer"}, '
         '{"path": "1", "type": "sentence_transformers.x.Dense"}]'
     )
-    with pytest.raises(ModelError, match="has modules after the Transformer"):
+    with pytest.raises(
+        ModelError, match="has the modules Transformer > Dense but must have one Transformer"
+    ):
         CrossEncoderTeacher(folder)
 
 
@@ -618,7 +620,7 @@ def answer_of(folder: Path, prompt: str) -> float:
 
 def test_monot5_answers_as_transformers_does(t5_folder, tmp_path):
     texts = [text for text in TEXTS[:6] if text]
-    teacher = MonoT5Teacher(t5_folder, tokens_per_batch=200, cache=tmp_path)
+    teacher = MonoT5Teacher(t5_folder, batch_size=5, cache=tmp_path)
     found = teacher.scores(QUERIES[:2], texts)
     expected = [
         [answer_of(t5_folder, f"Query: {query} Document: {text} Relevant:") for text in texts]
@@ -635,37 +637,36 @@ def test_monot5_answers_as_transformers_does(t5_folder, tmp_path):
 def test_monot5_cuts_the_document_and_keeps_its_question(t5_folder):
     long = " ".join(tiny_models.SENTENCES)
     teacher = MonoT5Teacher(t5_folder, max_length=40)
-    (ids,), _ = teacher._network._encode([(QUERIES[0], long)], 0)
+    (ids,) = teacher.token_ids([(QUERIES[0], long)])
     owner = transformers.AutoTokenizer.from_pretrained(t5_folder)
     begin, end = (
         owner(f"Query: {QUERIES[0]} Document: {long}")["input_ids"],
         owner("Relevant:")["input_ids"],
     )
-    assert ids.tolist() == begin[: 40 - len(end)] + end
-    with pytest.raises(ConfigError, match="max_length is 2; allowed: more than"):
+    assert ids == begin[: 40 - len(end)] + end
+    with pytest.raises(ConfigError, match="max_length is 2 but must be more than"):
         MonoT5Teacher(t5_folder, max_length=2)
 
 
 def test_what_is_no_monot5_is_refused(t5_folder, cross_folder, tiny_folder, tmp_path):
     with pytest.raises(
         ModelError,
-        match="is BertForSequenceClassification; a monot5 teacher needs T5ForConditional",
+        match="is BertForSequenceClassification; a monot5 teacher must be T5ForConditional",
     ):
         MonoT5Teacher(cross_folder)
     with pytest.raises(
         ModelError,
-        match=r"T5ForConditionalGeneration with 2 labels; .* of the "
-        r"kind monot5",
+        match=r"T5ForConditionalGeneration with 2 labels; .* is a teacher of kind monot5",
     ):
         CrossEncoderTeacher(t5_folder)
     folder = Path(shutil.copytree(t5_folder, tmp_path / "m"))
     transformers.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
-    with pytest.raises(ModelError, match="its vocabulary has no tokens for 'true' and 'false'"):
+    with pytest.raises(ModelError, match="its vocabulary lacks tokens for 'true' and 'false'"):
         MonoT5Teacher(folder)
 
 
 def test_pairs_are_prepared_many_at_a_time(cross_folder, monkeypatch):
-    monkeypatch.setattr(pair_scorers, "_PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(pairwise, "_PAIRS_AT_ONCE", 4)
     teacher, steps = CrossEncoderTeacher(cross_folder), []
     assert teacher.prepare_pairs(
         ((query, text) for query in QUERIES[:2] for text in TEXTS[:5]), steps.append
@@ -816,7 +817,7 @@ def test_teachers_are_prepared_for_texts_and_for_pairs(dense_folder, cross_folde
             CrossEncoderTeacher(cross_folder, cache=tmp_path),
         ]
 
-    report = base.prepare_teachers(make(), sources, lambda: iter(pairs))
+    report = prepare_teachers(make(), sources, lambda: iter(pairs))
     assert json.loads(json.dumps(report)) == report
     rows = [
         (row["name"], row["texts"], row["forward_passes"], row["cache_hits"])
@@ -829,11 +830,11 @@ def test_teachers_are_prepared_for_texts_and_for_pairs(dense_folder, cross_folde
         ("scorer", 2, 2, 0),
     ]
     again = make()
-    report = base.prepare_teachers(again, sources, lambda: pairs, progress=True)
+    report = prepare_teachers(again, sources, lambda: pairs, progress=True)
     assert [row["forward_passes"] for row in report["teachers"]][::2] == [0, 0]
     wanted = np.zeros((2, 3), dtype=bool)
     wanted[0, 1] = wanted[1, 2] = True
-    found = base.score_matrix(again, QUERIES[:2], documents[:3], wanted)
+    found = [teacher.scores(QUERIES[:2], documents[:3], wanted) for teacher in again]
     assert [np.isfinite(matrix).sum() for matrix in found] == [6, 6, 2]
     assert [matrix.shape for matrix in found] == [(2, 3)] * 3
     assert [teacher.forward_passes for teacher in again][::2] == [0, 0]

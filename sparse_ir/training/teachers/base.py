@@ -1,33 +1,36 @@
-"""Teachers: scores of (query, document) pairs by dense, sparse and cross-encoders and by BM25,
-computed once.
+"""What every teacher offers, and the part of its settings that every teacher has.
 
-What a network has computed goes into a cache with its provenance (``cache``): vectors of
-bi-encoders, scores of cross-encoders. With everything in the cache, no network is loaded at all.
-Combining teachers is the work of ``losses``.
+A teacher is one file: its settings class, which a ``[[teacher]]`` section becomes and which opens
+the teacher and describes it in the model card, and its own class. ``kinds`` lists all of them.
 
-Q queries, D documents, N texts, V vocabulary.
+Q queries, D documents.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from tqdm import tqdm
+from pydantic.dataclasses import dataclass
 
-from sparse_ir.training.teachers.cache import Prepared, Progress
-from sparse_ir.training.teachers.pair_scorers import PairTeacher
+from sparse_ir import environment
+from sparse_ir.training import markdown
+from sparse_ir.training.fields import SECTION, Flag, Length, Positive, Text
+from sparse_ir.training.markdown import Markdown
+from sparse_ir.training.teachers.cache import OnProgress, Prepared
 from sparse_ir.training.training_source import TrainingSource
+
+_SHOWN = 80  # characters of a text in a message
 
 
 class Teacher(Protocol):
-    """What the trainer asks of a teacher."""
+    """Scores of (query, document) pairs, each computed once."""
 
     @property
     def name(self) -> str:
-        """A short name, with which that of the cache file begins."""
+        """Name in reports and of the cache file."""
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -37,73 +40,82 @@ class Teacher(Protocol):
     def in_batch(self) -> bool:
         """Whether all pairs of a batch are cheap; if not, only wanted pairs are scored."""
 
+    @property
+    def forward_passes(self) -> int:
+        """Texts or pairs that went through a network since this teacher was made."""
+
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
-        """float32 ``[Q, D]``; NaN where a teacher that is not ``in_batch`` was not asked."""
+        """float32 ``[Q, D]``; NaN for a pair that a teacher without ``in_batch`` did not score."""
 
     def prepare(
-        self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None
+        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
         """Compute and keep what ``scores`` will need for these texts."""
 
 
-def score_matrix(
-    teachers: Sequence[Teacher],
-    queries: Sequence[str],
-    documents: Sequence[str],
-    wanted_QD: np.ndarray | None = None,
-) -> list[np.ndarray]:
-    """One float32 ``[Q, D]`` for each teacher; NaN where a teacher that is not ``in_batch`` was not
-    asked.
-    """
-    return [teacher.scores(queries, documents, wanted_QD) for teacher in teachers]
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class TeacherSettings:
+    """``[[teacher]]``: a teacher whose scores are distilled."""
+
+    kind: str
+    """Which teacher."""
+    weight: Positive = 1.0
+    """Weight in the mean of all teachers."""
+    # whether the teacher scores only a query's own positive and negatives
+    scores_own_documents_only: ClassVar[bool] = False
+
+    def open(self, sources: Sequence[TrainingSource], cache: Path) -> Teacher | None:
+        """The teacher with its cache in the folder ``cache``; None for scores in training files."""
+        raise NotImplementedError
+
+    def sentence(self) -> Markdown:
+        """The model card's words, without the weight."""
+        raise NotImplementedError
 
 
-def prepare_teachers(
-    teachers: Sequence[Teacher],
-    sources: Sequence[TrainingSource],
-    pairs: Callable[[], Iterable[tuple[str, str]]],
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Fill the caches for all texts of the sources; a JSON-able report of the work.
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class NetworkSettings(TeacherSettings):
+    """The settings of every teacher that runs a network."""
 
-    A teacher that is not ``in_batch`` scores the (query, document) ``pairs`` that it will be asked
-    for, and no other. The report has for each teacher its name and fingerprint, the distinct texts
-    of each source summed (or the pairs, distinct among each 100,000), how many of them needed the
-    network (``forward_passes``), how many did not (``cache_hits``), and seconds. ``progress`` shows
-    a bar.
-    """
-    return {
-        "teachers": [_prepare_teacher(teacher, sources, pairs, progress) for teacher in teachers]
-    }
+    model: Text
+    """Folder or hub name."""
+    revision: Text | None = None
+    """Commit of a hub model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network."""
+    max_length: Length | None = None
+    """Tokens that the network reads; by default what the model states."""
+    allow_pickle: Flag = False
+    """Read the weights in a pytorch_model.bin if there is no safetensors file."""
 
+    def network_options(self) -> dict[str, Any]:
+        """The fields of ``NetworkOptions``."""
+        return {
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "allow_pickle": self.allow_pickle,
+        }
 
-def _prepare_teacher(
-    teacher: Teacher,
-    sources: Sequence[TrainingSource],
-    pairs: Callable[[], Iterable[tuple[str, str]]],
-    progress: bool,
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    if isinstance(teacher, PairTeacher):
-        with _bar(f"{teacher.name}: batches", " pairs", progress) as bar:
-            done = [teacher.prepare_pairs(pairs(), bar.update)]
-    else:
-        done = []
-        for source in sources:
-            with _bar(f"{teacher.name}: {source.name}", " texts", progress) as bar:
-                done.append(teacher.prepare(source.queries, source.documents, bar.update))
-    texts, passes = (sum(numbers) for numbers in zip((0, 0), *done, strict=True))
-    return {
-        "name": teacher.name,
-        "fingerprint": teacher.fingerprint,
-        "texts": texts,
-        "forward_passes": passes,
-        "cache_hits": texts - passes,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    def sentence(self) -> Markdown:
+        """The model card's words, without the weight."""
+        model = markdown.code(markdown.hide_path(self.model))
+        sentence = f"the {self.kind} model {model} in {self.dtype}"
+        if self.revision:
+            sentence += f", revision {markdown.code(self.revision)}"
+        if self.max_length:
+            sentence += f", {self.max_length} tokens"
+        return Markdown(sentence)
 
 
-def _bar(what: str, unit: str, progress: bool) -> tqdm:
-    return tqdm(desc=what, unit=unit, disable=None if progress else True, dynamic_ncols=True)
+def package_versions() -> dict[str, str]:
+    """Information for a cache file; versions change scores only by rounding."""
+    return environment.package_versions(("torch", "transformers", "tokenizers", "numpy"))
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, quoted for a message."""
+    if len(text) > _SHOWN:
+        text = text[:_SHOWN] + "..."
+    return repr(text)

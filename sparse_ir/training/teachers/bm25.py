@@ -13,16 +13,43 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 from scipy import sparse
 
 from sparse_ir.engines.lucene.bm25 import analyze
 from sparse_ir.engines.lucene.checking import lucene_version
 from sparse_ir.errors import ConfigError, DamagedError, DataError
 from sparse_ir.storage import files
-from sparse_ir.training.teachers.cache import Prepared, Progress, key_of
+from sparse_ir.training.fields import SECTION, NotNegative, Probability
+from sparse_ir.training.markdown import Markdown, number
+from sparse_ir.training.teachers.base import TeacherSettings
+from sparse_ir.training.teachers.cache import OnProgress, Prepared, key_of
+from sparse_ir.training.training_source import TrainingSource
+
+
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class Bm25Settings(TeacherSettings):
+    """BM25 with the statistics of all documents of all sources."""
+
+    kind: Literal["bm25"] = "bm25"
+    k1: NotNegative = 0.9
+    """Saturation of term frequencies."""
+    b: Probability = 0.4
+    """Normalisation of document lengths."""
+
+    def open(self, sources: Sequence[TrainingSource], cache: Path) -> Bm25Teacher:
+        """The teacher; the analysed collection is kept in the folder ``cache``."""
+        texts: list[str] = []
+        for source in sources:
+            texts += source.documents
+        return Bm25Teacher(texts, self.k1, self.b, cache=cache)
+
+    def sentence(self) -> Markdown:
+        """The model card's words, without the weight."""
+        return Markdown(f"BM25 with k1 {number(self.k1)} and b {number(self.b)}")
 
 
 class Bm25Teacher:
@@ -45,7 +72,7 @@ class Bm25Teacher:
         *,
         name: str = "bm25",
         cache: Path | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Analyse the collection, or read it from ``cache`` (a folder), where the analysed
         collection is kept.
@@ -103,7 +130,7 @@ class Bm25Teacher:
         return (stack_rows(query_rows, width) @ stack_rows(document_rows, width).T).toarray()
 
     def prepare(
-        self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None
+        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
         """Analyse the texts that are not known yet and keep them in memory; ``progress(n)``: n more
         are there.
@@ -120,7 +147,7 @@ class Bm25Teacher:
         return Prepared(total, 0)  # there is no network
 
     def _analyse(
-        self, texts: Mapping[bytes, str], progress: Progress | None
+        self, texts: Mapping[bytes, str], progress: OnProgress | None
     ) -> Iterator[tuple[bytes, tuple[np.ndarray, np.ndarray, int]]]:
         for key, terms in zip(texts, analyze(texts.values()), strict=True):
             yield key, _count_terms(terms, self._terms)
@@ -157,7 +184,7 @@ def _analysed(
     documents: Sequence[str],
     fingerprint: Mapping[str, Any],
     cache: Path | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> _Collection:
     path = None
     if cache is not None:
@@ -192,7 +219,7 @@ def _write_collection(path: Path, collection: _Collection) -> None:
         np.savez(stream, **{**collection._asdict(), "terms": terms})
 
 
-def _read_collection(path: Path, documents: int, progress: Progress | None) -> _Collection:
+def _read_collection(path: Path, documents: int, progress: OnProgress | None) -> _Collection:
     try:
         # numpy leaves a file open that it cannot read, unless the file is ours
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from sparse_ir.errors import DamagedError, IndexMismatch, LockedError
 from sparse_ir.storage import files
-from sparse_ir.training.teachers.layouts import Role
+from sparse_ir.training.teachers.layouts import TextRole
 
 KEY_BYTES = 16
 _FORMAT = 2
@@ -35,7 +35,7 @@ _KEYS_PER_SELECT = 500  # far below SQLite's limit on parameters
 _SECONDS_TO_WAIT = 120
 _PAGE_CACHE_KIB = 65536
 _ITEMS_PER_WINDOW = 4096
-Progress = Callable[[int], None]  # progress(n): n more texts are done
+OnProgress = Callable[[int], None]  # called with the number of texts that are newly done
 Item = Any  # a text, or a (query, document) pair of texts
 Computed = tuple[Sequence[int], list[bytes]]  # positions in the list given, and their values
 
@@ -47,6 +47,10 @@ class Prepared(NamedTuple):
 
     texts: int
     forward_passes: int
+
+    def plus(self, other: Prepared) -> Prepared:
+        """The sum of both counts."""
+        return Prepared(self.texts + other.texts, self.forward_passes + other.forward_passes)
 
 
 def key_of(text: str, role: str = "") -> bytes:
@@ -243,7 +247,7 @@ class Cache:
             ) from error
 
 
-class Stored:
+class CachedValues:
     """Values of texts (or pairs) through the cache: computed when they are
     not there, and counted.
     """
@@ -268,7 +272,7 @@ class Stored:
         keys: Sequence[bytes],
         items: Sequence[Item],
         role: str,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Prepared:
         """Compute what is missing, the longest first, a window of like lengths at a time."""
         report = progress or (lambda count: None)
@@ -334,12 +338,12 @@ def _compare(place: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) ->
 
 
 def prepare_both(
-    stored: Stored,
-    keys: Callable[[Sequence[str], Role], list[bytes]],
+    cached: CachedValues,
+    keys: Callable[[Sequence[str], TextRole], list[bytes]],
     queries: Sequence[str],
     documents: Sequence[str],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Prepared:
-    first = stored.fill(keys(queries, "query"), queries, "query", progress)
-    second = stored.fill(keys(documents, "document"), documents, "document", progress)
-    return Prepared(first.texts + second.texts, first.forward_passes + second.forward_passes)
+    first = cached.fill(keys(queries, "query"), queries, "query", progress)
+    second = cached.fill(keys(documents, "document"), documents, "document", progress)
+    return first.plus(second)

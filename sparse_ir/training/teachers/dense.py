@@ -1,41 +1,76 @@
-"""Bi-encoders as teachers: one vector a text, cached."""
+"""Dense teachers: bi-encoders of sentence-transformers with one cached vector for each text."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-from sparse_ir.errors import DamagedError, DataError, ModelError
-from sparse_ir.training.teachers import layouts, networks
+from sparse_ir import extras
+from sparse_ir.errors import DamagedError, ModelError
+from sparse_ir.models import model_files
+from sparse_ir.training.fields import SECTION, Text
+from sparse_ir.training.teachers.base import NetworkSettings, package_versions, shorten
 from sparse_ir.training.teachers.cache import (
     Cache,
+    CachedValues,
     Computed,
+    OnProgress,
     Prepared,
-    Progress,
-    Stored,
     key_of,
     prepare_both,
 )
 from sparse_ir.training.teachers.layouts import (
-    Dtype,
-    Pooling,
-    Role,
+    DensePooling,
     Similarity,
-    package_versions,
-    role_of,
-    shorten,
+    TextRole,
+    check_option,
+    read_dense_layout,
 )
-from sparse_ir.training.teachers.networks import Network
+from sparse_ir.training.teachers.network_folder import NetworkOptions, describe_network
+from sparse_ir.training.training_source import TrainingSource
 
-_VECTORS_PER_PUT = 4096
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class DenseSettings(NetworkSettings):
+    """A bi-encoder: one vector for each text."""
+
+    kind: Literal["dense"] = "dense"
+    pooling: DensePooling | None = None
+    """Pooling of a model whose folder states none."""
+    similarity: Similarity | None = None
+    """Similarity of two vectors; by default what the folder states, else cosine."""
+    query_prompt: Text | None = None
+    """Text before every query; by default what the folder states."""
+    document_prompt: Text | None = None
+    """Text before every document; by default what the folder states."""
+
+    def open(self, sources: Sequence[TrainingSource], cache: Path) -> DenseTeacher:
+        """The teacher with its cache in the folder ``cache``."""
+        return DenseTeacher(
+            self.model,
+            revision=self.revision,
+            cache=cache,
+            pooling=self.pooling,
+            similarity=self.similarity,
+            query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt,
+            **self.network_options(),
+        )
 
 
 class DenseTeacher:
-    """A bi-encoder with one vector for each text: a sentence-transformers folder, or a plain
-    transformers one.
+    """A bi-encoder: a folder of sentence-transformers, or a plain one of transformers.
+
+    Vectors are cached as float16, and scores are computed from these, so that a score does not
+    depend on whether its vectors were cached.
     """
 
     in_batch = True
@@ -47,163 +82,186 @@ class DenseTeacher:
         name: str | None = None,
         revision: str | None = None,
         cache: Path | None = None,
-        device: str | None = None,
-        dtype: Dtype = "float32",
-        max_length: int | None = None,
+        pooling: DensePooling | None = None,
+        similarity: Similarity | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
-        pooling: Pooling | None = None,
-        similarity: Similarity | None = None,
-        tokens_per_batch: int | None = None,
-        allow_pickle: bool = False,
+        **options: Any,
     ) -> None:
-        """Describe the model and open its cache; the network is loaded when a text is not in the
-        cache.
+        """Describe the model and open its cache; a text without a cached vector loads the network.
 
-        * ``cache``: the folder of the cache files; None keeps vectors in memory. They are float16
-            in either case, and
-          scores come from these, so that a score does not depend on where its vectors come from.
-        * ``pooling``: for a plain transformers folder, which states none; ``similarity``: default
-            as the folder
-          states, else cosine. Prompts and ``max_length`` (tokens, special ones included): default
-              as the folder states.
+        Args:
+            model: Folder or hub name.
+            name: Name in reports and of the cache file; by default that of the model.
+            revision: Commit of a hub model.
+            cache: Folder of the cache files; None keeps the vectors in memory.
+            pooling: Pooling of a plain transformers folder.
+            similarity: By default what the folder states, else cosine.
+            query_prompt: Text before every query; by default what the folder states.
+            document_prompt: Text before every document; by default what the folder states.
+            options: Fields of ``NetworkOptions``.
 
-        Raises ``ModelError`` for a folder that cannot be used, ``ConfigError`` for an option.
+        Raises:
+            ModelError: The folder cannot be used.
+            ConfigError: An option has a wrong value.
         """
-        folder, commit = layouts.resolve(model, revision, allow_pickle)
-        layout = layouts.read_dense_layout(folder, pooling)
+        network_options = NetworkOptions(**options)
+        folder, commit = model_files.resolve_folder(model, revision, network_options.allow_pickle)
+        self._layout = read_dense_layout(folder, pooling)
         self.name = name or (folder.name if commit is None else str(model))
-        self._prompts: dict[Role, str] = {
-            "query": layout.prompt("query") if query_prompt is None else query_prompt,
-            "document": layout.prompt("document") if document_prompt is None else document_prompt,
+        self._prompts: dict[TextRole, str] = {
+            "query": self._layout.prompt("query") if query_prompt is None else query_prompt,
+            "document": (
+                self._layout.prompt("document") if document_prompt is None else document_prompt
+            ),
         }
-        self._poolings, self._normalize = layout.poolings, layout.normalize
-        self._similarity = layouts.check_option(
-            "similarity", similarity or layout.similarity, get_args(Similarity)
+        self._similarity = similarity or self._layout.similarity
+        check_option("similarity", self._similarity, get_args(Similarity))
+        self._network = describe_network(
+            self._layout.transformer,
+            network_options,
+            stated_length=self._layout.max_length,
+            lowercase=self._layout.lowercase,
         )
-        layouts.check_prompts(layout, self._prompts)
-        self._network = Network(
-            folder=layout.transformer,
-            classes="AutoModel",
-            dtype=dtype,
-            device=networks.choose_device(device),
-            max_length=max_length,
-            stated_length=layout.max_length,
-            lowercase=layout.lowercase,
-            tokens_per_batch=tokens_per_batch,
-            allow_pickle=allow_pickle,
+        self.dimension = self._network.hidden_size * len(self._layout.poolings)
+        facts = self._facts(commit)
+        self._cached = CachedValues(
+            Cache(cache, self.name, "dense", facts, package_versions()), self._compute
         )
-        self.dimension = self._network.hidden_size * len(self._poolings)
-        self.fingerprint: dict[str, Any] = {
+        # the similarity decides scores, but not the cached vectors
+        self.fingerprint: dict[str, Any] = facts | {"similarity": self._similarity}
+
+    def _facts(self, commit: str | None) -> dict[str, Any]:
+        """JSON-able facts that decide the vectors."""
+        facts = {
             "kind": "dense",
             "name": self.name,
             "revision": commit,
             **self._network.provenance,
-            "pooling": list(self._poolings),
-            "normalize": self._normalize,
+            "pooling": list(self._layout.poolings),
+            "normalize": self._layout.normalize,
             "prompts": dict(self._prompts),
             "stored_dtype": "float16",
             "dimension": self.dimension,
         }
-        self._stored = Stored(
-            Cache(cache, self.name, "dense", self.fingerprint, package_versions()), self._compute
-        )
-        self.fingerprint["similarity"] = self._similarity  # decides scores, not vectors
+        if not self._layout.include_prompt and any(self._prompts.values()):
+            facts["include_prompt"] = False
+        return facts
 
     @property
     def forward_passes(self) -> int:
         """Texts that went through the network since this teacher was made."""
-        return self._stored.forward_passes
+        return self._cached.forward_passes
 
     @property
     def cache(self) -> Cache:
         """Where the vectors are kept."""
-        return self._stored.cache
+        return self._cached.cache
 
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
-        """float32 ``[Q, D]``: cosine or dot product of all pairs; ``wanted_QD`` is not needed and
-        not read.
-        """
-        vectors = [self.vectors(queries, "query"), self.vectors(documents, "document")]
+        """float32 ``[Q, D]``: cosine or dot product of all pairs; ``wanted_QD`` is ignored."""
+        query_QH = self.vectors(queries, "query")
+        document_DH = self.vectors(documents, "document")
         if self._similarity == "cosine":
-            vectors = [
-                v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in vectors
-            ]
-        return vectors[0] @ vectors[1].T
+            query_QH = _normalized(query_QH)
+            document_DH = _normalized(document_DH)
+        scores_QD: np.ndarray = query_QH @ document_DH.T
+        return scores_QD
 
-    def vectors(self, texts: Sequence[str], role: Role) -> np.ndarray:
-        """float32 ``[N, dimension]`` of the texts (float16 values), from the cache where they are
-        there.
+    def vectors(self, texts: Sequence[str], role: TextRole) -> np.ndarray:
+        """float32 ``[N, dimension]`` of the texts, with float16 values.
+
+        Raises:
+            DamagedError: A cached vector has another dimension.
+            ModelError: A vector holds a number that float16 cannot hold.
         """
         keys = self.keys(texts, role)
-        found = self._stored.fetch(keys, texts, role)
-        if any(len(value) != 2 * self.dimension for value in found.values()):
+        values = self._cached.fetch(keys, texts, role)
+        if any(len(value) != 2 * self.dimension for value in values.values()):
             raise DamagedError(
-                f"{self.cache.path}: a vector has not {self.dimension} dimensions; delete the file"
+                f"{self.cache.path}: a vector does not have {self.dimension} dimensions; delete "
+                "the file"
             )
-        joined = b"".join(found[key] for key in keys)
-        return (
-            np.frombuffer(joined, dtype="<f2").reshape(len(keys), self.dimension).astype(np.float32)
-        )
+        joined = b"".join(values[key] for key in keys)
+        halves = np.frombuffer(joined, dtype="<f2").reshape(len(keys), self.dimension)
+        return halves.astype(np.float32)
 
-    def keys(self, texts: Sequence[str], role: Role) -> list[bytes]:
-        """The cache key of each text; the role matters only where the prompts differ."""
-        same = self._prompts["query"] == self._prompts["document"]
-        return [key_of(text, "" if same else role) for text in texts]
-
-    def put_vectors(
-        self, texts: Sequence[str], vectors: np.ndarray, role: Role = "document"
-    ) -> None:
-        """Store vectors of this model that were computed elsewhere: ``[N, dimension]``, one for
-        each text.
-
-        Nothing can prove that they are this model's; a text that is in the cache keeps its vector.
-        Raises ``DataError`` for a wrong shape or a value that is not finite in float16.
-        """
-        if vectors.shape != (len(texts), self.dimension):
-            raise DataError(
-                f"vectors have the shape {vectors.shape}; allowed: ({len(texts)}, {self.dimension})"
-            )
-        for start in range(0, len(texts), _VECTORS_PER_PUT):
-            part = texts[start : start + _VECTORS_PER_PUT]
-            blobs = _half_precision(
-                vectors[start : start + len(part)], part, DataError, "the vectors given"
-            )
-            self.cache.put(zip(self.keys(part, role), blobs, strict=True))
+    def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
+        """The cache key of each text; the role matters only if the prompts differ."""
+        key_role = role if self._prompts["query"] != self._prompts["document"] else ""
+        return [key_of(text, key_role) for text in texts]
 
     def prepare(
-        self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None
+        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
-        """Fill the cache; ``progress(n)``: n more texts are there."""
-        return prepare_both(self._stored, self.keys, queries, documents, progress)
+        """Fill the cache; ``progress(n)`` is called when n more texts are done."""
+        return prepare_both(self._cached, self.keys, queries, documents, progress)
+
+    @functools.cached_property
+    def model(self) -> SentenceTransformer:
+        """The network with its pooling, in evaluation mode on its device."""
+        with extras.importing():
+            from sentence_transformers import SentenceTransformer
+            from sentence_transformers.base.modules import Transformer
+            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+        network = self._network
+        network.check_complete("AutoModel", unused="pooler.")  # its output is not used
+        transformer = Transformer(
+            str(network.path),
+            max_seq_length=network.max_length,
+            do_lower_case=self._layout.lowercase,
+            model_kwargs=network.loading_options(),
+        )
+        # poolings add up many numbers, for which bfloat16 is too coarse
+        transformer.register_forward_hook(_widen)
+        modules: list[Any] = [
+            transformer,
+            Pooling(
+                network.hidden_size,
+                self._layout.poolings,
+                include_prompt=self._layout.include_prompt,
+            ),
+        ]
+        if self._layout.normalize:
+            modules.append(Normalize())
+        return SentenceTransformer(modules=modules, device=network.device).eval()
 
     def _compute(self, texts: Sequence[str], role: str) -> Iterator[Computed]:
-        import torch
-
-        prompt = self._prompts[role_of(role)]
-        for positions, hidden_BLH, lengths in self._network.run([prompt + text for text in texts]):
-            pooled = torch.cat(
-                [networks.pool(hidden_BLH.float(), lengths, mode) for mode in self._poolings], dim=1
+        prompt = self._prompts["query" if role == "query" else "document"]
+        size = self._network.batch_size
+        for start in range(0, len(texts), size):
+            batch = list(texts[start : start + size])
+            vectors = self.model.encode(
+                batch, prompt=prompt or None, batch_size=size, show_progress_bar=False
             )
-            if self._normalize:
-                pooled = torch.nn.functional.normalize(pooled, dim=1)
-            batch = [texts[position] for position in positions]
-            yield positions, _half_precision(pooled.cpu().numpy(), batch, ModelError, self.name)
+            yield range(start, start + len(batch)), _half_precision(vectors, batch, self.name)
 
 
-def _half_precision(
-    vectors: np.ndarray, texts: Sequence[str], error: type[Exception], name: str
-) -> list[bytes]:
+def _widen(module: Any, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Token embeddings in float32, whatever the network computes in."""
+    features["token_embeddings"] = features["token_embeddings"].float()
+    return features
+
+
+def _normalized(vectors_NH: np.ndarray) -> np.ndarray:
+    lengths_N1 = np.linalg.norm(vectors_NH, axis=1, keepdims=True)
+    unit_NH: np.ndarray = vectors_NH / np.maximum(lengths_N1, 1e-12)
+    return unit_NH
+
+
+def _half_precision(vectors: np.ndarray, texts: Sequence[str], name: str) -> list[bytes]:
+    """The vectors as float16; raises ``ModelError`` for a number that float16 cannot hold."""
     with np.errstate(over="ignore"):
         halves = vectors.astype("<f2")
     finite = np.isfinite(halves).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
         value = vectors[row][~np.isfinite(halves[row])][0]
-        raise error(
-            f"{name}: the vector of {shorten(texts[row])} holds {value}; allowed: finite "
+        raise ModelError(
+            f"{name}: the vector of {shorten(texts[row])} holds {value} but must hold finite "
             "numbers up to 65504"
         )
     return [half.tobytes() for half in halves]

@@ -5,26 +5,48 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 from scipy import sparse
 
 from sparse_ir import extras
 from sparse_ir.errors import ConfigError, ModelError
+from sparse_ir.training.fields import SECTION
+from sparse_ir.training.teachers.base import NetworkSettings, package_versions, shorten
 from sparse_ir.training.teachers.bm25 import stack_rows
 from sparse_ir.training.teachers.cache import (
     Cache,
+    CachedValues,
     Computed,
+    OnProgress,
     Prepared,
-    Progress,
-    Stored,
     key_of,
     prepare_both,
 )
-from sparse_ir.training.teachers.layouts import Role, package_versions, role_of, shorten
+from sparse_ir.training.teachers.layouts import TextRole
+from sparse_ir.training.training_source import TrainingSource
 
 _TEXTS_PER_SPARSE_WINDOW = 256
+
+
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class SparseSettings(NetworkSettings):
+    """A learned-sparse encoder with its own query side."""
+
+    kind: Literal["sparse"] = "sparse"
+
+    def open(self, sources: Sequence[TrainingSource], cache: Path) -> SparseTeacher:
+        """The teacher with its cache in the folder ``cache``."""
+        return SparseTeacher(
+            self.model,
+            cache=cache,
+            revision=self.revision,
+            precision=self.dtype,
+            max_length=self.max_length,
+            allow_pickle=self.allow_pickle,
+        )
 
 
 class SparseTeacher:
@@ -60,19 +82,19 @@ class SparseTeacher:
             "document": model.fingerprint,
             "query": self._sides["query"].fingerprint,
         }
-        self._stored = Stored(
+        self._cached = CachedValues(
             Cache(cache, self.name, "sparse", self.fingerprint, package_versions()), self._compute
         )
 
     @property
     def forward_passes(self) -> int:
         """Texts that were encoded since this teacher was made."""
-        return self._stored.forward_passes
+        return self._cached.forward_passes
 
     @property
     def cache(self) -> Cache:
         """Where the vectors are kept."""
-        return self._stored.cache
+        return self._cached.cache
 
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
@@ -82,26 +104,26 @@ class SparseTeacher:
         """
         return (self.vectors(queries, "query") @ self.vectors(documents, "document").T).toarray()
 
-    def vectors(self, texts: Sequence[str], role: Role) -> sparse.csr_matrix:
+    def vectors(self, texts: Sequence[str], role: TextRole) -> sparse.csr_matrix:
         """CSR float32 ``[N, V]`` of the texts, from the cache where they are there."""
         keys = self.keys(texts, role)
-        found = self._stored.fetch(keys, texts, role)
+        found = self._cached.fetch(keys, texts, role)
         return stack_rows([_unpack_row(found[key]) for key in keys], self._width)
 
-    def keys(self, texts: Sequence[str], role: Role) -> list[bytes]:
+    def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
         """The cache key of each text."""
         return [key_of(text, role) for text in texts]
 
     def prepare(
-        self, queries: Sequence[str], documents: Sequence[str], progress: Progress | None = None
+        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
         """Fill the cache; ``progress(n)``: n more texts are there."""
-        return prepare_both(self._stored, self.keys, queries, documents, progress)
+        return prepare_both(self._cached, self.keys, queries, documents, progress)
 
     def _compute(self, texts: Sequence[str], role: str) -> Iterator[Computed]:
         for start in range(0, len(texts), _TEXTS_PER_SPARSE_WINDOW):
             part = texts[start : start + _TEXTS_PER_SPARSE_WINDOW]
-            matrix = self._encode(part, role_of(role))
+            matrix = self._encode(part, "query" if role == "query" else "document")
             rows = [
                 (matrix.indices[a:b], matrix.data[a:b])
                 for a, b in itertools.pairwise(matrix.indptr)
@@ -113,7 +135,7 @@ class SparseTeacher:
                     )
             yield range(start, start + len(part)), [_pack_row(*row) for row in rows]
 
-    def _encode(self, texts: Sequence[str], role: Role) -> sparse.csr_matrix:
+    def _encode(self, texts: Sequence[str], role: TextRole) -> sparse.csr_matrix:
         side = self._sides[role]
         if role == "document":
             return side.encode(texts)

@@ -1,0 +1,161 @@
+"""Teachers that read a query and a document together, one cached score for each pair."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_ir.errors import DataError, ModelError
+from sparse_ir.models import model_files
+from sparse_ir.training.teachers.base import package_versions, shorten
+from sparse_ir.training.teachers.cache import (
+    Cache,
+    CachedValues,
+    Computed,
+    OnProgress,
+    Prepared,
+    key_of,
+    key_of_pair,
+)
+from sparse_ir.training.teachers.network_folder import NetworkFolder, NetworkOptions
+
+_PAIRS_AT_ONCE = 100_000
+
+
+class PairTeacher:
+    """Base of teachers that score a pair at a time, and only the pairs asked for.
+
+    A subclass describes its folder (``_describe``) and scores pairs (``_score_pairs``).
+    """
+
+    in_batch = False
+
+    def __init__(
+        self,
+        model: str | Path,
+        facts: dict[str, Any],
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        cache: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe the model and open its cache; a pair without a cached score loads the network.
+
+        Args:
+            model: Folder or hub name.
+            facts: What decides the scores besides the network.
+            name: Name in reports and of the cache file; by default that of the model.
+            revision: Commit of a hub model.
+            cache: Folder of the cache files; None keeps the scores in memory.
+            options: Fields of ``NetworkOptions``; ``max_length`` is that of the pair.
+
+        Raises:
+            ModelError: The folder holds another kind of model.
+            ConfigError: An option has a wrong value.
+        """
+        network_options = NetworkOptions(**options)
+        folder, commit = model_files.resolve_folder(model, revision, network_options.allow_pickle)
+        self._network = self._describe(folder, network_options)
+        self.name = name or (folder.name if commit is None else str(model))
+        self.fingerprint: dict[str, Any] = {
+            "name": self.name,
+            **self._network.provenance,
+            **facts,
+            "revision": commit,
+        }
+        self._cached = CachedValues(
+            Cache(cache, self.name, "pairs", self.fingerprint, package_versions()), self._compute
+        )
+
+    @property
+    def forward_passes(self) -> int:
+        """Pairs that went through the network since this teacher was made."""
+        return self._cached.forward_passes
+
+    @property
+    def cache(self) -> Cache:
+        """Where the scores are kept."""
+        return self._cached.cache
+
+    def scores(
+        self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
+    ) -> np.ndarray:
+        """float32 ``[Q, D]``: scores of the wanted pairs, NaN elsewhere.
+
+        Args:
+            queries: Q texts.
+            documents: D texts.
+            wanted_QD: bool ``[Q, D]``; by default all pairs are wanted.
+
+        Raises:
+            DataError: ``wanted_QD`` has another shape or type.
+            ModelError: A score is not finite.
+        """
+        shape = (len(queries), len(documents))
+        if wanted_QD is None:
+            wanted_QD = np.ones(shape, dtype=bool)
+        if wanted_QD.shape != shape or wanted_QD.dtype != bool:
+            raise DataError(
+                f"wanted_QD is {wanted_QD.dtype} of the shape {wanted_QD.shape} but must be bool "
+                f"of {shape}"
+            )
+        places = np.argwhere(wanted_QD).tolist()
+        pairs = [(queries[query], documents[document]) for query, document in places]
+        keys = self.keys(pairs)
+        values = self._cached.fetch(keys, pairs, "")
+        scores_QD = np.full(shape, np.nan, dtype=np.float32)
+        scores_QD[wanted_QD] = np.frombuffer(b"".join(values[key] for key in keys), dtype="<f4")
+        return scores_QD
+
+    def keys(self, pairs: Iterable[tuple[str, str]]) -> list[bytes]:
+        """The cache key of each (query, document) pair."""
+        hashed = functools.lru_cache(maxsize=100_000)(key_of)
+        return [
+            key_of_pair(hashed(query, "query"), hashed(document, "document"))
+            for query, document in pairs
+        ]
+
+    def prepare(
+        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
+    ) -> Prepared:
+        """Fill the cache for all pairs of the texts; ``prepare_pairs`` takes chosen pairs."""
+        return self.prepare_pairs(itertools.product(queries, documents), progress)
+
+    def prepare_pairs(
+        self, pairs: Iterable[tuple[str, str]], progress: OnProgress | None = None
+    ) -> Prepared:
+        """Fill the cache for these pairs; ``progress(n)`` is called when n more pairs are done."""
+        total = Prepared(0, 0)
+        remaining = iter(pairs)
+        while True:
+            block = list(itertools.islice(remaining, _PAIRS_AT_ONCE))
+            if not block:
+                return total
+            total = total.plus(self._cached.fill(self.keys(block), block, "", progress))
+
+    def _describe(self, folder: Path, options: NetworkOptions) -> NetworkFolder:
+        """Check and describe the folder without loading its weights."""
+        raise NotImplementedError
+
+    def _score_pairs(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        """float32 ``[len(pairs)]``: the scores of at most ``batch_size`` pairs."""
+        raise NotImplementedError
+
+    def _compute(self, pairs: Sequence[tuple[str, str]], role: str) -> Iterator[Computed]:
+        size = self._network.batch_size
+        for start in range(0, len(pairs), size):
+            batch = list(pairs[start : start + size])
+            scores = self._score_pairs(batch).astype("<f4")
+            for (query, document), score in zip(batch, scores, strict=True):
+                if not np.isfinite(score):
+                    raise ModelError(
+                        f"{self.name} gives the score {score} to the query {shorten(query)} with "
+                        f"the document {shorten(document)}; it must be a finite number"
+                    )
+            yield range(start, start + len(batch)), [score.tobytes() for score in scores]
