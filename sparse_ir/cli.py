@@ -9,6 +9,7 @@ traceback.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import re
@@ -41,7 +42,7 @@ COMMANDS = {
     "Train": ("doctor", "mine", "teach", "train"),
     "Try": ("demo",),
 }
-NAMES = tuple(name for names in COMMANDS.values() for name in names)
+NAMES = tuple(itertools.chain(*COMMANDS.values()))
 
 _DESCRIPTION = """Learned-sparse retrieval: from text to a ranked and measured search engine.
 
@@ -128,11 +129,17 @@ def find_options(function: Callable[..., Any]) -> Iterator[Option]:
         elif parameter.kind is parameter.VAR_POSITIONAL:
             yield Option(name, hints[name], parameter.empty, texts[name], "Required", True)
         elif name != "progress":
-            group = "Required" if parameter.default is parameter.empty else "Options"
-            for title, members in _OPTION_GROUPS.items():
-                if name in members and set(members) <= set(parameters):
-                    group = title
+            group = _find_group(name, parameters)
             yield Option(name, hints[name], parameter.default, texts[name], group)
+
+
+def _find_group(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
+    if parameters[name].default is inspect.Parameter.empty:
+        return "Required"
+    for title, members in _OPTION_GROUPS.items():
+        if name in members and set(members) <= set(parameters):
+            return title
+    return "Options"
 
 
 def _argument_texts(documented: Any) -> dict[str, str]:
@@ -187,23 +194,19 @@ def _make_parameter(option: Option, group: Group) -> inspect.Parameter:
     hint, metavar = _command_line_type(option.hint)
     if option.default is None:
         hint = hint | None
-    flag = option.hint is bool
-    details = Parameter(
-        help=option.text,
-        group=group,
-        metavar=metavar,
-        negative=None if option.hint == bool | None or option.default is None else (),
-        allow_repeating=None if option.positional or typing.get_origin(hint) is tuple else True,
-        show_default=not flag and option.default not in (None, (), inspect.Parameter.empty),
-    )
+    details: dict[str, Any] = {"help": option.text, "group": group, "metavar": metavar}
+    details["show_default"] = option.default not in (None, (), False, inspect.Parameter.empty)
+    if option.default is not None:
+        details["negative"] = ()  # --no-... exists where it differs from leaving out the option
+    if not option.positional and typing.get_origin(hint) is not tuple:
+        details["allow_repeating"] = True  # the last one counts
+    annotation: Any = Annotated[hint, Parameter(**details)]
     if option.positional:
-        kind = inspect.Parameter.VAR_POSITIONAL
-        return inspect.Parameter(option.name, kind, annotation=Annotated[hint, details])
+        return inspect.Parameter(
+            option.name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation
+        )
     return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=option.default,
-        annotation=Annotated[hint, details],
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation
     )
 
 
@@ -223,9 +226,10 @@ def _command_line_type(hint: Any) -> tuple[Any, str | None]:
     if typing.get_origin(hint) is types.UnionType:
         if len(parts) == 1:
             hint = parts[0]
+        elif hint == StrPath or hint == StrPath | None:
+            return str, "PATH"
         else:
-            is_path = set(typing.get_args(StrPath)) <= set(parts)
-            return str, "PATH" if is_path else "NAME"
+            return str, "NAME"
     if typing.get_origin(hint) is typing.Literal:
         return hint, None
     names = {str: "TEXT", int: "INTEGER", float: "NUMBER"}

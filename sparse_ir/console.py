@@ -1,4 +1,4 @@
-"""Reports for human eyes: one fact per line, and tables for rows with the same columns."""
+"""What a person sees: reports as lines and tables, and progress bars."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def format_report(report: Mapping[str, Any]) -> str:
         for part in _parts(report):
             console.print(part)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def progress_bar(total: int, shown: bool, **options: Any) -> Any:
+    """A bar of tqdm on standard error; shown on a terminal only. ``options`` are tqdm's own."""
+    from tqdm import tqdm
+
+    if shown:
+        options["disable"] = None  # tqdm then looks whether standard error is a terminal
+    else:
+        options["disable"] = True
+    return tqdm(total=total, **options)
 
 
 def _parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -142,7 +142,9 @@ def leaderboard(
     for name, value in (("queries", queries), ("documents", documents)):
         if value < 0:
             raise ConfigError(f"{name} is {value}; it must be at least 0")
-    verified = verification.verify_rows(results, data_dir) if verify else []
+    verified = []
+    if verify:
+        verified = verification.verify_rows(results, data_dir)
     rows = read_rows(results)
     if not rows:
         raise DataError(f"{results} holds no row (DATASET/SYSTEM/{RESULT})")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_ir.commands import evaluating, indexing, searching
 from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.console import progress_bar
 from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
 from sparse_ir.reports import DemoAnswer, DemoReport, IndexReport
 
@@ -98,16 +99,13 @@ def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> 
 def _write_corpus(path: Path, packages: tuple[str, ...], progress: bool) -> list[str]:
     """Write one JSON line per document; the ids of the documents."""
 
-    from tqdm import tqdm
-
     from sparse_ir.data import pydocs
     from sparse_ir.storage import files
 
     doc_ids = []
     total = len(pydocs.find_modules(packages))
-    disable = None if progress else True  # None: shown on a terminal only
     with (
-        tqdm(total=total, desc="collecting", unit=" files", disable=disable) as bar,
+        progress_bar(total, progress, desc="collecting", unit=" files") as bar,
         files.atomic_writer(path) as stream,
     ):
         for document in pydocs.read_pydocs(packages, bar.update):

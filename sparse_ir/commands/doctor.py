@@ -66,4 +66,4 @@ def doctor(
         decoder=settings,
         allow_pickle=allow_pickle,
     )
-    return {"model": str(model), **report}
+    return DoctorReport(model=str(model), **report)

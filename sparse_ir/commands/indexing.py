@@ -194,7 +194,7 @@ def build(
         threads=threads,
         progress=progress,
     )
-    return {**report, "vectors": str(folder), "encode_seconds": encoded["seconds"]}
+    return BuildReport(**report, vectors=str(folder), encode_seconds=encoded["seconds"])
 
 
 @command

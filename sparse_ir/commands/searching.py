@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.console import progress_bar
 from sparse_ir.errors import BudgetMissed, ConfigError, IndexMismatch
 from sparse_ir.reports import ExplainReport, Report, SearchReport
 
@@ -91,7 +92,7 @@ def search(
     asked = list(readers.read_queries(queries))
     with open_index(Path(index), _optional_text(query_model), scale, tuned=tuned) as opened:
         started = time.perf_counter()
-        with _progress_bar(len(asked), progress) as bar:
+        with progress_bar(len(asked), progress, desc="searching", unit=" queries") as bar:
             run, seconds = opened.search_batch(
                 asked,
                 hits,
@@ -134,14 +135,6 @@ def _choose_options(options: Approximations, tuned: bool) -> SearchOptions | Non
 
 def _optional_text(source: Source | None) -> str | None:
     return None if source is None else str(source)
-
-
-def _progress_bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    # None hides the bar unless standard error is a terminal
-    disable = None if progress else True
-    return tqdm(total=total, desc="searching", unit=" queries", disable=disable)
 
 
 @command
@@ -193,19 +186,15 @@ def explain(
         traces = {}
         if vectors is not None:
             traces = explanation.trace_losses(opened, Path(vectors), encoded, ranked)
-        places = {
-            doc_id: explanation.find_terms(opened, texts[doc_id])
-            for doc_id in (hit.doc_id for hit in ranked)
-            if doc_id in texts
-        }
+        places = {doc_id: explanation.find_terms(opened, text) for doc_id, text in texts.items()}
         query_places = explanation.find_terms(opened, query)
         query_names = explanation.name_terms(query_places)
         documents = []
         for hit in ranked:
-            document_names = explanation.name_terms(places.get(hit.doc_id))
+            names = explanation.name_terms(places.get(hit.doc_id))
             trace = traces.get(hit.doc_id)
             documents.append(
-                explanation.explain_hit(opened, encoded, hit, query_names, document_names, trace)
+                explanation.explain_hit(opened, encoded, hit, query_names, names, trace)
             )
         report: ExplainReport = {
             "index": str(index),
@@ -214,9 +203,9 @@ def explain(
             "query_terms": explanation.describe_query(encoded, query_names),
             "lost_in_query": explanation.lost_query_terms(encoded),
             "documents": documents,
-            "comparisons": [
-                explanation.compare_hits(*pair) for pair in itertools.pairwise(documents)
-            ],
+            "comparisons": list(
+                itertools.starmap(explanation.compare_hits, itertools.pairwise(documents))
+            ),
         }
     if page is not None:
         with files.atomic_writer(Path(page)) as stream:
@@ -284,7 +273,9 @@ def tune(
     for name, value in (("hits", hits), ("max_queries", max_queries), ("rounds", rounds)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    judged = readers.read_qrels(qrels, split) if qrels is not None else None
+    judged = None
+    if qrels is not None:
+        judged = readers.read_qrels(qrels, split)
     asked = tuning.choose_queries(list(readers.read_queries(queries)), judged, max_queries)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_index(Path(index), _optional_text(query_model), scale))

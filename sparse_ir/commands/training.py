@@ -6,17 +6,20 @@ Numeric libraries are imported inside the functions, so that a help text appears
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.console import progress_bar
 from sparse_ir.errors import ConfigError
 from sparse_ir.reports import Report
 
 if TYPE_CHECKING:
+    from sparse_ir.data.records import Query, Run
     from sparse_ir.training.mining import Find
     from sparse_ir.training.training_source import TrainingSource
 
@@ -29,10 +32,10 @@ class _Miner:
     """The options of ``mine`` that choose how hits are found."""
 
     name: str
-    model: str | None
-    index: Path | None
+    model: Source | None
+    index: StrPath | None
     pooling: str | None
-    cache: Path | None
+    cache: StrPath | None
     depth: int
     threads: int
 
@@ -102,23 +105,13 @@ def mine(
         progress: Show a progress bar.
     """
 
-    from tqdm import tqdm
-
     from sparse_ir.storage import files
     from sparse_ir.training import mining, pairs
 
     output = Path(output)
     rules = mining.Rules(negatives, skip, consistency, margin)
     rules.check(depth)
-    chosen = _Miner(
-        miner,
-        None if model is None else str(model),
-        None if index is None else Path(index),
-        pooling,
-        None if cache is None else Path(cache),
-        depth,
-        threads,
-    )
+    chosen = _Miner(miner, model, index, pooling, cache, depth, threads)
     chosen.check()
     source = pairs.read_source(str(input), split=split, allow_missing=True)
     total = len(source.queries)
@@ -131,10 +124,7 @@ def mine(
         } | rules._asdict()
         partial = output.with_name(f".{output.name}.partial")
         done = mining.resume_output(partial, header)
-        disable = None if progress else True  # None: shown on a terminal only
-        with tqdm(
-            total=total, initial=done, desc="mining", unit=" queries", disable=disable
-        ) as bar:
+        with progress_bar(total, progress, initial=done, desc="mining", unit=" queries") as bar:
             for start in range(done, total, mining.QUERIES_PER_BLOCK):
                 block = range(start, min(start + mining.QUERIES_PER_BLOCK, total))
                 records = mining.mine_block(source, block, find, rules)
@@ -153,29 +143,36 @@ def _open_miner(
     if miner.model is not None:
         from sparse_ir.training.teachers.dense import DenseTeacher
 
-        teacher = DenseTeacher(miner.model, cache=miner.cache, pooling=miner.pooling)  # type: ignore[arg-type]
+        cache = None if miner.cache is None else Path(miner.cache)
+        teacher = DenseTeacher(str(miner.model), cache=cache, pooling=miner.pooling)  # type: ignore[arg-type]
         yield mining.dense_finder(teacher, source, miner.depth), teacher.fingerprint
         return
     from sparse_ir.indexing.manifest import read_manifest
     from sparse_ir.retrieval.searcher import Index
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = miner.index or _build_bm25(input, Path(scratch) / "bm25")
+        if miner.index is None:
+            folder = _build_bm25(input, Path(scratch) / "bm25")
+        else:
+            folder = Path(miner.index)
         with Index(folder) as opened:
             mining.check_same_corpus(folder, source, input)
             manifest = read_manifest(folder)
             facts = {key: value for key, value in manifest.items() if key in _RECORDED}
-            search = opened.search_batch
-            yield lambda asked: search(asked, miner.depth, threads=miner.threads)[0], facts
+
+            def find(queries: Sequence[Query]) -> Run:
+                return opened.search_batch(queries, miner.depth, threads=miner.threads)[0]
+
+            yield find, facts
 
 
 def _build_bm25(input: str, folder: Path) -> Path:
-
     from sparse_ir.data import readers
     from sparse_ir.engines.lucene.bm25 import Bm25
     from sparse_ir.indexing.bm25_builder import build_bm25_index
 
-    build_bm25_index(lambda: readers.read_documents(input), folder, Bm25(0.9, 0.4))
+    read = functools.partial(readers.read_documents, input)
+    build_bm25_index(read, folder, Bm25(0.9, 0.4))
     return folder
 
 

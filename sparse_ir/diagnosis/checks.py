@@ -43,7 +43,7 @@ class Measured(NamedTuple):
     """What a measurement found out about a model."""
 
     evidence: dict[str, Any]  # for the report
-    values: dict[str, float]  # quantity -> value; a missing quantity is not judged
+    values: Mapping[str, float]  # quantity -> value; a missing quantity is not judged
     details: Mapping[str, str] = MappingProxyType({})  # fills in the remedies
 
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from sparse_ir.console import progress_bar
 from sparse_ir.diagnosis.checks import Finding, judge
 from sparse_ir.diagnosis.examined_model import ExaminedModel
 from sparse_ir.diagnosis.measurements import MEASUREMENTS, measure_numbers
@@ -101,7 +100,9 @@ def read_probes() -> list[dict[str, str]]:
 
 def _describe_kind(checkpoint: Checkpoint) -> str:
     decoder = checkpoint.document.decoder
-    return "masked language model" if decoder is None else f"decoder, {decoder.mode}"
+    if decoder is None:
+        return "masked language model"
+    return f"decoder, {decoder.mode}"
 
 
 def _lacks_settings(folder: Path) -> bool:
@@ -113,30 +114,32 @@ def _lacks_settings(folder: Path) -> bool:
 
 def _measure(examined: ExaminedModel, progress: bool) -> Iterator[Finding]:
     """The findings of all checks of a loaded model."""
-    disable = None if progress else True  # None: shown on a terminal only
-    bar = tqdm(MEASUREMENTS.items(), desc="examining", unit=" checks", disable=disable)
-    for name, measure in bar:
-        yield judge(name, measure(examined))
+    with progress_bar(len(MEASUREMENTS), progress, desc="examining", unit=" checks") as bar:
+        for name, measure in MEASUREMENTS.items():
+            yield judge(name, measure(examined))
+            bar.update()
 
 
 def _report(kind: str, findings: Sequence[Finding]) -> ExaminationReport:
     """Faults first, then warnings; the evidence of every check."""
-    faults = [finding for finding in findings if finding.severity == "fault"]
-    warnings = [finding for finding in findings if finding.severity == "warning"]
+    listed: dict[str, list[FindingReport]] = {"fault": [], "warning": []}
+    measured = {}
+    for finding in findings:
+        measured[finding.name] = finding.evidence
+        if finding.severity is not None:
+            listed[finding.severity].append(
+                {
+                    "name": finding.name,
+                    "severity": finding.severity,
+                    "evidence": finding.evidence,
+                    "remedy": finding.remedy,
+                }
+            )
     return {
         "kind": kind,
-        "healthy": not faults,
-        "faults": len(faults),
-        "warnings": len(warnings),
-        "findings": [_report_finding(finding) for finding in faults + warnings],
-        "measured": {finding.name: finding.evidence for finding in findings},
-    }
-
-
-def _report_finding(finding: Finding) -> FindingReport:
-    return {
-        "name": finding.name,
-        "severity": str(finding.severity),
-        "evidence": finding.evidence,
-        "remedy": finding.remedy,
+        "healthy": not listed["fault"],
+        "faults": len(listed["fault"]),
+        "warnings": len(listed["warning"]),
+        "findings": listed["fault"] + listed["warning"],
+        "measured": measured,
     }

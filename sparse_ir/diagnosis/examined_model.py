@@ -32,8 +32,11 @@ class ExaminedModel:
         tokenizer = self.encoder.network.tokenizer
         special_ids = tokenization.special_token_ids(tokenizer)
         names = {tokenizer.id_to_token(token_id) for token_id in special_ids}
-        vocabulary = self.encoder.vocabulary
-        return {column for column, token in enumerate(vocabulary) if token in names}
+        columns = set()
+        for column, token in enumerate(self.encoder.vocabulary):
+            if token in names:
+                columns.add(column)
+        return columns
 
     @functools.cached_property
     def vectors(self) -> sparse.csr_matrix:
@@ -58,5 +61,6 @@ class ExaminedModel:
     def pool(self, scores_LV: np.ndarray) -> np.ndarray:
         """The vector ``[V]`` that the model makes of the scores of some tokens."""
         if self.side.pooling == "sum":
-            return scores_LV.sum(0)
+            summed_V: np.ndarray = scores_LV.sum(0)
+            return summed_V
         return self.encoder.activate(scores_LV.max(0))

@@ -19,6 +19,12 @@ from scipy import sparse
 
 from sparse_ir.diagnosis.checks import USUAL_PROMPTS, Measured
 from sparse_ir.diagnosis.examined_model import ExaminedModel
+from sparse_ir.diagnosis.similarity import (
+    mean,
+    mean_reciprocal_rank,
+    pairwise_cosines,
+    smallest_row_cosine,
+)
 from sparse_ir.errors import ModelError
 from sparse_ir.indexing import quantization
 from sparse_ir.models import loading, model_files
@@ -55,7 +61,7 @@ def measure_numbers(checkpoint: Checkpoint, allow_pickle: bool = False) -> Measu
     evidence |= counts
     if not_finite or zero:
         evidence["first"] = (not_finite or zero)[0]
-    return Measured(evidence, {name: float(count) for name, count in counts.items()})
+    return Measured(evidence, counts)
 
 
 def _read_weights(checkpoint: Checkpoint, allow_pickle: bool) -> Iterator[tuple[str, torch.Tensor]]:
@@ -86,12 +92,12 @@ def measure_activity(examined: ExaminedModel) -> Measured:
 
 def measure_collapse(examined: ExaminedModel) -> Measured:
     """Similarity of the vectors of texts on different subjects."""
-    cosines = _pairwise_cosines(examined.vectors.toarray())
+    cosines = pairwise_cosines(examined.vectors.toarray())
     evidence: dict[str, Any] = {"pairs": len(cosines), "mean_cosine": None, "largest": None}
     if len(cosines):
         evidence["mean_cosine"] = _round(cosines.mean())
         evidence["largest"] = _round(cosines.max())
-    return Measured(evidence, {"mean_cosine": _mean(cosines)})
+    return Measured(evidence, {"mean_cosine": mean(cosines)})
 
 
 def measure_sink(examined: ExaminedModel) -> Measured:
@@ -107,8 +113,8 @@ def measure_sink(examined: ExaminedModel) -> Measured:
         if len(columns) and not sink_L.all():
             whole.append(examined.pool(scores_LV))
             rest.append(examined.pool(scores_LV[~sink_L]))
-    before = _mean(_pairwise_cosines(np.array(whole)))
-    after = _mean(_pairwise_cosines(np.array(rest)))
+    before = mean(pairwise_cosines(np.array(whole)))
+    after = mean(pairwise_cosines(np.array(rest)))
     position = "special tokens" if has_special else "first token"
     evidence = {
         "position": position,
@@ -211,7 +217,7 @@ def _own_token_rate(own_columns: Sequence[set[int]], scores: Sequence[np.ndarray
             above = (own[:, None] > others).mean()
             not_below = (own[:, None] >= others).mean()
             rates.append((above + not_below) / 2)
-    return _mean(np.array(rates))
+    return mean(np.array(rates))
 
 
 def _scores_if_tied(examined: ExaminedModel) -> list[np.ndarray] | None:
@@ -271,8 +277,8 @@ def measure_padding(examined: ExaminedModel) -> Measured:
     texts = examined.passages[:4]
     batch = [*texts, " ".join(texts)]
     alone = sparse.vstack([encoder.encode([text]) for text in texts]).toarray()
-    in_a_batch = _smallest_row_cosine(alone, encoder.encode(batch).toarray()[:-1])
-    as_tokenizer_pads = _smallest_row_cosine(alone, _encode_as_tokenizer_pads(encoder, batch)[:-1])
+    in_a_batch = smallest_row_cosine(alone, encoder.encode(batch).toarray()[:-1])
+    as_tokenizer_pads = smallest_row_cosine(alone, _encode_as_tokenizer_pads(encoder, batch)[:-1])
     evidence = {
         "in_a_batch": _round(in_a_batch),
         "tokenizer_pads": tokenizer.padding_side,
@@ -377,7 +383,7 @@ def measure_retrieval(examined: ExaminedModel) -> Measured:
     if not examined.questions:
         return Measured({"questions": 0}, {})
     queries = _encode_queries(examined.query_encoder, examined.questions)
-    rank = _mean_reciprocal_rank(queries, examined.vectors)
+    rank = mean_reciprocal_rank(queries, examined.vectors)
     evidence = {
         "questions": len(examined.questions),
         "mean_reciprocal_rank": _round(rank),
@@ -390,15 +396,19 @@ def measure_prompts(examined: ExaminedModel) -> Measured:
     """Prompts that the folder mentions and that are not set, and the gain by the usual ones."""
     checkpoint = examined.encoder.checkpoint
     prompts = {"document": checkpoint.document_prompt, "query": checkpoint.query_prompt}
-    evidence: dict[str, Any] = {f"{task}_prompt": prompt for task, prompt in prompts.items()}
+    evidence: dict[str, Any] = {
+        "document_prompt": checkpoint.document_prompt,
+        "query_prompt": checkpoint.query_prompt,
+    }
     try:
         stated = _stated_prompts(checkpoint.folder)
     except ModelError as error:
         evidence["reason"] = str(error)
         return Measured(evidence, {"unreadable": 1.0})
-    ignored = {
-        task: prompt for task, prompt in stated.items() if prompt and prompts.get(task) != prompt
-    }
+    ignored = {}
+    for task, prompt in stated.items():
+        if prompt and prompts[task] != prompt:
+            ignored[task] = prompt
     if ignored:
         evidence["stated"] = ignored
         return Measured(evidence, {"ignored": float(len(ignored))})
@@ -424,8 +434,8 @@ def _rank_with_prompts(examined: ExaminedModel) -> dict[str, float]:
     prompted = query_encoder.encoder.with_prompt(query_prompt).encode(examined.questions)
     documents = examined.encoder.with_prompt(document_prompt).encode(examined.passages)
     return {
-        "mean_reciprocal_rank": round(_mean_reciprocal_rank(own, examined.vectors), 4),
-        "with_usual_prompts": round(_mean_reciprocal_rank(prompted, documents), 4),
+        "mean_reciprocal_rank": round(mean_reciprocal_rank(own, examined.vectors), 4),
+        "with_usual_prompts": round(mean_reciprocal_rank(prompted, documents), 4),
     }
 
 
@@ -449,47 +459,19 @@ def _prompts_in_card(folder: Path) -> list[str]:
     return _PROMPT_IN_CARD.findall(path.read_text(encoding="utf-8", errors="replace"))
 
 
-def _pairwise_cosines(vectors_NV: np.ndarray) -> np.ndarray:
-    """The cosines of all pairs of rows that are not zero."""
-    if not len(vectors_NV):
-        return np.empty(0)
-    norms_N = np.linalg.norm(vectors_NV, axis=1)
-    used = norms_N > 0
-    if used.sum() < 2:
-        return np.empty(0)
-    unit_NV = vectors_NV[used] / norms_N[used, None]
-    return (unit_NV @ unit_NV.T)[np.triu_indices(len(unit_NV), 1)]
-
-
-def _smallest_row_cosine(one_NV: np.ndarray, other_NV: np.ndarray) -> float:
-    """The smallest cosine of two vectors of the same text; two empty vectors are equal."""
-    norms_N = np.linalg.norm(one_NV, axis=1) * np.linalg.norm(other_NV, axis=1)
-    cosines_N = (one_NV * other_NV).sum(1) / np.maximum(norms_N, 1e-12)
-    both_empty_N = ~one_NV.any(1) & ~other_NV.any(1)
-    return float(np.where(both_empty_N, 1.0, cosines_N).min())
-
-
 def _encode_queries(query_encoder: QueryEncoder, texts: Sequence[str]) -> sparse.csr_matrix:
     if isinstance(query_encoder, NeuralQueryEncoder):
         return query_encoder.encode_batch(texts)
-    rows = [query_encoder.encode(text) for text in texts]
-    ends = np.cumsum([0, *(len(ids) for ids, _ in rows)])
-    columns = np.concatenate([ids for ids, _ in rows])
-    weights = np.concatenate([weights for _, weights in rows])
+    columns = []
+    weights = []
+    ends = [0]
+    for text in texts:
+        token_ids, token_weights = query_encoder.encode(text)
+        columns.append(token_ids)
+        weights.append(token_weights)
+        ends.append(ends[-1] + len(token_ids))
     shape = (len(texts), len(query_encoder.vocabulary))
-    return sparse.csr_matrix((weights, columns, ends), shape=shape)
-
-
-def _mean_reciprocal_rank(queries_QV: sparse.csr_matrix, documents_DV: sparse.csr_matrix) -> float:
-    """Mean reciprocal rank of the document in the row of the query; ties count as lost."""
-    scores_QD = (queries_QV @ documents_DV.T).toarray()
-    own_Q = scores_QD.diagonal()
-    ranks_Q = (scores_QD >= own_Q[:, None]).sum(1)
-    return float((1.0 / ranks_Q).mean())
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0
+    return sparse.csr_matrix((np.concatenate(weights), np.concatenate(columns), ends), shape=shape)
 
 
 def _round(value: Any) -> float:
