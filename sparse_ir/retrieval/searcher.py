@@ -7,6 +7,7 @@ index, statistics), never parts of two. Hits are ordered by score, then doc_id, 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ class Index:
         query_rule: Rule | None = None,
         tuned: bool = False,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise ConfigError(f"folder must be a string or a path, not {folder!r}")
         self.folder = Path(folder)
         self._tuned = tuned
         self._arguments: dict[str, Any] = {

@@ -87,6 +87,12 @@ def test_a_query_that_is_not_a_text_is_named(tmp_path):
         sparse_ir.explain(tmp_path, 5)
 
 
+@pytest.mark.parametrize("folder", [5, None, ["a"]])
+def test_an_index_folder_that_is_no_path_is_named(folder):
+    with pytest.raises(ConfigError, match="folder must be a string or a path, not"):
+        sparse_ir.Index(folder)
+
+
 def test_a_missing_file_is_a_named_error(tmp_path):
     missing = str(tmp_path / "missing")
     output = tmp_path / "out"
