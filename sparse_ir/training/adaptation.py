@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -105,7 +106,7 @@ def _pack_documents(setup: TrainingSetup) -> Packed | None:
     if settings.packed_length is None or not settings.steps:
         return None
     assert isinstance(setup.student, DecoderStudent)
-    texts = [text for documents in setup.documents for text in documents]
+    texts = list(itertools.chain.from_iterable(setup.documents))
     return setup.student.pack(texts, settings.packed_length, setup.config.run.seed)
 
 

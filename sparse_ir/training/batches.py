@@ -20,7 +20,9 @@ from sparse_ir.training.training_source import TrainingSource, check_weight, mer
 _DRAWS_PER_BLOCK = 4096
 _ORDER_VERSION = 1  # part of the fingerprint: another order of batches is another training
 # First numbers of the random generators of a source, one for each purpose.
-_MEMBERS, _EPOCH, _NEGATIVES = 1, 2, 3
+_MEMBERS = 1
+_EPOCH = 2
+_NEGATIVES = 3
 
 
 class TrainingBatch(NamedTuple):
@@ -135,8 +137,9 @@ def _check_sources(sources: Sequence[TrainingSource], settings: _Settings) -> No
             raise ConfigError(f"two sources are named {name!r}; each name must be used once")
     for source in sources:
         check_weight(source.weight)
-    if any(len(entry) for source in sources for entry in source.negatives):
-        return
+    for source in sources:
+        if any(map(len, source.negatives)):
+            return
     for name, value, unused in (
         ("negatives", settings.negatives, 0),
         ("neighbourhood", settings.neighbourhood, 1),

@@ -62,8 +62,8 @@ class _Share:
         self._step = step
         self._ids = ids
         self._scores = scores
-        world, rank = setup.accelerator.num_processes, setup.accelerator.process_index
-        rows = np.array_split(np.arange(len(ids)), world)
+        rank = setup.accelerator.process_index
+        rows = np.array_split(np.arange(len(ids)), setup.accelerator.num_processes)
         self.counts = [len(each) for each in rows]  # texts of each process
         self._chunks = split_chunks(rows[rank], setup.config.batch.micro_batch)
         # The first share is the largest: all processes decide alike.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sparse_ir.training import final_model, optimization, saved_state, training_setup
@@ -26,9 +27,10 @@ from sparse_ir.training.dev_sets import DevSet
 from sparse_ir.training.objective import Objective, WeightedTeacher
 from sparse_ir.training.ranking import Ranking
 from sparse_ir.training.ranking_start import RankingStart
-from sparse_ir.training.saved_state import Log, TrainingProgress
+from sparse_ir.training.saved_state import TrainingProgress
 from sparse_ir.training.sparsity import SparsityControl
 from sparse_ir.training.teachers.base import Teacher
+from sparse_ir.training.training_log import Log
 from sparse_ir.training.training_source import TrainingSource
 
 _WARM_LOSSES = ("bag_of_words_loss", "clm_loss", "mntp_loss")
@@ -126,7 +128,9 @@ class Trainer:
         optimizer = self.setup.optimizer
         largest_norm = self.config.optimizer.max_grad_norm
         if largest_norm is not None:
-            trained = [each for group in optimizer.param_groups for each in group["params"]]
+            trained: list[Tensor] = []
+            for group in optimizer.param_groups:
+                trained += group["params"]
             self.setup.accelerator.clip_grad_norm_(trained, largest_norm)
         optimizer.step()
         if self.setup.query_side is not None:

@@ -281,7 +281,7 @@ def test_other_idf_values_under_the_same_name_are_another_run(model, pairs_file,
     )
     trained(config, tmp_path / "run")
     idf.write_idf_json(tmp_path / "idf.json", values * 2, tokenizer)
-    with pytest.raises(TrainingError, match=r"belongs to another run: idf_sha256 was "):
+    with pytest.raises(TrainingError, match=r"belongs to another training: idf_sha256 was "):
         trained(config, tmp_path / "run")
 
 
@@ -1239,7 +1239,7 @@ def test_other_query_weights_in_the_starting_model_are_another_run(model, pairs_
     save_file({"weight": load_file(path)["weight"] * 2}, path)
     with pytest.raises(
         TrainingError,
-        match=r"belongs to another run: start\.query_weights_sha256 "
+        match=r"belongs to another training: start\.query_weights_sha256 "
         r"was",
     ):
         make_trainer(config, tmp_path / "second").run()
@@ -1257,10 +1257,10 @@ def test_an_older_checkpoint_that_is_damaged_does_not_keep_newer_ones_from_being
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ("[]", "holds no state of a run; delete"),
-        ("{}", "holds no state of a run; delete"),
+        ("[]", "does not hold the state of a training; delete"),
+        ("{}", "does not hold the state of a training; delete"),
         ('{"format": 1}', "has the format 1; this release resumes format 2"),
-        ('{"format": 2, "progress": {}}', "is not what was written; delete"),
+        ('{"format": 2, "progress": {}}', "has changed since it was written; delete"),
     ],
 )
 def test_a_state_that_is_none_is_refused(model, pairs_file, tmp_path, state, message):
