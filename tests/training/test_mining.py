@@ -15,6 +15,7 @@ from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.training import mining, pairs
 from sparse_ir.training.mining import Rules, judge
+from sparse_ir.training.teachers import dense
 from sparse_ir.training.teachers.dense import DenseTeacher
 
 HITS = [("a", 9.0), ("p", 8.0), ("b", 7.0), ("empty", 6.0), ("c", 4.0), ("d", 1.0)]
@@ -140,7 +141,7 @@ def test_bm25_mines_and_training_reads_it(collection, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "QUERIES_PER_BLOCK", 1)
+    monkeypatch.setattr(mining, "QUERIES_PER_BLOCK", 1)
     training.mine(str(collection), tmp_path / "whole.jsonl")
     original, calls = mining.append_records, []
 
@@ -153,7 +154,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(collection, tmp_path,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "append_records", killed)
+        patch.setattr(mining, "append_records", killed)
         with pytest.raises(KeyboardInterrupt):
             training.mine(str(collection), tmp_path / "cut.jsonl")
     assert not (tmp_path / "cut.jsonl").exists()
@@ -254,7 +255,7 @@ def test_a_run_that_ended_before_its_first_query_is_begun_anew(collection, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "append_records", killed)
+        patch.setattr(mining, "append_records", killed)
         with pytest.raises(KeyboardInterrupt):
             training.mine(str(collection), tmp_path / "x.jsonl")
     assert (tmp_path / ".x.jsonl.partial").exists()
@@ -262,7 +263,7 @@ def test_a_run_that_ended_before_its_first_query_is_begun_anew(collection, tmp_p
 
 
 def test_a_document_without_a_visible_character_is_no_negative(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "DenseTeacher", Letters)
+    monkeypatch.setattr(dense, "DenseTeacher", Letters)
     folder = Path(shutil.copytree(collection, tmp_path / "set"))
     with (folder / "corpus.jsonl").open("a") as stream:
         stream.write(json.dumps({"_id": "blank", "title": "", "text": "\u200b\u0000"}) + "\n")
@@ -273,7 +274,7 @@ def test_a_document_without_a_visible_character_is_no_negative(collection, tmp_p
 
 
 def test_a_dense_miner_equals_brute_force(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "DenseTeacher", Letters)
+    monkeypatch.setattr(dense, "DenseTeacher", Letters)
     training.mine(
         str(collection),
         tmp_path / "dense.jsonl",
@@ -342,13 +343,13 @@ def test_a_dense_miner_pools_as_it_is_told(collection, tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "mean"}, "pooling is for the miner dense, not bm25"),
+        ({"pooling": "mean"}, "pooling is only for the miner dense, not for bm25"),
         ({"negatives": 0}, "at least 1 negative"),
         ({"depth": 5, "negatives": 5, "skip": 1}, "at least skip"),
         ({"consistency": 0}, "consistency is 0"),
         ({"margin": 1.0}, "margin is 1.0"),
         ({"miner": "dense"}, "the miner dense needs a model"),
-        ({"model": "x"}, "no other takes one"),
+        ({"model": "x"}, "model is only for the miner dense, not for bm25"),
         ({"miner": "index"}, "needs an index"),
     ],
 )

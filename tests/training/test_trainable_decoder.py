@@ -781,36 +781,42 @@ student(examples).sum().backward()""",
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": {"query": "idf"}}, "model.query is 'idf'; a decoder reads queries itself"),
+        ({"model": {"query": "idf"}}, "model.query is 'idf' but must be 'neural' for a decoder"),
         (
             {"warm_start": {"steps": 1, "objective": "mntp"}},
-            "objective is 'mntp' and decoder.mode 'causal'",
+            "objective is 'mntp' but must be 'clm' with decoder.mode 'causal'",
         ),
-        ({"warm_start": {"mask_share": 1.0}}, "mask_share is 1.0; allowed"),
+        ({"warm_start": {"mask_share": 1.0}}, "mask_share is 1.0 but must be less than 1"),
         (
             {"model": {"saved_dtype": "float8"}},
-            "float8 and head token_vectors are for masked language models",
+            "'float8' and warm_start.head 'token_vectors' are for masked language models",
         ),
-        ({"decoder": {"logit_scale": "hidden"}}, "decoder.logit_scale is 'hidden'; allowed"),
+        (
+            {"decoder": {"logit_scale": "hidden"}},
+            "decoder.logit_scale is 'hidden' but must be a number above 0",
+        ),
         ({"decoder": {"document_template": "no place"}}, "document_template is 'no place'"),
-        ({"decoder": {"initial_terms": 0}}, "initial_terms is 0; allowed: 1 or more"),
+        (
+            {"decoder": {"initial_terms": 0}},
+            "initial_terms is 0 but must be greater than or equal to 1",
+        ),
         (
             {"warm_start": {"objective": "clm", "packed_length": 3}},
-            "warm_start.packed_length is 3; allowed: 4 or more",
+            "warm_start.packed_length is 3 but must be greater than or equal to 4",
         ),
         (
             {"warm_start": {"packed_length": 8}},
-            "packed_length is 8 and objective 'bag_of_words', which has no use for it",
+            "packed_length is 8, but objective is 'bag_of_words', which does not use it",
         ),
-        ({"lora": {"r": 0}}, "lora.r is 0; allowed: 1 or more"),
+        ({"lora": {"r": 0}}, "lora.r is 0 but must be greater than or equal to 1"),
         (
             {"lora": {"targets": ""}},
-            "lora.targets is ''; allowed: 'all-linear', or names of layers",
+            "targets is '' but must be 'all-linear' or names of layers",
         ),
-        ({"lora": {"targets": "q_proj,"}}, "lora.targets is 'q_proj,'; allowed"),
+        ({"lora": {"targets": "q_proj,"}}, "targets is 'q_proj,' but must be 'all-linear'"),
         ({"lora": {"dropout": 1.0}}, "lora.dropout is 1.0"),
-        ({"lora": {"base": "4bit", "merge": True}}, "lora.base '4bit' cannot be merged"),
-        ({"lora": {}, "blend": {"start": 0.5}}, "trains adapters; drop one of both"),
+        ({"lora": {"base": "4bit", "merge": True}}, "base '4bit' cannot be merged"),
+        ({"lora": {}, "blend": {"start": 0.5}}, "trains adapters; drop one"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(sections, message):
