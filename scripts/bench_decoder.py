@@ -244,7 +244,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         found = {
             "encode": timed(lambda: encode(texts[: arguments.texts]), arguments, arguments.texts)
         }
-        student = trainable_decoder.open_student(config)[1].to(arguments.device)
+        student = trainable_decoder.open_trainable(config)[1].to(arguments.device)
         found["train step"] = timed(
             lambda: step(student, texts, arguments), arguments, 2 * arguments.batch
         )

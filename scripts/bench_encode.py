@@ -206,14 +206,15 @@ def measure_floor(name: str, arguments: argparse.Namespace) -> float | None:
     """
     import torch
 
-    from sparse_ir.models.encoder import Encoder, _batches
+    from sparse_ir.models.batching import by_length
+    from sparse_ir.models.encoder import Encoder
 
     precision = "float32" if name == PEER else name
     encoder = Encoder.load(
         arguments.model, precision=precision, device="cpu", max_length=arguments.max_length
     )
-    network, texts = encoder._network, read_texts(arguments)
-    lengths = np.array([len(ids) for ids in network.tokenize(texts, "")])
+    network, texts = encoder.network, read_texts(arguments)
+    lengths = np.array([len(text.ids) for text in encoder.tokenize(texts)])
     layers = [
         (m.in_features, m.out_features)
         for m in network.model.modules()
@@ -223,10 +224,10 @@ def measure_floor(name: str, arguments: argparse.Namespace) -> float | None:
     dtype = torch.bfloat16 if precision in ("bfloat16", "int8") else torch.float32
     weights = [torch.randn(outputs, inputs).to(dtype) for inputs, outputs in layers]
     head_dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(precision, torch.int8)
-    head = torch.randn(network.head.size, width).to(head_dtype)
+    head = torch.randn(len(encoder.vocabulary), width).to(head_dtype)
     shapes = [
         (len(batch), int(lengths[batch[0]]))
-        for batch in _batches(lengths, encoder.options.tokens_per_batch)
+        for batch in by_length(lengths, encoder.options.tokens_per_batch)
     ]
     rounds = []
     for _ in range(3):

@@ -14,7 +14,7 @@ from sparse_ir.diagnosis.examined_model import ExaminedModel
 from sparse_ir.diagnosis.measurements import MEASUREMENTS, measure_numbers
 from sparse_ir.errors import ConfigError, DataError, ModelError
 from sparse_ir.models import loading
-from sparse_ir.models.checkpoint import Checkpoint, find_folder, open_checkpoint
+from sparse_ir.models.checkpoint import find_folder, open_checkpoint
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.reports import ExaminationReport, FindingReport
 
@@ -61,7 +61,7 @@ def examine(
         checkpoint = open_checkpoint(
             model, revision=revision, allow_pickle=allow_pickle, decoder=options.get("decoder")
         )
-        kind = _describe_kind(checkpoint)
+        kind = checkpoint.document.family.kind
         if _lacks_settings(folder) and not options.get("decoder"):
             kind = "decoder, settings missing"
         findings.append(judge("numbers", measure_numbers(checkpoint, allow_pickle)))
@@ -96,13 +96,6 @@ def read_probes() -> list[dict[str, str]]:
     """The built-in questions, each with its passage."""
     path = importlib.resources.files("sparse_ir").joinpath("resources/probes.jsonl")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _describe_kind(checkpoint: Checkpoint) -> str:
-    decoder = checkpoint.document.decoder
-    if decoder is None:
-        return "masked language model"
-    return f"decoder, {decoder.mode}"
 
 
 def _lacks_settings(folder: Path) -> bool:

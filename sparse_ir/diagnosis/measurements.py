@@ -28,10 +28,10 @@ from sparse_ir.diagnosis.similarity import (
 from sparse_ir.errors import ModelError
 from sparse_ir.indexing import quantization
 from sparse_ir.models import loading, model_files
+from sparse_ir.models.batching import encode_queries, pad
 from sparse_ir.models.checkpoint import Checkpoint
 from sparse_ir.models.encoder import Encoder, NeuralQueryEncoder
-from sparse_ir.models.interfaces import QueryEncoder
-from sparse_ir.models.pooling import keep_heaviest
+from sparse_ir.models.pooling import keep_heaviest, select_states
 from sparse_ir.models.static_queries import StaticQueryEncoder
 
 _OWN_TOKENS_OF_A_SOUND_HEAD = 0.75
@@ -125,10 +125,8 @@ def measure_sink(examined: ExaminedModel) -> Measured:
         "put a prompt or a template before the text (document_prompt, document_template), which is "
         "not pooled"
     )
-    if has_special and examined.side.decoder is not None:
-        cure = "set bos to false, or pooled to 'text'"
-    elif has_special:
-        cure = "continue training with a penalty on tokens that are always active (df_flops)"
+    if has_special:
+        cure = examined.side.family.remedy_for_special_tokens
     return Measured(evidence, {"share": before - after}, {"position": position, "cure": cure})
 
 
@@ -230,12 +228,12 @@ def _scores_if_tied(examined: ExaminedModel) -> list[np.ndarray] | None:
     embeddings_VH = network.model.get_input_embeddings().weight
     if embeddings_VH.shape != network.output_layer.weight.shape:
         return None
-    if len(encoder.vocabulary) != network.head.size:
+    if len(encoder.vocabulary) != len(embeddings_VH):
         return None
     scores = []
     with torch.inference_mode():
-        for tokens in network.tokenize(examined.passages, encoder.fingerprint["prompt"]):
-            hidden_BLH, _ = network.forward([tokens])
+        for tokens in encoder.tokenize(examined.passages):
+            hidden_BLH, _ = network.pooled_states([tokens])
             scores_LV = hidden_BLH[0].float() @ embeddings_VH.t().float()
             scores.append(scores_LV.amax(0).cpu().numpy())
     return scores
@@ -273,7 +271,7 @@ def _difference_of_stored_layers(examined: ExaminedModel) -> float | None:
 def measure_padding(examined: ExaminedModel) -> Measured:
     """A text alone and next to a longer one, padded by this package and as the tokenizer states."""
     encoder = examined.encoder
-    tokenizer = encoder.network.owner
+    tokenizer = encoder.network.hf_tokenizer
     texts = examined.passages[:4]
     batch = [*texts, " ".join(texts)]
     alone = sparse.vstack([encoder.encode([text]) for text in texts]).toarray()
@@ -296,25 +294,20 @@ def measure_padding(examined: ExaminedModel) -> Measured:
 def _encode_as_tokenizer_pads(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """float32 ``(N, V)``: one batch, padded on the tokenizer's side, without position ids."""
     network = encoder.network
-    tokens = network.tokenize(texts, encoder.fingerprint["prompt"])
-    width = max(len(text.ids) for text in tokens)
-    left = network.owner.padding_side == "left"
-    ids_BL = np.full((len(tokens), width), network.owner.pad_token_id or 0, dtype=np.int64)
-    mask_BL = np.zeros_like(ids_BL)
-    pooled = []
-    for row, text in enumerate(tokens):
-        length = len(text.ids)
-        start = width - length if left else 0
-        ids_BL[row, start : start + length] = text.ids
-        mask_BL[row, start : start + length] = 1
-        positions = np.arange(length) if text.pooled is None else text.pooled
-        pooled.append(start + positions)
+    tokens = encoder.tokenize(texts)
+    left = network.hf_tokenizer.padding_side == "left"
+    ids = [text.ids for text in tokens]
+    ids_BL, lengths = pad(ids, network.pad_token_id, left=left)
+    mask_BL, _ = pad([np.ones_like(row) for row in ids], 0, left=left)
+    starts = ids_BL.shape[1] - lengths if left else np.zeros_like(lengths)
+    pooled = [start + text.pooled_positions for start, text in zip(starts, tokens, strict=True)]
     with torch.inference_mode():
         hidden_BLH = network.model(
             input_ids=torch.from_numpy(ids_BL).to(network.device),
             attention_mask=torch.from_numpy(mask_BL).to(network.device),
         ).logits
-        weights_NV = encoder.weights_of(*loading.select_states(hidden_BLH, pooled, network.scale))
+        states_BPH, counts = select_states(hidden_BLH, pooled)
+        weights_NV = encoder.weights_of(states_BPH * network.transform.state_scale, counts)
     top_k = encoder.fingerprint["top_k"]
     min_weight = encoder.fingerprint["min_weight"]
     for row_V in weights_NV:
@@ -362,13 +355,10 @@ def _fills_network(encoder: Encoder) -> bool:
 
 def _words_read(encoder: Encoder, words: Sequence[str]) -> int:
     """How many of the words are read before the cut, estimated from the pooled tokens."""
-    network = encoder.network
-    unlimited = network.with_side(encoder.checkpoint.document, None)
-    counts = []
-    for reader in (network, unlimited):
-        for tokens in reader.tokenize([" ".join(words)], encoder.fingerprint["prompt"]):
-            counts.append(len(tokens.ids if tokens.pooled is None else tokens.pooled))
-    return len(words) * counts[0] // max(counts[1], 1)
+    text = " ".join(words)
+    read = len(encoder.tokenize([text])[0].pooled_ids)
+    whole = len(encoder.tokenize([text], whole=True)[0].pooled_ids)
+    return len(words) * read // max(whole, 1)
 
 
 def _static_words_read(query_encoder: Any, words: Sequence[str]) -> int:
@@ -382,7 +372,7 @@ def measure_retrieval(examined: ExaminedModel) -> Measured:
     """How well questions find their passages, which any trained model can do."""
     if not examined.questions:
         return Measured({"questions": 0}, {})
-    queries = _encode_queries(examined.query_encoder, examined.questions)
+    queries = encode_queries(examined.query_encoder, examined.questions)
     rank = mean_reciprocal_rank(queries, examined.vectors)
     evidence = {
         "questions": len(examined.questions),
@@ -457,21 +447,6 @@ def _prompts_in_card(folder: Path) -> list[str]:
     if not path.is_file():
         return []
     return _PROMPT_IN_CARD.findall(path.read_text(encoding="utf-8", errors="replace"))
-
-
-def _encode_queries(query_encoder: QueryEncoder, texts: Sequence[str]) -> sparse.csr_matrix:
-    if isinstance(query_encoder, NeuralQueryEncoder):
-        return query_encoder.encode_batch(texts)
-    columns = []
-    weights = []
-    ends = [0]
-    for text in texts:
-        token_ids, token_weights = query_encoder.encode(text)
-        columns.append(token_ids)
-        weights.append(token_weights)
-        ends.append(ends[-1] + len(token_ids))
-    shape = (len(texts), len(query_encoder.vocabulary))
-    return sparse.csr_matrix((np.concatenate(weights), np.concatenate(columns), ends), shape=shape)
 
 
 def _round(value: Any) -> float:

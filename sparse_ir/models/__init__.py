@@ -1,1 +1,1 @@
-"""How does text become weighted terms, and what lies in a model folder?"""
+"""How text becomes weighted terms, and what lies in a model folder."""

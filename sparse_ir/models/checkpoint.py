@@ -1,41 +1,56 @@
-"""What lies in a model folder, told as plain data, and the layouts that this package writes.
+"""What lies in a model folder, as plain data.
 
-Read: the SparseEncoder layout of sentence-transformers (symmetric, or a ``Router`` with its own
-query side; class names of versions 5 and 6), a plain masked language model, as naver publishes, and
-a decoder or a peft adapter of one, with ``sparse_ir.json`` beside it. Whatever is something else is
-refused with its reason. No weight is loaded here and no code of a model folder is ever run.
+Read are the SparseEncoder layout of sentence-transformers (symmetric, or a ``Router`` with its own
+query side; class names of versions 5 and 6), a plain masked language model as naver publishes it,
+and a decoder or a peft adapter to one with ``sparse_ir.json`` beside it. Anything else is refused
+with the reason. No weight is loaded here, and no code of a model folder is ever run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from sparse_ir.errors import ModelError
-from sparse_ir.models.decoder_settings import (
-    TEXT_PLACEHOLDER,
-    Activation,
-    DecoderSettings,
-    Pooling,
-    read_decoder_settings,
+from sparse_ir.models.decoder_settings import Activation, DecoderSettings, Pooling
+from sparse_ir.models.families.base import (
+    Checkpoint,
+    Family,
+    FolderRequest,
+    Layout,
+    NeuralSide,
+    StaticSide,
 )
+from sparse_ir.models.families.table import DEFAULT_FAMILY, FAMILIES
 from sparse_ir.models.model_files import (
-    ADAPTER_FILE,
     DECODER_FILE,
+    check_module_path,
     files_hash,
+    first_module_path,
+    is_sparse_encoder,
     read_json,
     read_object,
     read_tensors,
     resolve_folder,
-    weights_hash,
 )
 from sparse_ir.storage import files
 
-Layout = Literal["sparse-encoder", "router", "masked-lm", "causal-lm"]
+__all__ = [
+    "Checkpoint",
+    "Layout",
+    "NeuralSide",
+    "StaticSide",
+    "find_folder",
+    "find_start",
+    "open_checkpoint",
+    "read_layout",
+    "read_static_weights",
+    "side_hash",
+]
+
 _ROLES = {
     "Transformer": "transformer",
     "MLMTransformer": "transformer",
@@ -46,69 +61,21 @@ _ROLES = {
     "Asym": "router",
 }
 _REFUSED = {
-    "SparseAutoEncoder": "a CSR autoencoder over a dense vector, whose dimensions are no tokens",
+    "SparseAutoEncoder": "a CSR autoencoder over a dense vector, whose dimensions are not tokens",
     "Pooling": "a dense sentence embedding",
     "Dense": "a dense sentence embedding",
     "Normalize": "a dense sentence embedding",
     "WeightedLayerPooling": "a dense sentence embedding",
     "StaticEmbedding": "a dense sentence embedding",
 }
-_HARMLESS_MODEL_OPTIONS = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code"}
-_ALL_LOGITS = {"text": {"logits_to_keep": 0}}
 
 
-@dataclass(frozen=True)
-class NeuralSide:
-    """A language model with SPLADE pooling; ``max_length`` is what the layout states, ``None`` if
-    nothing.
+class _Module(NamedTuple):
+    """One entry of a ``modules.json``."""
 
-    ``decoder`` is None for a masked language model. ``adapter`` is the folder of a peft adapter to
-    the network in ``folder``.
-    """
-
+    role: str
+    class_name: str
     folder: Path
-    pooling: Pooling = "max"
-    activation: Activation = "relu"
-    max_length: int | None = None
-    lowercase: bool = False
-    decoder: DecoderSettings | None = None
-    template: str = TEXT_PLACEHOLDER
-    adapter: Path | None = None
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """An adapter may bring its own tokenizer."""
-        own = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
-        return self.adapter if own and self.adapter is not None else self.folder
-
-
-@dataclass(frozen=True)
-class StaticSide:
-    """One weight per token: a tensor file (``weight``, ``[V]``) or an ``idf.json``; the tokenizer
-    is in ``folder``.
-    """
-
-    folder: Path
-    weights_path: Path
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model folder, understood. ``revision`` is the hub's commit, ``None`` for a folder of the
-    user.
-    """
-
-    name: str
-    folder: Path
-    revision: str | None
-    layout: Layout
-    document: NeuralSide
-    query: NeuralSide | StaticSide
-    document_prompt: str = ""
-    query_prompt: str = ""
-    top_k: int | None = None
-    idf_path: Path | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_checkpoint(
@@ -118,12 +85,16 @@ def open_checkpoint(
     allow_pickle: bool = False,
     decoder: DecoderSettings | None = None,
 ) -> Checkpoint:
-    """The description of a local folder or of a hub model (downloaded once, its commit recorded).
+    """Describe a local folder or a hub model, which is downloaded once.
 
-    ``decoder``: how a decoder is read, in the place of what its folder says; prompts and top_k that
-    it leaves unsaid are those of a ``config_sentence_transformers.json`` beside a ``modules.json``.
-    Raises ``ModelError`` when there is no such model, no network, or a layout that is no
-    learned-sparse encoder.
+    Args:
+        model: A folder, or a name on the hub.
+        revision: The commit, branch or tag of a hub model.
+        allow_pickle: Whether an older ``pytorch_model.bin`` may be downloaded and read.
+        decoder: How a decoder is read, instead of what its folder says. Prompts and ``top_k`` that
+            it leaves out come from the ``config_sentence_transformers.json`` of the folder.
+
+    Raises ``ModelError`` when there is no such model, or when it is not a learned-sparse encoder.
     """
     folder, commit = resolve_folder(model, revision, allow_pickle)
     name = str(model) if commit is not None else folder.name
@@ -140,100 +111,46 @@ def read_layout(
     decoder: DecoderSettings | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
-    """Describe a local model folder; raises ``ModelError`` with the reason
-    when it cannot be used.
-    """
-    name = name or folder.name
-    idf_path = folder / "idf.json" if (folder / "idf.json").is_file() else None
-    settings_here = read_decoder_settings(folder) if decoder is None else _fill_in(folder, decoder)
-    if settings_here is not None or (folder / ADAPTER_FILE).is_file():
-        return _read_decoder(folder, name, revision, settings_here, allow_pickle, idf_path)
-    if not (folder / "modules.json").is_file():
-        return _read_masked_lm(folder, name, revision, idf_path)
-    settings = read_object(folder / "config_sentence_transformers.json", required=False)
-    modules = _read_modules(folder)
-    routed = bool(modules) and modules[0][0] == "router"
-    document_modules = _route(folder, modules, "document") if routed else modules
-    query_modules = _route(folder, modules, "query") if routed else modules
-    document = _side(folder, document_modules, "document", idf_path)
-    if not isinstance(document, NeuralSide):
-        raise ModelError(
-            f"{folder}: the document side is a table of token weights; a masked "
-            "language model is needed"
-        )
-    prompts = {key: text or "" for key, text in (settings.get("prompts") or {}).items()}
-    return Checkpoint(
-        name=name,
-        folder=folder,
-        revision=revision,
-        layout="router" if routed else "sparse-encoder",
-        document=document,
-        query=_side(folder, query_modules, "query", idf_path),
-        document_prompt=prompts.get("document", ""),
-        query_prompt=prompts.get("query", ""),
-        top_k=settings.get("max_active_dims"),
-        idf_path=idf_path,
-        prompts=prompts,
-    )
-
-
-def _fill_in(folder: Path, decoder: DecoderSettings) -> DecoderSettings:
-    """Settings that a user gives, with what the layout of sentence-transformers says where they say
-    nothing.
-    """
-    if not (folder / "modules.json").is_file():
-        return decoder
-    reading = read_object(
-        folder / _first_path(folder) / "sentence_bert_config.json", required=False
-    )
-    if is_sparse_encoder(folder) and reading.get("transformer_task") != "text-generation":
-        raise ModelError(
-            f"{folder} is no decoder but a sparse encoder as its modules.json says; "
-            "drop decoder=... "
-            "(--decoder)"
-        )
-    stated = read_object(folder / "config_sentence_transformers.json", required=False)
-    prompts = stated.get("prompts") or {}
-    return replace(
-        decoder,
-        document_prompt=decoder.document_prompt or prompts.get("document") or "",
-        query_prompt=decoder.query_prompt or prompts.get("query") or "",
-        top_k=decoder.top_k or stated.get("max_active_dims"),
-    )
-
-
-def _first_path(folder: Path) -> str:
-    """Where the first module of a ``modules.json`` lies, relative to the folder."""
-    listed = read_json(folder / "modules.json")
-    if not (isinstance(listed, list) and listed and isinstance(listed[0], dict)):
-        raise ModelError(f"{folder / 'modules.json'} is no list of modules")
-    return str(_relative(folder, str(listed[0].get("path", ""))))
+    """Describe a local model folder. Raises ``ModelError`` when it cannot be used."""
+    request = FolderRequest(folder, name or folder.name, revision, decoder, allow_pickle)
+    for family in FAMILIES:
+        checkpoint = family.read_folder(request)
+        if checkpoint is not None:
+            return checkpoint
+    if (folder / "modules.json").is_file():
+        return _read_modules_layout(request)
+    return _read_plain_layout(request)
 
 
 def find_folder(
     model: str | Path, revision: str | None = None, *, allow_pickle: bool = False
 ) -> tuple[Path, str | None]:
-    """Where the network of any model lies, dense ones included, and the hub's commit (None for a
-    local folder).
+    """Return the folder of any model's network, and the commit of a hub model.
 
-    In the layout of sentence-transformers the network may have a folder of its own.
+    Dense models are found, too. In the layout of sentence-transformers the network may have a
+    folder of its own.
     """
     folder, commit = resolve_folder(model, revision, allow_pickle)
     if not is_sparse_encoder(folder) and (folder / "modules.json").is_file():
-        folder = folder / _first_path(folder)
+        folder = folder / first_module_path(folder)
     return folder, commit
 
 
-def is_sparse_encoder(folder: Path) -> bool:
-    """Whether a folder has the layout of a SparseEncoder."""
-    path = folder / "modules.json"
-    return path.is_file() and any(
-        "SpladePooling" in str(module) or "Router" in str(module) for module in read_json(path)
-    )
+def find_start(
+    folder: Path, decoder: DecoderSettings | None, *, allow_pickle: bool
+) -> tuple[NeuralSide, NeuralSide | StaticSide | None]:
+    """Return the document side and the query side from which training in a folder starts.
+
+    A network that is not a sparse encoder yet has no query side.
+    """
+    if decoder is None and not is_sparse_encoder(folder):
+        return NeuralSide(folder, DEFAULT_FAMILY), None
+    checkpoint = read_layout(folder, decoder=decoder, allow_pickle=allow_pickle)
+    return checkpoint.document, checkpoint.query
 
 
 def side_hash(side: NeuralSide, *, allow_pickle: bool = False) -> str:
-    """``files_hash`` of a side's network; with an adapter, one hash over both folders."""
+    """Return ``files_hash`` of a side's network; with an adapter, one hash over both folders."""
     base = files_hash(side.folder, allow_pickle=allow_pickle)
     if side.adapter is None:
         return base
@@ -241,8 +158,9 @@ def side_hash(side: NeuralSide, *, allow_pickle: bool = False) -> str:
 
 
 def read_static_weights(side: StaticSide, *, allow_pickle: bool = False) -> np.ndarray:
-    """The learned token weights of a ``SparseStaticEmbedding``: float32 ``[V]``; raises
-    ``ModelError``.
+    """Read the token weights of a ``SparseStaticEmbedding``, float32 ``[V]``.
+
+    Raises ``ModelError`` when there is no such tensor.
     """
     path = side.weights_path
     try:
@@ -254,124 +172,73 @@ def read_static_weights(side: StaticSide, *, allow_pickle: bool = False) -> np.n
         ) from error
     if weights.ndim != 1:
         raise ModelError(
-            f'{path}: tensor "weight" has the shape {weights.shape}; allowed: one dimension'
+            f'{path}: tensor "weight" has the shape {weights.shape}; it must have one dimension'
         )
     return weights
 
 
-def _read_masked_lm(
-    folder: Path, name: str, revision: str | None, idf_path: Path | None
-) -> Checkpoint:
+def _read_plain_layout(request: FolderRequest) -> Checkpoint:
+    """Describe a folder of transformers without further files."""
+    folder = request.folder
     config = read_object(folder / "config.json", required=True)
     if not config.get("model_type"):
         raise ModelError(
-            f"{folder / 'config.json'} names no model_type, so this is no transformers model"
+            f"{folder / 'config.json'} names no model_type, so this is not a transformers model"
         )
-    side = NeuralSide(folder)
-    query = side if idf_path is None else StaticSide(folder, idf_path)
+    side = NeuralSide(folder, DEFAULT_FAMILY)
+    query: NeuralSide | StaticSide = side
+    if request.idf_path is not None:
+        query = StaticSide(folder, request.idf_path)
     return Checkpoint(
-        name, folder, revision, "masked-lm", document=side, query=query, idf_path=idf_path
-    )
-
-
-def _read_decoder(
-    folder: Path,
-    name: str,
-    revision: str | None,
-    settings: DecoderSettings | None,
-    allow_pickle: bool,
-    idf_path: Path | None,
-) -> Checkpoint:
-    """A decoder, or an adapter with its base model, which is looked for beside it, here, and on the
-    hub.
-    """
-    if settings is None:
-        raise ModelError(
-            f"{folder} is an adapter, and nothing says how its decoder reads a text "
-            "(causal, echo, "
-            f"bidirectional ...); give decoder=..., or put {DECODER_FILE} beside "
-            f"{ADAPTER_FILE}"
-        )
-    place = folder / _first_path(folder) if (folder / "modules.json").is_file() else folder
-    adapter = place if (place / ADAPTER_FILE).is_file() else None
-    base = place if adapter is None else _base_of(place, allow_pickle)
-    config = read_object(base / "config.json", required=True)
-    if not config.get("model_type"):
-        raise ModelError(
-            f"{base / 'config.json'} names no model_type, so this is no transformers model"
-        )
-    document, query = (
-        NeuralSide(
-            base,
-            settings.pooling,
-            settings.activation,
-            settings.max_length,
-            decoder=settings,
-            template=settings.template(task),
-            adapter=adapter,
-        )
-        for task in ("document", "query")
-    )
-    prompts = {"document": settings.document_prompt, "query": settings.query_prompt}
-    return Checkpoint(
-        name,
+        request.name,
         folder,
-        revision,
-        "causal-lm",
+        request.revision,
+        "masked-lm",
+        document=side,
+        query=query,
+        idf_path=request.idf_path,
+    )
+
+
+def _read_modules_layout(request: FolderRequest) -> Checkpoint:
+    """Describe a folder of sentence-transformers."""
+    folder = request.folder
+    settings = read_object(folder / "config_sentence_transformers.json", required=False)
+    modules = _read_modules(folder)
+    routed = bool(modules) and modules[0].role == "router"
+    document = _read_side(folder, modules, "document")
+    if not isinstance(document, NeuralSide):
+        raise ModelError(
+            f"{folder}: the document side is a table of token weights; it must be a network"
+        )
+    prompts = {key: text or "" for key, text in (settings.get("prompts") or {}).items()}
+    return Checkpoint(
+        name=request.name,
+        folder=folder,
+        revision=request.revision,
+        layout="router" if routed else "sparse-encoder",
         document=document,
-        query=query if idf_path is None else StaticSide(document.tokenizer_folder, idf_path),
-        document_prompt=prompts["document"],
-        query_prompt=prompts["query"],
-        top_k=settings.top_k,
-        idf_path=idf_path,
+        query=_read_side(folder, modules, "query"),
+        document_prompt=prompts.get("document", ""),
+        query_prompt=prompts.get("query", ""),
+        top_k=settings.get("max_active_dims"),
+        idf_path=request.idf_path,
         prompts=prompts,
     )
 
 
-def _base_of(folder: Path, allow_pickle: bool) -> Path:
-    """The folder of the base model that an adapter names; raises ``ModelError`` when it is another
-    than it should.
-    """
-    path = folder / ADAPTER_FILE
-    config = read_object(path, required=True)
-    stated = config.get("base_model_name_or_path")
-    if not isinstance(stated, str) or not stated:
-        raise ModelError(
-            f"{path} names no base_model_name_or_path, the model that the adapter belongs to"
-        )
-    place = next(
-        (str(found) for found in (folder / stated, Path(stated)) if found.is_dir()), stated
-    )
-    revision = None if Path(place).is_dir() else config.get("revision")
-    try:
-        base, _ = resolve_folder(place, revision, allow_pickle)
-    except ModelError as error:
-        raise ModelError(
-            f"{path}: the base model cannot be had ({error}); set "
-            "base_model_name_or_path to its place"
-        ) from error
-    wanted = read_object(folder / DECODER_FILE, required=False).get("base_sha256")
-    if wanted is not None and wanted != weights_hash(base, allow_pickle=allow_pickle):
-        raise ModelError(
-            f"{folder} was trained on other weights than those in {base}; give the "
-            "base model of its "
-            f"training, or drop base_sha256 from {DECODER_FILE} if that is what you "
-            "want"
-        )
-    return base
-
-
-def _read_modules(folder: Path) -> list[tuple[str, str, Path]]:
-    """(role, class name, folder) of each top-level module."""
-    listed = read_json(folder / "modules.json")
-    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
-        raise ModelError(f"{folder / 'modules.json'} is no list of modules")
+def _read_modules(folder: Path) -> list[_Module]:
+    """Read the top-level modules of a folder."""
+    entries = read_json(folder / "modules.json")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ModelError(f"{folder / 'modules.json'} is not a list of modules")
     return [
-        _module(folder, str(module.get("type")), str(module.get("path", ""))) for module in listed
+        _check_module(folder, str(entry.get("type")), str(entry.get("path", "")))
+        for entry in entries
     ]
 
 
-def _module(folder: Path, type_name: str, path: str) -> tuple[str, str, Path]:
+def _check_module(folder: Path, type_name: str, path: str) -> _Module:
     class_name = type_name.rsplit(".", 1)[-1]
     if not type_name.startswith("sentence_transformers."):
         raise ModelError(
@@ -379,172 +246,104 @@ def _module(folder: Path, type_name: str, path: str) -> tuple[str, str, Path]:
         )
     if class_name in _REFUSED:
         raise ModelError(
-            f"{folder}: module class {class_name} makes this {_REFUSED[class_name]}; "
-            "expected: a masked "
-            f"language model with SpladePooling, or a decoder with {DECODER_FILE} or "
+            f"{folder}: module class {class_name} makes this {_REFUSED[class_name]}; it must be a "
+            f"masked language model with SpladePooling, or a decoder with {DECODER_FILE} or "
             "decoder=..."
         )
     if class_name not in _ROLES:
         raise ModelError(
-            f"{folder}: module class {class_name} is unknown; known: {', '.join(_ROLES)}"
+            f"{folder}: module class {class_name} is unknown; it must be {', '.join(_ROLES)}"
         )
-    return _ROLES[class_name], class_name, folder / _relative(folder, path)
+    return _Module(_ROLES[class_name], class_name, folder / check_module_path(folder, path))
 
 
-def _relative(folder: Path, path: str) -> PurePosixPath:
-    relative = PurePosixPath(path)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{folder}: module path {path!r} leaves the model folder")
-    return relative
-
-
-def _route(
-    folder: Path, modules: list[tuple[str, str, Path]], task: str
-) -> list[tuple[str, str, Path]]:
-    """The modules that a text of the task passes: those of its route, then
-    those after the router.
-    """
-    root = modules[0][2]
-    config = read_object(root / "router_config.json", required=False)
-    config = config or read_object(root / "config.json", required=True)
-    structure, types, parameters = (
-        config.get("structure"),
-        config.get("types"),
-        config.get("parameters") or {},
-    )
-    if not isinstance(structure, dict) or not isinstance(types, dict):
-        raise ModelError(f"{root}: the router's configuration lacks structure or types")
-    if parameters.get("route_mappings"):
-        raise ModelError(
-            f"{root}: the router uses route_mappings; supported: routes named query and document"
-        )
-    if task not in structure:
-        raise ModelError(
-            f"{root}: the router has no route {task!r} (routes: {', '.join(structure)})"
-        )
-    routed = [_module(root, str(types[key]), key) for key in structure[task]]
-    return routed + modules[1:]
-
-
-def _side(
-    folder: Path, modules: list[tuple[str, str, Path]], task: str, idf_path: Path | None
-) -> NeuralSide | StaticSide:
-    roles = [role for role, _, _ in modules]
+def _read_side(folder: Path, modules: Sequence[_Module], task: str) -> NeuralSide | StaticSide:
+    """Describe the modules that a text of the task ("document" or "query") passes."""
+    if modules and modules[0].role == "router":
+        modules = [*_read_route(modules[0].folder, task), *modules[1:]]
+    roles = [module.role for module in modules]
     if roles == ["transformer", "pooling"]:
-        return _neural_side(modules[0][1], modules[0][2], modules[1][2], task)
+        return _read_neural_side(modules[0], modules[1].folder, task)
     if roles == ["static"]:
-        return _static_side(folder, modules[0][2])
-    chain = " > ".join(class_name for _, class_name, _ in modules) or "nothing"
+        return _read_static_side(folder, modules[0].folder)
+    chain = " > ".join(module.class_name for module in modules) or "nothing"
     raise ModelError(
-        f"{folder}: the {task} side is {chain}; supported: a masked language model "
-        "followed by "
+        f"{folder}: the {task} side is {chain}; it must be a masked language model followed by "
         "SpladePooling, or SparseStaticEmbedding alone"
     )
 
 
-def _neural_side(class_name: str, folder: Path, pooling_folder: Path, task: str) -> NeuralSide:
-    config = read_object(folder / "sentence_bert_config.json", required=False)
-    _check_transformer_config(class_name, folder, config)
-    pooling = read_object(pooling_folder / "config.json", required=True)
-    strategy, activation = (
-        pooling.get("pooling_strategy", "max"),
-        pooling.get("activation_function", "relu"),
-    )
-    for key, value, allowed in (
-        ("pooling_strategy", strategy, get_args(Pooling)),
-        ("activation_function", activation, get_args(Activation)),
-    ):
-        if value not in allowed:
-            raise ModelError(
-                f"{pooling_folder / 'config.json'}: {key} is {value!r}; allowed: "
-                f"{', '.join(allowed)}"
-            )
-    max_length = config.get(f"{task}_length") or config.get("max_seq_length")
-    lowercase, decoder = bool(config.get("do_lower_case", False)), None
-    # that library pools whatever its tokenizer gives
-    if config.get("transformer_task") == "text-generation":
-        bos = config["processing_kwargs"]["text"].get("add_special_tokens", True)
-        decoder = DecoderSettings(pooled="all", bos=bos, pooling=strategy, activation=activation)
-    return NeuralSide(folder, strategy, activation, max_length, lowercase, decoder)
+def _read_route(folder: Path, task: str) -> list[_Module]:
+    """Read the modules of a router's route."""
+    config = read_object(folder / "router_config.json", required=False)
+    if not config:
+        config = read_object(folder / "config.json", required=True)
+    structure = config.get("structure")
+    types = config.get("types")
+    if not isinstance(structure, dict) or not isinstance(types, dict):
+        raise ModelError(f"{folder}: the router's configuration lacks structure or types")
+    if (config.get("parameters") or {}).get("route_mappings"):
+        raise ModelError(
+            f"{folder}: the router uses route_mappings; its routes must be query and document"
+        )
+    if task not in structure:
+        raise ModelError(
+            f"{folder}: the router has no route {task!r} (routes: {', '.join(structure)})"
+        )
+    return [_check_module(folder, str(types[key]), key) for key in structure[task]]
 
 
-def _check_transformer_config(class_name: str, folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse settings that would change the vectors and are not carried out here."""
+def _read_neural_side(module: _Module, pooling_folder: Path, task: str) -> NeuralSide:
+    folder = module.folder
     path = folder / "sentence_bert_config.json"
-    task = config.get(
-        "transformer_task", "fill-mask" if class_name == "MLMTransformer" else "feature-extraction"
+    config = read_object(path, required=False)
+    family = _find_family(module.class_name, path, config)
+    pooling_config = read_object(pooling_folder / "config.json", required=True)
+    pooling = pooling_config.get("pooling_strategy", "max")
+    activation = pooling_config.get("activation_function", "relu")
+    _check_choice(pooling_folder, "pooling_strategy", pooling, get_args(Pooling))
+    _check_choice(pooling_folder, "activation_function", activation, get_args(Activation))
+    return NeuralSide(
+        folder,
+        family.from_transformer_config(path, config, pooling, activation),
+        pooling,
+        activation,
+        config.get(f"{task}_length") or config.get("max_seq_length"),
+        bool(config.get("do_lower_case", False)),
     )
-    decoder = task == "text-generation" and config.get("module_output_name") == "token_embeddings"
-    if task != "fill-mask" and not decoder:
-        raise ModelError(
-            f"{path}: transformer_task is {task!r}, not 'fill-mask' (or "
-            "'text-generation' with the output "
-            "token_embeddings), so there are no token weights"
-        )
-    text = {"method": "forward", "method_output_name": "logits"}
-    if config.get("modality_config", {"text": text}).get("text") != text or "message" in config.get(
-        "modality_config", {}
-    ):
-        raise ModelError(
-            f"{path}: modality_config is not the plain reading of text; supported: forward > logits"
-        )
-    if decoder:
-        _check_reading_of_decoder(path, config.get("processing_kwargs") or {})
-    for key in (
-        *(() if decoder else ("processing_kwargs",)),
-        "query_expansion",
-        "processor_kwargs",
-        "tokenizer_args",
-        "config_kwargs",
-        "config_args",
-    ):
-        if {
-            name: value
-            for name, value in (config.get(key) or {}).items()
-            if name != "trust_remote_code"
-        }:
-            raise ModelError(f"{path}: {key} is set ({config[key]}), which is not supported")
-    for key in ("model_kwargs", "model_args"):
-        if unknown := set(config.get(key) or {}) - _HARMLESS_MODEL_OPTIONS:
-            raise ModelError(
-                f"{path}: {key} sets {', '.join(sorted(unknown))}, which is not supported"
-            )
 
 
-def _check_reading_of_decoder(path: Path, options: Mapping[str, Any]) -> None:
-    text = options.get("text") or {}
-    if not isinstance(text, dict) or text.get("logits_to_keep", 1) != 0:
+def _find_family(class_name: str, path: Path, config: dict[str, Any]) -> type[Family]:
+    """Return the family of a task of sentence-transformers."""
+    default = "fill-mask" if class_name == "MLMTransformer" else "feature-extraction"
+    task = config.get("transformer_task", default)
+    families = {family.transformer_task: family for family in FAMILIES}
+    if task not in families:
         raise ModelError(
-            f"{path}: without processing_kwargs {_ALL_LOGITS} the decoder pools the "
-            "last token only, "
-            "which is not supported"
+            f"{path}: transformer_task is {task!r}, which gives no token weights; it must be "
+            f"{' or '.join(sorted(families))}"
         )
-    strange = (set(options) - {"text"}) | (set(text) - {"logits_to_keep", "add_special_tokens"})
-    if strange or not isinstance(text.get("add_special_tokens", True), bool):
+    return families[task]
+
+
+def _check_choice(folder: Path, key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
         raise ModelError(
-            f"{path}: processing_kwargs is {options}; supported for a decoder: "
-            "logits_to_keep 0 and "
-            "add_special_tokens (true or false) of text"
+            f"{folder / 'config.json'}: {key} is {value!r}; it must be {' or '.join(choices)}"
         )
 
 
-def _static_side(root: Path, folder: Path) -> StaticSide:
+def _read_static_side(root: Path, folder: Path) -> StaticSide:
     config = read_object(folder / "config.json", required=False)
-    if (stated := config.get("path")) is not None:
-        path = next(
-            (
-                base / Path(stated).name
-                for base in (folder, root)
-                if (base / Path(stated).name).is_file()
-            ),
-            None,
+    stated = config.get("path")
+    if stated is not None:
+        for place in (folder, root):
+            path = place / Path(stated).name
+            if path.is_file():
+                return StaticSide(folder, path)
+        raise ModelError(
+            f"{folder / 'config.json'}: the weights are in {stated!r}, which is not in the folder"
         )
-        if path is None:
-            raise ModelError(
-                f"{folder / 'config.json'}: the weights are in {stated!r}, which is "
-                "not in the folder"
-            )
-        return StaticSide(folder, path)
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return StaticSide(folder, folder / name)

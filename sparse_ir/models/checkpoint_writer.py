@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -19,55 +19,61 @@ from sparse_ir.models.decoder_settings import (
 )
 from sparse_ir.storage import files
 
-ClassNames = Literal["6", "5"]
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# the classes as sentence-transformers 5.4 and later name them
 _SPARSE_MODULES = "sentence_transformers.sparse_encoder.modules"
-_CLASS_NAMES = {
-    "6": {
-        "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
-        "SpladePooling": f"{_SPARSE_MODULES}.splade_pooling.SpladePooling",
-        "Static": f"{_SPARSE_MODULES}.sparse_static_embedding.SparseStaticEmbedding",
-        "Router": "sentence_transformers.base.modules.router.Router",
-    },
-    "5": {
-        "Transformer": "sentence_transformers.sparse_encoder.models.MLMTransformer",
-        "SpladePooling": "sentence_transformers.sparse_encoder.models.SpladePooling",
-        "Static": "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding",
-        "Router": "sentence_transformers.models.Router",
-    },
-}
+_TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+_ROUTER = "sentence_transformers.base.modules.router.Router"
+_POOLING = f"{_SPARSE_MODULES}.splade_pooling.SpladePooling"
+_STATIC = f"{_SPARSE_MODULES}.sparse_static_embedding.SparseStaticEmbedding"
+_QUERY_FOLDER = "query_0_SparseStaticEmbedding"
+_DOCUMENT_FOLDER = "document_0_Transformer"
+_DOCUMENT_POOLING_FOLDER = "document_1_SpladePooling"
+_POOLING_FOLDER = "1_SpladePooling"
 
 
 def write_masked_lm(
-    folder: Path, network: Any, tokenizer: Any, *, max_length: int | None = None
+    folder: Path,
+    model: PreTrainedModel,
+    hf_tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
 ) -> None:
-    """Write the plain layout: network and tokenizer, nothing else. ``folder`` appears whole, or
-    stays as it was.
+    """Write network and tokenizer and nothing else.
+
+    ``folder`` appears whole or stays as it was.
     """
     with _new_folder(folder) as target:
-        network.save_pretrained(target)
-        _save_tokenizer(tokenizer, target, max_length)
+        model.save_pretrained(target)
+        _save_tokenizer(hf_tokenizer, target, max_length)
 
 
 def write_causal_lm(
-    folder: Path, network: Any, tokenizer: Any, settings: DecoderSettings, dtype: Any = None
+    folder: Path,
+    model: PreTrainedModel,
+    hf_tokenizer: PreTrainedTokenizerBase,
+    settings: DecoderSettings,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a decoder, its tokenizer and ``sparse_ir.json``. ``folder`` appears whole, or stays as
-    it was.
+    """Write a decoder, its tokenizer and ``sparse_ir.json``.
 
-    ``dtype``: a torch type in which the weights are stored.
+    ``folder`` appears whole or stays as it was. ``dtype`` is the type of the stored weights.
     """
-    if dtype is not None and dtype != network.dtype:
-        network = _rounded(network, dtype)
+    if dtype is not None and dtype != model.dtype:
+        model = _rounded(model, dtype)
     with _new_folder(folder) as target:
-        network.save_pretrained(target)
-        _save_tokenizer(tokenizer, target, None)
+        model.save_pretrained(target)
+        _save_tokenizer(hf_tokenizer, target, None)
         write_decoder_settings(target, settings)
 
 
 def write_sparse_encoder(
     folder: Path,
-    network: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    hf_tokenizer: PreTrainedTokenizerBase,
     *,
     pooling: Pooling = "max",
     activation: Activation = "relu",
@@ -75,67 +81,72 @@ def write_sparse_encoder(
     prompts: Mapping[str, str] | None = None,
     top_k: int | None = None,
     query_weights: np.ndarray | None = None,
-    class_names: ClassNames = "6",
-    dtype: Any = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the SparseEncoder layout that sentence-transformers opens; ``folder`` appears whole, or
-    stays as it was.
+    """Write the SparseEncoder layout, which sentence-transformers 5.4 and later open.
 
-    ``network`` and ``tokenizer`` are those of transformers. With ``query_weights`` (float32
-    ``[V]``) it becomes a ``Router`` with a ``SparseStaticEmbedding`` for queries, and an
-    ``idf.json`` beside it. ``class_names`` "6" is read by sentence-transformers 5.4 and later, "5"
-    by all versions from 5.0. ``dtype``: a torch type in which the network's weights are stored;
-    loading gives float32 again. float16 halves the files, float8_e4m3fn is float16 with a byte per
-    number of the matrices that have a row per token.
+    Args:
+        folder: Appears whole or stays as it was.
+        model: The network with its output layer.
+        hf_tokenizer: The tokenizer of transformers.
+        pooling: How token scores are pooled.
+        activation: What makes weights of scores.
+        max_length: Tokens read of a text.
+        prompts: Texts before documents and queries, by task.
+        top_k: The largest number of terms of a text.
+        query_weights: Token weights of queries, float32 ``[V]``. With them the model becomes a
+            ``Router`` with a ``SparseStaticEmbedding`` for queries and an ``idf.json`` beside it.
+        dtype: The type of the stored weights; loading gives float32 again. float16 halves the
+            files. float8_e4m3fn is float16 with one byte per number in the matrices that have a
+            row per token.
     """
-    if dtype is not None and dtype != network.dtype:
-        network = _rounded(network, dtype)
     check_choice("pooling", pooling, get_args(Pooling))
     check_choice("activation", activation, get_args(Activation))
-    check_choice("class_names", class_names, get_args(ClassNames))
-    pooling_config = {"pooling_strategy": pooling, "activation_function": activation}
-    size_key = "embedding_dimension" if class_names == "6" else "word_embedding_dimension"
-    pooling_config[size_key] = network.get_output_embeddings().weight.shape[0]
-    names = _CLASS_NAMES[class_names]
+    if dtype is not None and dtype != model.dtype:
+        model = _rounded(model, dtype)
+    pooling_config = {
+        "pooling_strategy": pooling,
+        "activation_function": activation,
+        "embedding_dimension": model.get_output_embeddings().weight.shape[0],
+    }
     with _new_folder(folder) as target:
         files.write_json(target / "config_sentence_transformers.json", _settings(prompts, top_k))
         if query_weights is None:
-            _write_transformer(target, network, tokenizer, max_length, class_names)
-            files.write_json(target / "1_SpladePooling" / "config.json", pooling_config)
-            modules = [("", names["Transformer"]), ("1_SpladePooling", names["SpladePooling"])]
+            _write_transformer(target, model, hf_tokenizer, max_length)
+            files.write_json(target / _POOLING_FOLDER / "config.json", pooling_config)
+            _write_modules(target, {"": _TRANSFORMER, _POOLING_FOLDER: _POOLING})
         else:
-            _write_router(
-                target, network, tokenizer, max_length, pooling_config, query_weights, class_names
-            )
-            modules = [("", names["Router"])]
-        files.write_json(
-            target / "modules.json",
-            [
-                {"idx": i, "name": str(i), "path": path, "type": name}
-                for i, (path, name) in enumerate(modules)
-            ],
-        )
+            _write_transformer(target / _DOCUMENT_FOLDER, model, hf_tokenizer, max_length)
+            files.write_json(target / _DOCUMENT_POOLING_FOLDER / "config.json", pooling_config)
+            _write_query_side(target, hf_tokenizer, max_length, query_weights)
+            _write_router_config(target)
+            _write_modules(target, {"": _ROUTER})
 
 
-def _rounded(network: Any, dtype: Any) -> Any:
-    """A copy in ``dtype``; float8 (4 bits of exponent, 3 of mantissa) is for matrices with a row
-    per token only.
-    """
+def _write_modules(target: Path, class_of_folder: Mapping[str, str]) -> None:
+    entries = []
+    for number, (path, class_name) in enumerate(class_of_folder.items()):
+        entries.append({"idx": number, "name": str(number), "path": path, "type": class_name})
+    files.write_json(target / "modules.json", entries)
+
+
+def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy in ``dtype``; float8 is used only for matrices with a row per token."""
     import torch
 
     if dtype != torch.float8_e4m3fn:
-        return copy.deepcopy(network).to(dtype)
-    found = copy.deepcopy(network).to(torch.float16)
-    rows = network.get_input_embeddings().weight.shape[0]
-    for parameter in found.parameters():
+        return copy.deepcopy(model).to(dtype)
+    rounded = copy.deepcopy(model).to(torch.float16)
+    rows = model.get_input_embeddings().weight.shape[0]
+    for parameter in rounded.parameters():
         if parameter.ndim == 2 and parameter.shape[0] == rows:
             parameter.data = parameter.data.to(dtype)
-    return found
+    return rounded
 
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` that takes its place when the block ends without an exception."""
+    """Give a folder that takes the place of ``folder`` when the block ends without an error."""
     with files.write_lock(folder):
         files.remove_leftovers(folder)
         with files.building(folder) as target:
@@ -146,89 +157,90 @@ def _settings(prompts: Mapping[str, str] | None, top_k: int | None) -> dict[str,
     import torch
     import transformers
 
-    settings: dict[str, Any] = {
-        # the version whose layout this is; the reader warns only when it is older than the number
-        # here
-        "__version__": {
-            "pytorch": str(torch.__version__),
-            "sentence_transformers": "5.0.0",
-            "transformers": transformers.__version__,
-        },
-        "default_prompt_name": None,
-        **({} if top_k is None else {"max_active_dims": top_k}),
-        "model_type": "SparseEncoder",
-        "prompts": {"document": "", "query": "", **(prompts or {})},
-        "similarity_fn_name": "dot",
+    versions = {
+        "pytorch": str(torch.__version__),
+        # the version of this layout; a reader warns when it is older than the number here
+        "sentence_transformers": "5.0.0",
+        "transformers": transformers.__version__,
     }
+    settings: dict[str, Any] = {"__version__": versions, "default_prompt_name": None}
+    if top_k is not None:
+        settings["max_active_dims"] = top_k
+    settings["model_type"] = "SparseEncoder"
+    settings["prompts"] = {"document": "", "query": ""} | dict(prompts or {})
+    settings["similarity_fn_name"] = "dot"
     return settings
 
 
 def _write_transformer(
-    folder: Path, network: Any, tokenizer: Any, max_length: int | None, class_names: ClassNames
-) -> None:
-    network.save_pretrained(folder)
-    # however few bits are stored, readers compute in float32
-    settings = files.read_json(folder / "config.json")
-    files.write_json(folder / "config.json", {**settings, "dtype": "float32"})
-    limit = _save_tokenizer(tokenizer, folder, max_length)
-    config: dict[str, Any] = {"max_seq_length": limit, "do_lower_case": False}
-    if class_names == "6":
-        config = {
-            "transformer_task": "fill-mask",
-            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
-            "module_output_name": "token_embeddings",
-        }
-    files.write_json(folder / "sentence_bert_config.json", config)
-
-
-def _write_router(
-    target: Path,
-    network: Any,
-    tokenizer: Any,
+    folder: Path,
+    model: PreTrainedModel,
+    hf_tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
-    pooling_config: Mapping[str, Any],
-    query_weights: np.ndarray,
-    class_names: ClassNames,
 ) -> None:
+    model.save_pretrained(folder)
+    # readers compute in float32, however few bits are stored
+    config = files.read_json(folder / "config.json")
+    config["dtype"] = "float32"
+    files.write_json(folder / "config.json", config)
+    _save_tokenizer(hf_tokenizer, folder, max_length)
+    reading = {
+        "transformer_task": "fill-mask",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+        "module_output_name": "token_embeddings",
+    }
+    files.write_json(folder / "sentence_bert_config.json", reading)
+
+
+def _write_query_side(
+    target: Path,
+    hf_tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    query_weights: np.ndarray,
+) -> None:
+    """Write token weights as a tensor and as ``idf.json``."""
     from safetensors.numpy import save_file
 
-    names = _CLASS_NAMES[class_names]
-    query, document = (
-        "query_0_SparseStaticEmbedding",
-        "document_0_" + names["Transformer"].rsplit(".", 1)[-1],
-    )
-    _write_transformer(target / document, network, tokenizer, max_length, class_names)
-    files.write_json(target / "document_1_SpladePooling" / "config.json", pooling_config)
-    files.write_json(target / query / "config.json", {"frozen": True})
-    # sentence-transformers wants exactly one weight per token, also where the network's head is
-    # wider
-    weights = np.ascontiguousarray(query_weights[: len(tokenizer.get_vocab())], dtype=np.float32)
-    save_file({"weight": weights}, target / query / "model.safetensors")
-    _save_tokenizer(tokenizer, target / query, max_length)
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    files.write_json(
-        target / "idf.json", {token: float(str(weights[token_id])) for token, token_id in tokens}
-    )
-    files.write_json(
-        target / "router_config.json",
-        {
-            "types": {
-                query: names["Static"],
-                document: names["Transformer"],
-                "document_1_SpladePooling": names["SpladePooling"],
-            },
-            "structure": {"query": [query], "document": [document, "document_1_SpladePooling"]},
-            "parameters": {"default_route": "document", "allow_empty_key": True},
+    folder = target / _QUERY_FOLDER
+    files.write_json(folder / "config.json", {"frozen": True})
+    # sentence-transformers wants one weight per token, even where the output layer is wider
+    vocabulary = hf_tokenizer.get_vocab()
+    weights = np.ascontiguousarray(query_weights[: len(vocabulary)], dtype=np.float32)
+    save_file({"weight": weights}, folder / "model.safetensors")
+    _save_tokenizer(hf_tokenizer, folder, max_length)
+    idf = {}
+    for token, token_id in sorted(vocabulary.items(), key=_token_id_of):
+        idf[token] = float(str(weights[token_id]))  # the shortest form of a float32
+    files.write_json(target / "idf.json", idf)
+
+
+def _token_id_of(entry: tuple[str, int]) -> int:
+    return entry[1]
+
+
+def _write_router_config(target: Path) -> None:
+    config = {
+        "types": {
+            _QUERY_FOLDER: _STATIC,
+            _DOCUMENT_FOLDER: _TRANSFORMER,
+            _DOCUMENT_POOLING_FOLDER: _POOLING,
         },
-    )
+        "structure": {
+            "query": [_QUERY_FOLDER],
+            "document": [_DOCUMENT_FOLDER, _DOCUMENT_POOLING_FOLDER],
+        },
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    }
+    files.write_json(target / "router_config.json", config)
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path, max_length: int | None) -> int:
-    """Save it with ``max_length`` as its own limit, and leave the caller's object as it was."""
-    before = tokenizer.model_max_length
+def _save_tokenizer(
+    hf_tokenizer: PreTrainedTokenizerBase, folder: Path, max_length: int | None
+) -> None:
+    """Save a tokenizer with ``max_length`` as its own limit, and leave the object as it was."""
+    before = hf_tokenizer.model_max_length
     try:
-        tokenizer.model_max_length = max_length or before
-        tokenizer.save_pretrained(folder)
-        return tokenizer.model_max_length
+        hf_tokenizer.model_max_length = max_length or before
+        hf_tokenizer.save_pretrained(folder)
     finally:
-        tokenizer.model_max_length = before
+        hf_tokenizer.model_max_length = before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,44 +14,48 @@ from sparse_ir.storage import files
 Pooling = Literal["max", "sum"]
 Activation = Literal["relu", "log1p_relu"]
 Mode = Literal["causal", "echo", "bidirectional"]
+Pooled = Literal["text", "all"]
+Task = Literal["document", "query"]
 _DECODER_FORMAT = 1
+_HIDDEN_SCALE = "hidden^-1/4"
 TEXT_PLACEHOLDER = "{text}"
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """How a decoder reads a text and what becomes of its logits; ``sparse_ir.json`` beside the
-    weights.
+    """How a decoder reads a text, and what happens to its logits.
 
-    * ``mode``: ``"causal"``; ``"echo"``, the text twice, of which only the second copy is pooled,
-        so that every token
-      has seen the whole text; ``"bidirectional"``, the causal mask taken away.
-    * ``document_template``, ``query_template``: what is read, with ``{text}`` once, under echo
-        twice; None: ``{text}``,
-      under echo ``Document: {text}\\nDocument again: {text}`` (``Query:`` for queries). A prompt
-          goes before it.
-    * ``pooled``: ``"text"`` leaves prompt, template and special tokens out of the pooling;
-        ``"all"`` does not.
-    * ``bos``: put around the text what the tokenizer puts there (BOS for Llama, Mistral, Gemma,
-        OPT). Off by default:
-      as an attention sink BOS has large logits for the same tokens in every text, and the maximum
-          takes them; pooled,
-      it makes all vectors alike (SciFact nDCG@10 .02 instead of .65 for LACONIC-1B).
-    * ``pooling``, ``activation``: as for ``NeuralSide``. A logit ``x`` becomes ``x * logit_scale -
-        logit_shift``
-      before them; ``"hidden^-1/4"`` stands for hidden_size ** -0.25 (Lion-SP, arXiv 2502.15526).
-    * ``centered``: of each token's logits their mean over the vocabulary is taken off first. A
-        language model leaves
-      that mean to chance (softmax does not see it), but the maximum over tokens, and one shift for
-          all texts, compare
-      it; and all logits sinking together is the shortest way to a dead ReLU.
-    * ``temperature``: what training divides scores by. Vectors do not depend on it.
-    * ``top_k``: at most so many terms per text. ``max_length``: tokens read, everything counted
-        (both copies, too).
-    * ``fold_tokens``: tokens that differ only in case and outer white space are one term, with the
-        largest weight.
+    Raises ``ConfigError`` for a bad value.
 
-    Raises ``ConfigError`` for a value that is not allowed.
+    Attributes:
+        mode: "causal"; "echo", which reads the text twice and pools the second copy, so that every
+            token has seen the whole text; "bidirectional", which removes the causal mask.
+        document_template: What is read for a document, with ``{text}`` once, under echo twice.
+            None stands for ``{text}``, under echo for
+            ``Document: {text}\\nDocument again: {text}``.
+        query_template: The same for a query, with ``Query`` for ``Document``.
+        document_prompt: A text before the document's template.
+        query_prompt: A text before the query's template.
+        pooled: "text" pools the tokens of the text only, without prompt, template and special
+            tokens; "all" pools every token.
+        bos: Whether the tokenizer's own special tokens frame the text (BOS for Llama, Mistral,
+            Gemma and OPT). BOS is an attention sink with large logits for the same tokens in every
+            text. If it is pooled, it makes all vectors alike: SciFact nDCG@10 falls from .65 to
+            .02 for LACONIC-1B.
+        pooling: "max" or "sum" over tokens.
+        activation: ``log1p(relu(x))`` once ("relu") or its ``log1p`` again ("log1p_relu").
+        logit_scale: The factor of a logit; "hidden^-1/4" is ``hidden_size ** -0.25`` (Lion-SP,
+            arXiv 2502.15526).
+        logit_shift: What is subtracted from a scaled logit before the activation.
+        centered: Whether the mean over the vocabulary is subtracted from each token's logits first.
+            Softmax ignores that mean, so a language model leaves it to chance. The maximum over
+            tokens and the shift do not ignore it, and a mean that sinks is the shortest way to a
+            dead ReLU.
+        temperature: What training divides scores by. Vectors do not depend on it.
+        top_k: The largest number of terms of a text; None keeps all.
+        max_length: Tokens read of a text, both copies, prompt and template included.
+        fold_tokens: Whether tokens that differ only in case and surrounding white space become one
+            term, with the largest of their weights.
     """
 
     mode: Mode = "causal"
@@ -60,7 +63,7 @@ class DecoderSettings:
     query_template: str | None = None
     document_prompt: str = ""
     query_prompt: str = ""
-    pooled: Literal["text", "all"] = "text"
+    pooled: Pooled = "text"
     bos: bool = False
     pooling: Pooling = "max"
     activation: Activation = "relu"
@@ -73,89 +76,91 @@ class DecoderSettings:
     fold_tokens: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in _DECODER_CHOICES.items():
-            check_choice(name, getattr(self, name), allowed)
-        for name, (allowed_text, is_allowed) in _DECODER_RULES.items():
-            if not is_allowed(value := getattr(self, name)):
-                raise ConfigError(f"{name} is {value!r}; allowed: {allowed_text}")
-        copies = 2 if self.mode == "echo" else 1
-        for name in ("document_template", "query_template"):
-            if (template := getattr(self, name)) is not None and template.count(
-                TEXT_PLACEHOLDER
-            ) != copies:
-                raise ConfigError(
-                    f"{name} is {template!r}; in mode {self.mode!r} it must hold "
-                    f"{TEXT_PLACEHOLDER} "
-                    f"{'twice' if copies == 2 else 'once'}"
-                )
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name in ("document_prompt", "query_prompt"):
+            _require(isinstance(getattr(self, name), str), name, getattr(self, name), "a text")
+        for name in ("bos", "centered", "fold_tokens"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), name, value, "true or false")
+        self._check_numbers()
+        self._check_template("document_template", self.document_template)
+        self._check_template("query_template", self.query_template)
         if self.mode == "echo" and self.pooled != "text":
             raise ConfigError(
                 "mode 'echo' pools the second copy of the text only; pooled must be 'text'"
             )
 
-    def template(self, task: str) -> str:
-        """The template of ``"document"`` or ``"query"``."""
-        stated = getattr(self, f"{task}_template")
+    def _check_numbers(self) -> None:
+        scale = self.logit_scale
+        is_scale = scale == _HIDDEN_SCALE or _is_positive(scale)
+        _require(is_scale, "logit_scale", scale, f"a number above 0, or {_HIDDEN_SCALE!r}")
+        _require(_is_number(self.logit_shift), "logit_shift", self.logit_shift, "a number")
+        temperature = self.temperature
+        _require(_is_positive(temperature), "temperature", temperature, "a number above 0")
+        is_limit = self.top_k is None or _is_count(self.top_k)
+        _require(is_limit, "top_k", self.top_k, "1 or more, or None")
+        _require(_is_count(self.max_length), "max_length", self.max_length, "1 or more")
+
+    def _check_template(self, name: str, template: Any) -> None:
+        if template is None:
+            return
+        _require(isinstance(template, str), name, template, "a text or None")
+        count = 1
+        times = "once"
+        if self.mode == "echo":
+            count = 2
+            times = "twice"
+        if template.count(TEXT_PLACEHOLDER) != count:
+            raise ConfigError(
+                f"{name} is {template!r}; in mode {self.mode!r} it must hold {TEXT_PLACEHOLDER} "
+                f"{times}"
+            )
+
+    def template(self, task: Task) -> str:
+        """Return the template of documents or queries."""
+        stated = self.document_template if task == "document" else self.query_template
         if stated is not None:
-            return str(stated)
+            return stated
+        if self.mode != "echo":
+            return TEXT_PLACEHOLDER
         name = task.capitalize()
-        return (
-            f"{name}: {TEXT_PLACEHOLDER}\n{name} again: {TEXT_PLACEHOLDER}"
-            if self.mode == "echo"
-            else TEXT_PLACEHOLDER
-        )
+        return f"{name}: {TEXT_PLACEHOLDER}\n{name} again: {TEXT_PLACEHOLDER}"
+
+    def scale_for(self, hidden_size: int) -> float:
+        """Return ``logit_scale`` as a number, for a network of this hidden width."""
+        if self.logit_scale == _HIDDEN_SCALE:
+            return float(hidden_size**-0.25)
+        return float(self.logit_scale)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-_DECODER_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "mode": get_args(Mode),
-    "pooled": ("text", "all"),
+    "pooled": get_args(Pooled),
     "pooling": get_args(Pooling),
     "activation": get_args(Activation),
-}
-_DECODER_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "document_template": ("a text or None", lambda value: value is None or isinstance(value, str)),
-    "query_template": ("a text or None", lambda value: value is None or isinstance(value, str)),
-    "document_prompt": ("a text", lambda value: isinstance(value, str)),
-    "query_prompt": ("a text", lambda value: isinstance(value, str)),
-    "bos": ("true or false", lambda value: isinstance(value, bool)),
-    "logit_scale": (
-        "a number above 0, or 'hidden^-1/4'",
-        lambda value: value == "hidden^-1/4" or (_is_number(value) and value > 0),
-    ),
-    "logit_shift": ("a number", _is_number),
-    "centered": ("true or false", lambda value: isinstance(value, bool)),
-    "temperature": ("a number above 0", lambda value: _is_number(value) and value > 0),
-    "top_k": ("1 or more, or None", lambda value: value is None or _is_count(value)),
-    "max_length": ("1 or more", _is_count),
-    "fold_tokens": ("true or false", lambda value: isinstance(value, bool)),
 }
 
 
 def read_decoder_settings(folder: Path) -> DecoderSettings | None:
-    """What ``sparse_ir.json`` says; None where there is none. Raises ``ModelError`` for another
-    format or key.
+    """Read ``sparse_ir.json`` in a folder; None if there is none.
+
+    Raises ``ModelError`` for another format or key.
     """
     path = folder / DECODER_FILE
     return read_decoder_file(path) if path.is_file() else None
 
 
 def read_decoder_file(path: Path) -> DecoderSettings:
-    """The settings in a file like ``sparse_ir.json``, wherever it lies. Raises ``ModelError``."""
+    """Read a file like ``sparse_ir.json``. Raises ``ModelError`` for another format or key."""
     record = read_object(path, required=True)
     if record.get("format") != _DECODER_FORMAT:
         raise ModelError(
-            f"{path}: format is {record.get('format')!r}; this version reads {_DECODER_FORMAT}"
+            f"{path}: format is {record.get('format')!r}; it must be {_DECODER_FORMAT}"
         )
     known = [item.name for item in fields(DecoderSettings)]
-    if unknown := sorted(set(record) - {"format", "base_sha256", *known}):
+    unknown = sorted(set(record) - {"format", "base_sha256", *known})
+    if unknown:
         raise ModelError(f"{path}: {', '.join(unknown)} is unknown; known: {', '.join(known)}")
     try:
         return DecoderSettings(**{name: record[name] for name in known if name in record})
@@ -166,13 +171,34 @@ def read_decoder_file(path: Path) -> DecoderSettings:
 def write_decoder_settings(
     folder: Path, settings: DecoderSettings, *, base_sha256: str | None = None
 ) -> None:
-    """Write ``sparse_ir.json``. ``base_sha256``: the ``weights_hash`` of the base model, for an
-    adapter.
+    """Write ``sparse_ir.json``.
+
+    ``base_sha256`` is the ``weights_hash`` of the base model of an adapter.
     """
-    base = {} if base_sha256 is None else {"base_sha256": base_sha256}
-    files.write_json(folder / DECODER_FILE, {"format": _DECODER_FORMAT, **asdict(settings), **base})
+    record: dict[str, Any] = {"format": _DECODER_FORMAT} | asdict(settings)
+    if base_sha256 is not None:
+        record["base_sha256"] = base_sha256
+    files.write_json(folder / DECODER_FILE, record)
 
 
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} {value!r} is unknown; allowed: {', '.join(allowed)}")
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` unless the value is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+def _require(is_valid: bool, name: str, value: object, expected: str) -> None:
+    if not is_valid:
+        raise ConfigError(f"{name} is {value!r}; it must be {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,18 +1,16 @@
-"""Documents (and neural queries) through a masked language model or a decoder into sparse vectors.
+"""Documents and neural queries through a network into sparse vectors.
 
-``w_t = f(max over tokens of logit_t)`` with ``f = log1p(relu)`` (SPLADE v2, arXiv 2109.10086) or
-its double logarithm. The network's output layer is taken off and left to ``heads``, so that ``[B,
-L, V]`` never exists. Only non-zeros leave this module.
+``w_t = f(max over tokens of score_t)`` with ``f = log1p(relu)`` (SPLADE v2, arXiv 2109.10086) or
+its double logarithm. The network's output layer is joined with the pooling (``pooling.Head``), so
+that ``[B, L, V]`` never exists. Only non-zeros leave this module.
 
-B texts of a batch, L tokens of a text, T tokens of a product, H hidden width, V vocabulary.
+B texts of a batch, L tokens of a text, P of them pooled, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,83 +20,86 @@ from scipy import sparse
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sparse_ir.errors import ConfigError, IndexMismatch, ModelError
-from sparse_ir.models import (
-    attention,
-    checkpoint_writer,
-    decoders,
-    loading,
-    static_queries,
-    tokenization,
-)
+from sparse_ir.errors import ConfigError, IndexMismatch
+from sparse_ir.models import network as networks
+from sparse_ir.models import static_queries, tokenization
+from sparse_ir.models.batching import SparseVector, by_length, rows_to_csr
 from sparse_ir.models.checkpoint import (
     Checkpoint,
     Layout,
     NeuralSide,
     StaticSide,
     open_checkpoint,
-    read_static_weights,
     side_hash,
 )
-from sparse_ir.models.checkpoint_writer import ClassNames
+from sparse_ir.models.checkpoint_queries import StaticSideRequest, load_static_queries
 from sparse_ir.models.decoder_settings import DecoderSettings
-from sparse_ir.models.interfaces import QueryEncoder
-from sparse_ir.models.loading import Bend
-from sparse_ir.models.network import (
+from sparse_ir.models.encoder_options import (
     SCREENED,
-    TRUNK_DTYPE,
-    Network,
-    Options,
+    EncoderOptions,
     Precision,
     device_kind,
-    fastest_precision,
-    load_model,
-    make_head,
-    reading_fields,
-    usable_max_length,
+    make_options,
 )
-from sparse_ir.models.pooling import TOKEN_BLOCK, Row, group_sizes, keep_heaviest
-from sparse_ir.models.static_queries import CONVENTIONS, Convention, StaticQueryEncoder
-from sparse_ir.models.tokenization import Tokens
+from sparse_ir.models.families.base import SaveRequest, Vocabulary
+from sparse_ir.models.interfaces import QueryEncoder
+from sparse_ir.models.network import SparseNetwork
+from sparse_ir.models.pooling import TOKEN_BLOCK, Head, fold, group_sizes, keep_heaviest
+from sparse_ir.models.reading import TextReader
+from sparse_ir.models.static_queries import Convention
+from sparse_ir.models.tokenization import TermPlace, Tokens
 
-_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
+QueryKind = Literal["neural", "static", "ones"]
+_EMPTY: SparseVector = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+_CHECKED_FACTS = (
+    "files_sha256",
+    "tokenizer_sha256",
+    "pooling",
+    "activation",
+    "max_length",
+    "prompt",
+)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What all encoders of one loaded network share, and how one side reads texts with it."""
+
+    checkpoint: Checkpoint
+    side: NeuralSide
+    network: SparseNetwork
+    head: Head
+    vocabulary: Vocabulary
+    options: EncoderOptions
+    reader: TextReader
+    max_length: int | None
+
+    def for_side(self, side: NeuralSide) -> _Parts:
+        """Return the parts for another template and limit; the network is shared."""
+        limit = networks.usable_max_length(side, self.network, self.options.max_length)
+        reader = side.family.make_reader(self.network.tokenizer, side, limit)
+        return replace(self, side=side, reader=reader, max_length=limit)
 
 
 class Encoder:
-    """A language model as a learned-sparse encoder. Made by ``Encoder.load``, not by its
-    constructor.
-    """
+    """A language model as a learned-sparse encoder, made by ``Encoder.load``."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        side: NeuralSide,
-        prompt: str,
-        network: Network,
-        options: Options,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._side = side
+    def __init__(self, parts: _Parts, prompt: str) -> None:
+        self._parts = parts
         self._prompt = prompt
-        self._network = network
-        self._options = options
-        self.vocabulary: list[str]
-        self._terms: Tensor | None = None
-        if side.decoder is not None and side.decoder.fold_tokens:
-            self.vocabulary, terms_V = decoders.fold_vocabulary(
-                network.tokenizer, network.head.size
-            )
-            self._terms = torch.from_numpy(terms_V).to(options.device)
-        else:
-            self.vocabulary = tokenization.vocabulary_of(network.tokenizer, network.head.size)
-        self._dropped = torch.tensor(
-            tokenization.special_token_ids(network.tokenizer)
-            if options.convention == "opensearch"
-            else [],
-            dtype=torch.long,
-            device=options.device,
-        )
-        self.fingerprint: dict[str, Any] = _fingerprint(checkpoint, side, prompt, network, options)
+        self._network = parts.network
+        self._head = parts.head
+        self._options = parts.options
+        self.vocabulary: list[str] = parts.vocabulary.names
+        device = parts.options.device
+        self._column_of_token_V: Tensor | None = None
+        if parts.vocabulary.column_of_token is not None:
+            self._column_of_token_V = torch.from_numpy(parts.vocabulary.column_of_token).to(device)
+        dropped: list[int] = []
+        if parts.options.convention == "opensearch":
+            dropped = tokenization.special_token_ids(parts.network.tokenizer)
+        self._dropped = torch.tensor(dropped, dtype=torch.long, device=device)
+        self.fingerprint: dict[str, Any] = _fingerprint(parts, prompt)
 
     @classmethod
     def load(
@@ -116,180 +117,188 @@ class Encoder:
         allow_pickle: bool = False,
         decoder: DecoderSettings | None = None,
     ) -> Encoder:
-        """The document side of a local folder or of a hub model.
+        """Load the document side of a local folder or of a hub model.
 
-        * ``precision``: ``"float32"`` and ``"bfloat16"`` name network and output product.
-            ``"int8"`` runs the network
-          in bfloat16, finds by an 8-bit product the few terms that can be active at all, and
-              computes those in
-          float32; ``"float32-int8"`` does so with the network in float32 and gives the vectors of
-              ``"float32"``.
-          Screening never changes a vector (bound: ``heads``); it pays on CPUs with 8-bit dot
-              products (VNNI, AMX),
-          and sum pooling does without it. ``"8bit"`` and ``"4bit"`` keep a decoder's weights so
-              (bitsandbytes).
-          ``"auto"`` is what ``fastest_precision`` says, and the fingerprint names what it was.
-        * ``device``: ``"cpu"``, ``"cuda"`` ...; default: the accelerator when there is one.
-        * ``max_length``: tokens read of a text, special tokens included; default: what the
-            checkpoint states.
-        * ``top_k``: at most so many terms per text, the heaviest (equal weights: the smaller token
-            id); default: the
-          checkpoint's ``max_active_dims``, else all. ``min_weight``: smaller weights are left out.
-        * ``tokens_per_batch``: memory against speed; it does not change the vectors beyond
-            rounding.
-        * ``convention``: ``"opensearch"`` leaves special tokens out of the vectors, as that
-            project's code does.
-        * ``allow_pickle``: read an older ``pytorch_model.bin`` when there is no safetensors file.
-        * ``decoder``: how a decoder is read, in the place of its ``sparse_ir.json``; needed where
-            there is none. What
-          it leaves unsaid of prompts and ``top_k`` is what a folder of sentence-transformers
-              states.
+        Args:
+            model: A folder, or a name on the hub.
+            revision: The commit, branch or tag of a hub model.
+            precision: "float32" and "bfloat16" name the type of the network and of the product with
+                the output layer. "int8" runs the network in bfloat16, finds the few terms that can
+                be active by an 8-bit product, and computes those in float32. "float32-int8" does
+                the same with the network in float32 and gives the vectors of "float32". Screening
+                never changes a vector (``screening.Screen`` has the bound). It pays on CPUs with
+                8-bit dot products (VNNI, AMX); sum pooling ignores it. "8bit" and "4bit" store a
+                decoder's weights in that many bits (bitsandbytes). "auto" is
+                ``encoder_options.fastest_precision``; the fingerprint names what it chose.
+            device: "cpu", "cuda" ...; by default an accelerator if there is one.
+            max_length: Tokens read of a text, special tokens included; by default what the
+                checkpoint states.
+            top_k: The largest number of terms per text, by default the checkpoint's
+                ``max_active_dims``, else all. The heaviest stay; among equal weights the smaller
+                token id.
+            min_weight: Smaller weights are left out.
+            tokens_per_batch: Memory against speed; vectors change by rounding only.
+            convention: "opensearch" leaves special tokens out of the vectors, as that project does.
+            allow_pickle: Read an older ``pytorch_model.bin`` if there is no safetensors file.
+            decoder: How a decoder is read, instead of its ``sparse_ir.json``. Prompts and ``top_k``
+                that it leaves out come from a folder of sentence-transformers.
 
         Raises ``ModelError`` for a checkpoint that cannot be used, ``ConfigError`` for an option.
         """
-        device = device or (
-            "cuda" if torch.cuda.is_available() and precision not in SCREENED else "cpu"
-        )
-        chosen = fastest_precision(device) if precision == "auto" else precision
-        options = Options(
-            chosen,
+        options = make_options(
+            precision,
             device,
-            max_length,
-            top_k,
-            min_weight,
-            tokens_per_batch or _TOKENS_PER_BATCH[device_kind(device)],
-            convention,
-            allow_pickle,
-            decoder,
+            max_length=max_length,
+            top_k=top_k,
+            min_weight=min_weight,
+            tokens_per_batch=tokens_per_batch,
+            convention=convention,
+            allow_pickle=allow_pickle,
+            decoder=decoder,
         )
-        _check_options(options)
         checkpoint = open_checkpoint(
             model, revision=revision, allow_pickle=allow_pickle, decoder=decoder
         )
-        return _load_side(checkpoint, checkpoint.document, checkpoint.document_prompt, options)
+        parts = _load_parts(checkpoint, checkpoint.document, options)
+        return _make_encoder(parts, checkpoint.document_prompt)
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> sparse.csr_matrix:
-        """CSR float32 ``(N, V)`` of the texts: weights > 0 only, sorted int32 indices; row =
-        position in ``texts``.
+        """Return the vectors of texts, CSR float32 ``[N, V]`` with sorted int32 indices.
 
-        An empty text gives what the model gives to its special tokens alone; where these are not
-        pooled, nothing. ``progress(n)`` is called with the number of texts just done. The longest
-        texts come first, so that memory peaks at the start. Raises ``DataError`` when a text is no
+        All weights are above 0; row = position in ``texts``. An empty text has what the model gives
+        to its special tokens alone, or nothing where these are not pooled. ``progress(n)`` is
+        called with the number of texts just done. Raises ``DataError`` for an item that is not a
         string.
         """
-        rows: list[Row] = [_EMPTY_ROW] * len(texts)
-        tokens = self._network.tokenize(texts, self._prompt)
-        lengths = np.array(
-            [len(text.ids) if _is_pooled(text) else 0 for text in tokens], dtype=np.int64
-        )
+        rows = [_EMPTY] * len(texts)
+        tokens = self.tokenize(texts)
+        lengths = np.array([_network_length(text) for text in tokens], dtype=np.int64)
+        readable = np.flatnonzero(lengths)
         with torch.inference_mode():
-            for batch in _batches(lengths, self._options.tokens_per_batch):
-                for position, row in zip(
-                    batch, self._encode_batch([tokens[i] for i in batch]), strict=True
-                ):
-                    rows[position] = row
+            for batch in by_length(lengths[readable], self._options.tokens_per_batch):
+                positions = readable[batch]
+                vectors = self._encode_batch([tokens[position] for position in positions])
+                for position, vector in zip(positions, vectors, strict=True):
+                    rows[position] = vector
                 if progress is not None:
-                    progress(len(batch))
-        if progress is not None and (without := int((lengths == 0).sum())):
-            progress(without)
-        return _stack(rows, len(self.vocabulary))
+                    progress(len(positions))
+        if progress is not None and len(readable) < len(texts):
+            progress(len(texts) - len(readable))
+        return rows_to_csr(rows, len(self.vocabulary))
 
-    def find_terms(self, text: str) -> list[tuple[str, int, int]]:
-        """The terms that stand in a text, of whatever length, each with its first character and the
-        one after it.
+    def tokenize(self, texts: Sequence[str], *, whole: bool = False) -> list[Tokens]:
+        """Return the tokens of each text, with the prompt before it.
+
+        Texts are cut to ``max_length``, or not at all if ``whole``.
         """
-        terms = range(len(self.vocabulary)) if self._terms is None else self._terms.tolist()
-        return tokenization.find_terms(
-            self._network.tokenizer, [self.vocabulary[term] for term in terms], text
-        )
+        reader = self._parts.reader
+        if whole:
+            side = self._parts.side
+            reader = side.family.make_reader(self._network.tokenizer, side, None)
+        return networks.read_texts(reader, texts, self._prompt)
+
+    def find_terms(self, text: str) -> list[TermPlace]:
+        """Return the terms in a text of any length, with the place of each."""
+        names = self.vocabulary
+        if self._column_of_token_V is not None:
+            names = [names[column] for column in self._column_of_token_V.tolist()]
+        return tokenization.find_terms(self._network.tokenizer, names, text)
 
     def token_scores(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """What each pooled token of a text says alone: its column (int32 ``[L]``), and scores
-        (float32 ``[L, V]``).
+        """Return what each pooled token of a text says alone.
 
-        Scores are those before the activation (``activate`` gives weights), under sum pooling those
-        after it; the vector of the text is their maximum or sum over tokens.
+        The first array has the column of each token, int32 ``[P]``; the second the scores, float32
+        ``[P, V]``. Scores are taken before the activation (``activate`` gives weights), under sum
+        pooling after it. The vector of the text is their maximum or sum over tokens.
         """
-        tokens = self._network.tokenize([text], self._prompt)[0]
-        if not _is_pooled(tokens):
-            return np.empty(0, dtype=np.int32), np.empty(
-                (0, len(self.vocabulary)), dtype=np.float32
-            )
+        tokens = self.tokenize([text])[0]
+        if not _network_length(tokens):
+            no_scores = np.empty((0, len(self.vocabulary)), dtype=np.float32)
+            return np.empty(0, dtype=np.int32), no_scores
         with torch.inference_mode():
-            hidden_BLH, lengths = self._network.forward([tokens])
-            scores_LV = self._scores(
-                hidden_BLH[0, : lengths[0], None], np.ones(lengths[0], dtype=np.int64)
-            )
-        ids = tokens.ids if tokens.pooled is None else tokens.ids[tokens.pooled]
-        columns = ids if self._terms is None else self._terms.cpu().numpy()[ids].astype(np.int32)
-        return columns, scores_LV.cpu().numpy()
+            hidden_BPH, lengths = self._network.pooled_states([tokens])
+            one_each = np.ones(lengths[0], dtype=np.int64)
+            scores_PV = self._scores(hidden_BPH[0, : lengths[0], None], one_each)
+        columns = tokens.pooled_ids
+        if self._column_of_token_V is not None:
+            columns = self._column_of_token_V.cpu().numpy()[columns].astype(np.int32)
+        return columns, scores_PV.cpu().numpy()
 
     def activate(self, scores: np.ndarray) -> np.ndarray:
-        """Weights (float32) of the scores of ``token_scores``."""
-        return self._network.head.activate_pooled(torch.from_numpy(scores)).numpy()
+        """Return the float32 weights of the scores of ``token_scores``."""
+        weights: np.ndarray = self._head.activate_pooled(torch.from_numpy(scores)).numpy()
+        return weights
 
-    def weights_of(self, hidden_BLH: Tensor, lengths: np.ndarray) -> np.ndarray:
-        """float32 ``(B, V)``: the vectors of pooled states, before ``top_k`` and ``min_weight``."""
-        return self._network.head.activate_pooled(self._scores(hidden_BLH, lengths)).cpu().numpy()
+    def weights_of(self, hidden_BPH: Tensor, lengths: np.ndarray) -> np.ndarray:
+        """Return the vectors of pooled states, float32 ``[B, V]``, uncut."""
+        scores_BV = self._scores(hidden_BPH, lengths)
+        weights: np.ndarray = self._head.activate_pooled(scores_BV).cpu().numpy()
+        return weights
 
     def with_prompt(self, prompt: str) -> Encoder:
-        """The same encoder with another prompt before each text; the network is shared."""
-        return Encoder(self._checkpoint, self._side, prompt, self._network, self._options)
+        """Return an encoder with another prompt before each text; the network is shared."""
+        return Encoder(self._parts, prompt)
 
     def query_encoder(
         self,
-        kind: Literal["neural", "static", "ones"] | None = None,
+        kind: QueryKind | None = None,
         *,
         idf: Path | None = None,
         allow_unknown: bool = False,
     ) -> QueryEncoder:
-        """The query side: the checkpoint's own by default, or another kind for the same vocabulary.
+        """Return the query side: by default the checkpoint's own, else another of its vocabulary.
 
-        ``"neural"`` reads queries with a network, ``"static"`` with the checkpoint's token weights
-        or ``idf.json`` by this encoder's ``convention``, ``"ones"`` counts presence. ``idf``: a
-        file that gives the token weights instead of the checkpoint. Raises ``ModelError`` when the
-        checkpoint has no such side.
+        Args:
+            kind: "neural" reads queries with a network; "static" looks up the checkpoint's token
+                weights or ``idf.json`` by this encoder's ``convention``; "ones" counts presence.
+            idf: A file that gives the token weights instead of the checkpoint.
+            allow_unknown: Ignore strings in ``idf.json`` that are not tokens of the model.
+
+        Raises ``ModelError`` when the checkpoint has no such side, ``ConfigError`` for options that
+        do not fit each other.
         """
-        side = self._checkpoint.query
+        checkpoint = self._parts.checkpoint
+        side = checkpoint.query
         if kind is None:
-            kind = "static" if isinstance(side, StaticSide) or idf is not None else "neural"
-        if kind != "neural" and self._terms is not None:
-            raise ConfigError(
-                f"a query side of kind {kind!r} does not fold tokens, and this "
-                "model does (fold_tokens); "
-                "use the kind 'neural'"
-            )
-        if idf is not None:
-            if kind != "static":
-                raise ConfigError(
-                    f"a query side of kind {kind!r} takes no idf; drop one of the two"
-                )
-            return static_queries.from_idf_json(
-                idf,
-                self._network.owner.backend_tokenizer,
-                self._options.convention,
-                max_length=tokenization.stated_length(self._network.owner),
-                vocabulary_size=len(self.vocabulary),
-                name=f"{self._checkpoint.name} {idf.name}",
-                prompt=self._checkpoint.query_prompt,
-                allow_unknown=allow_unknown,
-            )
+            is_static = isinstance(side, StaticSide) or idf is not None
+            kind = "static" if is_static else "neural"
+        self._check_query_kind(kind, idf)
         if kind == "neural":
-            neural = side if isinstance(side, NeuralSide) else self._side
-            return NeuralQueryEncoder(self._with_side(neural, self._checkpoint.query_prompt))
-        if kind == "static":
-            return self._static_query_encoder(allow_unknown)
-        if kind != "ones":
-            raise ConfigError(f"query side {kind!r} is unknown; allowed: neural, static, ones")
-        return static_queries.ones(
-            self._network.tokenizer,
+            neural = side if isinstance(side, NeuralSide) else self._parts.side
+            return NeuralQueryEncoder(self._with_side(neural, checkpoint.query_prompt))
+        if kind == "ones":
+            return static_queries.ones(
+                self._network.tokenizer,
+                self._options.convention,
+                max_length=self._parts.max_length,
+                vocabulary_size=len(self.vocabulary),
+                name=f"{checkpoint.name} ones",
+                prompt=checkpoint.query_prompt,
+            )
+        return load_static_queries(self._static_request(allow_unknown), idf)
+
+    def _check_query_kind(self, kind: str, idf: Path | None) -> None:
+        if kind not in get_args(QueryKind):
+            choices = ", ".join(get_args(QueryKind))
+            raise ConfigError(f"query side {kind!r} is unknown; it must be {choices}")
+        if kind != "neural" and self._column_of_token_V is not None:
+            raise ConfigError(
+                f"a query side of kind {kind!r} does not fold tokens, and this model does "
+                "(fold_tokens); the kind must be 'neural'"
+            )
+        if kind != "static" and idf is not None:
+            raise ConfigError(f"a query side of kind {kind!r} takes no idf; drop one of the two")
+
+    def _static_request(self, allow_unknown: bool) -> StaticSideRequest:
+        return StaticSideRequest(
+            self._parts.checkpoint,
+            self._network.hf_tokenizer,
             self._options.convention,
-            max_length=self._network.max_length,
-            vocabulary_size=len(self.vocabulary),
-            name=f"{self._checkpoint.name} ones",
-            prompt=self._checkpoint.query_prompt,
+            len(self.vocabulary),
+            allow_unknown,
+            self._options.allow_pickle,
         )
 
     def save(
@@ -298,242 +307,163 @@ class Encoder:
         *,
         layout: Layout | None = None,
         query_weights: np.ndarray | None = None,
-        class_names: ClassNames = "6",
     ) -> None:
-        """Write the model as ``"sparse-encoder"``, ``"router"`` (static query side) or plain
-        ``"masked-lm"``.
+        """Write the model in one of its family's layouts.
 
-        A decoder is written as ``"causal-lm"``, its settings beside it and an adapter merged.
-        Default: a router when there are token weights for queries, given as ``query_weights``
-        (float32 ``[V]``) or the checkpoint's own; else a sparse-encoder. Raises ``ConfigError``
-        when the network is not in float32 any more.
+        Args:
+            folder: Appears whole or stays as it was.
+            layout: "sparse-encoder", "router" (with a static query side) or "masked-lm" (network
+                and tokenizer only) for a masked language model; "causal-lm" for a decoder, with its
+                settings beside it and an adapter merged. By default a router when there are token
+                weights for queries, else a sparse-encoder.
+            query_weights: Token weights for queries, float32 ``[V]``; by default the checkpoint's.
+
+        Raises ``ConfigError`` for a layout that the family does not have, or when the network is
+        not in float32 any more.
         """
-        if TRUNK_DTYPE[self._options.precision] != torch.float32:
+        if self._options.trunk_dtype != torch.float32:
             raise ConfigError(
-                f"precision {self._options.precision!r} has rounded the network; "
-                "load it with 'float32'"
+                f"precision {self._options.precision!r} has rounded the network; to be saved it "
+                "must be loaded with 'float32'"
             )
         if layout not in (None, *get_args(Layout)):
-            raise ConfigError(
-                f"layout {layout!r} is unknown; allowed: {', '.join(get_args(Layout))}"
-            )
-        folder = Path(folder)
-        if self._side.decoder is not None:
-            self._save_decoder(folder, layout, query_weights)
-            return
-        static = isinstance(self._checkpoint.query, StaticSide)
-        layout = layout or ("router" if static or query_weights is not None else "sparse-encoder")
-        if layout == "causal-lm":
-            raise ConfigError(
-                "the layout 'causal-lm' is that of a decoder, and this is a masked language model"
-            )
-        if layout == "router" and query_weights is None:
-            if not static:
-                raise ConfigError("the layout 'router' needs query_weights, one per token")
-            query_weights = self._static_query_encoder(allow_unknown=False).weights
-        with self._network.whole() as model:
-            if layout == "masked-lm":
-                checkpoint_writer.write_masked_lm(
-                    folder, model, self._network.owner, max_length=self._network.max_length
-                )
-                return
-            checkpoint_writer.write_sparse_encoder(
-                folder,
-                model,
-                self._network.owner,
-                pooling=self._side.pooling,
-                activation=self._side.activation,
-                max_length=self._network.max_length,
-                prompts=self._checkpoint.prompts,
-                top_k=self._options.top_k,
-                query_weights=query_weights if layout == "router" else None,
-                class_names=class_names,
-            )
-
-    def _save_decoder(
-        self, folder: Path, layout: Layout | None, query_weights: np.ndarray | None
-    ) -> None:
-        if layout not in (None, "causal-lm") or query_weights is not None:
-            raise ConfigError(
-                "a decoder is saved in the layout 'causal-lm' only, without "
-                "query_weights: other "
-                "libraries' layouts cannot say how it reads a text"
-            )
-        checkpoint, settings = self._checkpoint, self._side.decoder
-        assert settings is not None
-        settings = replace(
-            settings,
-            document_prompt=checkpoint.document_prompt,
-            query_prompt=checkpoint.query_prompt,
-            top_k=self._options.top_k,
-            max_length=self._network.max_length or settings.max_length,
+            choices = ", ".join(get_args(Layout))
+            raise ConfigError(f"layout {layout!r} is unknown; it must be {choices}")
+        parts = self._parts
+        chosen = parts.side.family.choose_layout(
+            layout,
+            weights_given=query_weights is not None,
+            weights_stored=isinstance(parts.checkpoint.query, StaticSide),
         )
+        if chosen != "router":
+            query_weights = None
+        elif query_weights is None:
+            query_weights = load_static_queries(self._static_request(False)).weights
         with self._network.whole() as model:
-            checkpoint_writer.write_causal_lm(folder, model, self._network.owner, settings)
+            request = SaveRequest(
+                model=model,
+                hf_tokenizer=self._network.hf_tokenizer,
+                side=parts.side,
+                layout=chosen,
+                max_length=parts.max_length,
+                prompts=parts.checkpoint.prompts,
+                top_k=self._options.top_k,
+                query_weights=query_weights,
+            )
+            parts.side.family.save(Path(folder), request)
 
     @property
-    def network(self) -> Network:
+    def network(self) -> SparseNetwork:
         """The opened network, for those who examine it."""
         return self._network
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Where the model came from and what its folder holds."""
-        return self._checkpoint
+        """Where the model came from, and what its folder holds."""
+        return self._parts.checkpoint
 
     @property
-    def options(self) -> Options:
+    def options(self) -> EncoderOptions:
         """The options in force, defaults filled in."""
         return self._options
 
-    def _encode_batch(self, tokens: Sequence[Tokens]) -> Iterator[Row]:
-        hidden_BLH, lengths = self._network.forward(tokens)
+    def _encode_batch(self, tokens: Sequence[Tokens]) -> Iterator[SparseVector]:
+        hidden_BPH, lengths = self._network.pooled_states(tokens)
         start = 0
         for size in group_sizes(lengths, TOKEN_BLOCK[device_kind(self._options.device)]):
             group = lengths[start : start + size]
-            yield from self._rows(
-                self._scores(hidden_BLH[start : start + size, : int(group.max())], group)
-            )
+            states_BPH = hidden_BPH[start : start + size, : int(group.max())]
+            yield from self._vectors(self._scores(states_BPH, group))
             start += size
 
-    def _scores(self, hidden_BLH: Tensor, lengths: np.ndarray) -> Tensor:
-        scores_BV = self._network.head.pool(hidden_BLH, lengths)
+    def _scores(self, hidden_BPH: Tensor, lengths: np.ndarray) -> Tensor:
+        scores_BV = self._head.pool(hidden_BPH, lengths)
         if len(self._dropped):
             scores_BV[:, self._dropped] = 0.0
-        return (
-            scores_BV
-            if self._terms is None
-            else decoders.fold(scores_BV, self._terms, len(self.vocabulary))
-        )
+        if self._column_of_token_V is None:
+            return scores_BV
+        return fold(scores_BV, self._column_of_token_V, len(self.vocabulary))
 
-    def _rows(self, scores_BV: Tensor) -> Iterator[Row]:
-        """Only what is above zero is activated, and leaves the device."""
+    def _vectors(self, scores_BV: Tensor) -> Iterator[SparseVector]:
+        """Yield the vector of each text; only scores above zero leave the device."""
         texts, token_ids = torch.nonzero(scores_BV > 0, as_tuple=True)
-        weights = self._network.head.activate_pooled(scores_BV[texts, token_ids])
-        ends = torch.cumsum(torch.bincount(texts, minlength=len(scores_BV)), 0).tolist()
-        ids, values = token_ids.to(torch.int32).cpu().numpy(), weights.float().cpu().numpy()
-        for start, end in zip([0, *ends], ends, strict=False):
+        weights = self._head.activate_pooled(scores_BV[texts, token_ids]).float().cpu().numpy()
+        ids = token_ids.to(torch.int32).cpu().numpy()
+        start = 0
+        for count in torch.bincount(texts, minlength=len(scores_BV)).tolist():
+            end = start + count
             yield keep_heaviest(
-                ids[start:end], values[start:end], self._options.top_k, self._options.min_weight
+                ids[start:end], weights[start:end], self._options.top_k, self._options.min_weight
             )
-
-    def _static_query_encoder(self, allow_unknown: bool) -> StaticQueryEncoder:
-        side, convention = self._checkpoint.query, self._options.convention
-        idf_path = (
-            side.weights_path
-            if isinstance(side, StaticSide) and side.weights_path.suffix == ".json"
-            else self._checkpoint.idf_path
-        )
-        tensor = isinstance(side, StaticSide) and side.weights_path.suffix != ".json"
-        if not tensor and idf_path is None:
-            raise ModelError(
-                f"{self._checkpoint.name} has no token weights for queries "
-                "(SparseStaticEmbedding or "
-                "idf.json); use the kind 'neural' or 'ones'"
-            )
-        owner = (
-            tokenization.load_owner(side.folder)
-            if isinstance(side, StaticSide)
-            else self._network.owner
-        )
-        size, name, prompt = (
-            len(self.vocabulary),
-            self._checkpoint.name,
-            self._checkpoint.query_prompt,
-        )
-        limit = tokenization.stated_length(owner)
-        if idf_path is not None and not (tensor and convention == "sentence-transformers"):
-            return static_queries.from_idf_json(
-                idf_path,
-                owner.backend_tokenizer,
-                convention,
-                max_length=limit,
-                vocabulary_size=size,
-                name=name,
-                prompt=prompt,
-                allow_unknown=allow_unknown,
-            )
-        assert isinstance(side, StaticSide)
-        weights = read_static_weights(side, allow_pickle=self._options.allow_pickle)
-        weights = np.pad(weights, (0, max(size - len(weights), 0)))
-        return StaticQueryEncoder(
-            owner.backend_tokenizer, weights, convention, max_length=limit, name=name, prompt=prompt
-        )
+            start = end
 
     def _with_side(self, side: NeuralSide, prompt: str) -> Encoder:
-        options = replace(self._options, max_length=self.fingerprint["max_length_asked"])
-        if replace(side, max_length=None, template="") != replace(
-            self._side, max_length=None, template=""
-        ):
-            return _load_side(self._checkpoint, side, prompt, options)
-        limit = usable_max_length(
-            side, self._network.owner, self._network.capacity, options.max_length
-        )
-        network = self._network.with_side(side, limit)
-        return Encoder(self._checkpoint, side, prompt, network, options)
+        """Return the encoder of another side, which shares the network if it is the same."""
+        if _same_network(side, self._parts.side):
+            return _make_encoder(self._parts.for_side(side), prompt)
+        return _make_encoder(_load_parts(self._parts.checkpoint, side, self._options), prompt)
 
 
 class NeuralQueryEncoder:
-    """Queries read by a network: one text at a time, as the duck type of ``queries`` asks."""
+    """Queries read by a network, one text at a time: a ``QueryEncoder``."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.vocabulary: list[str] = encoder.vocabulary
-        self.fingerprint: dict[str, Any] = {**encoder.fingerprint, "side": "query"}
+        self.fingerprint: dict[str, Any] = encoder.fingerprint | {"side": "query"}
 
-    def encode(self, text: str) -> Row:
-        """Token ids (int32, ascending) and weights (float32, > 0)."""
+    def encode(self, text: str) -> SparseVector:
+        """Return ascending int32 token ids and their float32 weights > 0."""
         row = self._encoder.encode([text])
         return row.indices, row.data
 
     def encode_batch(self, texts: Sequence[str]) -> sparse.csr_matrix:
-        """CSR float32 ``(N, V)``: the vectors of ``encode`` for many queries at a time."""
+        """Return the vectors of many queries, CSR float32 ``[N, V]``."""
         return self._encoder.encode(texts)
 
-    def find_terms(self, text: str) -> list[tuple[str, int, int]]:
-        """The terms that stand in a text, of whatever length, each with its first character and the
-        one after it.
-        """
+    def find_terms(self, text: str) -> list[TermPlace]:
+        """Return the terms in a text of any length, with the place of each."""
         return self._encoder.find_terms(text)
 
     @property
     def encoder(self) -> Encoder:
-        """What reads the queries."""
+        """The encoder that reads the queries."""
         return self._encoder
 
     def save(self, folder: Path) -> None:
-        """Write a pointer to the checkpoint: its place, its hashes and the options; not the
-        weights.
-        """
-        checkpoint, options = self._encoder.checkpoint, self._encoder.options
-        place = checkpoint.name if checkpoint.revision else str(checkpoint.folder)
-        static_queries.save_neural_pointer(
-            folder,
-            {
-                **self.fingerprint,
-                "model": place,
-                "tokens_per_batch": options.tokens_per_batch,
-                "allow_pickle": options.allow_pickle,
-            },
-        )
+        """Write a pointer to the checkpoint: place, hashes and options, but not the weights."""
+        checkpoint = self._encoder.checkpoint
+        options = self._encoder.options
+        place = str(checkpoint.folder)
+        if checkpoint.revision:
+            place = checkpoint.name
+        pointer = {
+            "model": place,
+            "tokens_per_batch": options.tokens_per_batch,
+            "allow_pickle": options.allow_pickle,
+        }
+        static_queries.save_neural_pointer(folder, self.fingerprint | pointer)
 
 
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a model's document side, without the network."""
+    """Return the tokenizer of a model's document side, without loading the network."""
     side = open_checkpoint(model, revision=revision, allow_pickle=True).document
-    return tokenization.rules_of(tokenization.load_owner(side.tokenizer_folder), side.lowercase)
+    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder)
+    return tokenization.rules_of(hf_tokenizer, side.lowercase)
 
 
 def load_neural_query_encoder(
     record: Mapping[str, Any], *, model: str | Path | None = None
 ) -> NeuralQueryEncoder:
-    """The query encoder that a pointer describes; ``model`` is another place of the same
-    checkpoint.
+    """Return the query encoder that a pointer describes.
 
-    Raises ``IndexMismatch`` when the checkpoint found there is not the recorded one.
+    ``model`` is another place of the same checkpoint. Raises ``IndexMismatch`` when the checkpoint
+    there is not the recorded one.
     """
-    place = model if model is not None else record["model"]
-    revision = record["revision"] if not Path(place).is_dir() else None
+    place = record["model"] if model is None else model
+    revision = record["revision"]
+    if Path(place).is_dir():
+        revision = None
     encoder = Encoder.load(
         place,
         revision=revision,
@@ -546,141 +476,87 @@ def load_neural_query_encoder(
         allow_pickle=record["allow_pickle"],
         decoder=DecoderSettings(**record["decoder"]) if "decoder" in record else None,
     )
-    found = encoder.query_encoder("neural")
-    assert isinstance(found, NeuralQueryEncoder)
-    for key in (
-        "files_sha256",
-        "tokenizer_sha256",
-        "pooling",
-        "activation",
-        "max_length",
-        "prompt",
-    ):
-        if record.get(key) != found.fingerprint[key]:
+    query_encoder = encoder.query_encoder("neural")
+    assert isinstance(query_encoder, NeuralQueryEncoder)
+    for key in _CHECKED_FACTS:
+        actual = query_encoder.fingerprint[key]
+        if record.get(key) != actual:
             raise IndexMismatch(
-                f"{place} is not the query model that was recorded: {key} is "
-                f"{found.fingerprint[key]!r}, recorded is "
-                f"{record.get(key)!r}; give the right model or revision"
+                f"{place} is not the query model that was recorded: {key} is {actual!r}, but it "
+                f"must be {record.get(key)!r}; give the right model or revision"
             )
-    return found
+    return query_encoder
 
 
-_EMPTY_ROW: Row = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
-
-
-def _check_options(options: Options) -> None:
-    if options.precision not in get_args(Precision):
-        raise ConfigError(
-            f"precision {options.precision!r} is unknown; allowed: auto, "
-            f"{', '.join(get_args(Precision))}"
-        )
-    if options.convention not in CONVENTIONS:
-        raise ConfigError(
-            f"convention {options.convention!r} is unknown; allowed: {', '.join(CONVENTIONS)}"
-        )
-    if options.precision in SCREENED and device_kind(options.device) != "cpu":
-        raise ConfigError(
-            f"precision {options.precision!r} is for the CPU; on {options.device} use 'bfloat16'"
-        )
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {options.device!r} was asked for, and torch finds no CUDA device; use 'cpu'"
-        )
-    for name, value in (
-        ("max_length", options.max_length),
-        ("top_k", options.top_k),
-        ("tokens_per_batch", options.tokens_per_batch),
-    ):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; allowed: 1 or more")
-    if not (math.isfinite(options.min_weight) and options.min_weight >= 0):
-        raise ConfigError(f"min_weight is {options.min_weight}; allowed: 0 or more")
-
-
-def _load_side(checkpoint: Checkpoint, side: NeuralSide, prompt: str, options: Options) -> Encoder:
-    owner = tokenization.load_owner(side.tokenizer_folder)
-    model = load_model(side, options)
-    capacity = loading.capacity_of(model)
-    limit = usable_max_length(side, owner, capacity, options.max_length)
-    rules = tokenization.cut_at(tokenization.rules_of(owner, side.lowercase), None)
-    config, bend = copy.deepcopy(model.config), Bend()
-    if side.decoder is not None:
-        bend = loading.straighten(model, rules, side.folder)
-        attention.set_attention(model, rules, side.decoder, side.folder)
-    slot, layer = loading.detach_output_layer(model, rules, side.folder)
-    if side.decoder is None:
-        model.to(device=options.device, dtype=TRUNK_DTYPE[options.precision])
-    head, scale = make_head(layer, side, options, bend, config)
-    network = Network(
-        model,
-        config,
-        owner,
-        head=head,
-        scale=scale,
-        slot=slot,
-        output_layer=layer,
-        capacity=capacity,
-        device=options.device,
-        **reading_fields(rules, side, limit),
+def _load_parts(checkpoint: Checkpoint, side: NeuralSide, options: EncoderOptions) -> _Parts:
+    """Load a network for encoding."""
+    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder)
+    family = side.family
+    network = networks.open_network(side, family.load(side, options), hf_tokenizer)
+    limit = networks.usable_max_length(side, network, options.max_length)
+    family.place(network.model, options)
+    with torch.no_grad():
+        output = network.output(network.shift, device=options.device, dtype=options.head_dtype)
+    head = Head(
+        output,
+        pooling=side.pooling,
+        activation=side.activation,
+        min_weight=options.min_weight,
+        screened=options.precision in SCREENED,
     )
-    network.tokenize(["a"], prompt)  # a template that leaves no room for a text is told at once
     if options.top_k is None:
         options = replace(options, top_k=checkpoint.top_k)
-    return Encoder(checkpoint, side, prompt, network, options)
+    return _Parts(
+        checkpoint,
+        side,
+        network,
+        head,
+        family.vocabulary(network.tokenizer, head.size),
+        options,
+        family.make_reader(network.tokenizer, side, limit),
+        limit,
+    )
 
 
-def _is_pooled(text: Tokens) -> bool:
-    return len(text.ids) > 0 and (text.pooled is None or len(text.pooled) > 0)
+def _make_encoder(parts: _Parts, prompt: str) -> Encoder:
+    """Make an encoder, and find out at once whether a prompt leaves room for a text."""
+    parts.reader.read(["a"], prompt)
+    return Encoder(parts, prompt)
 
 
-def _fingerprint(
-    checkpoint: Checkpoint, side: NeuralSide, prompt: str, network: Network, options: Options
-) -> dict[str, Any]:
-    return {
+def _same_network(one: NeuralSide, other: NeuralSide) -> bool:
+    """Return whether two sides differ at most in template and limit."""
+    return replace(one, max_length=None, template="") == replace(
+        other, max_length=None, template=""
+    )
+
+
+def _network_length(text: Tokens) -> int:
+    """Return how many tokens the network reads of a text, 0 when none of them is pooled."""
+    return len(text.ids) if len(text.pooled_ids) else 0
+
+
+def _fingerprint(parts: _Parts, prompt: str) -> dict[str, Any]:
+    checkpoint = parts.checkpoint
+    side = parts.side
+    options = parts.options
+    facts = {
         "kind": "neural",
         "side": "document",
         "name": checkpoint.name,
         "revision": checkpoint.revision,
         "layout": checkpoint.layout,
         "files_sha256": side_hash(side, allow_pickle=options.allow_pickle),
-        "tokenizer_sha256": tokenization.tokenizer_hash(network.tokenizer),
-        "vocabulary_size": network.head.size,
+        "tokenizer_sha256": tokenization.tokenizer_hash(parts.network.tokenizer),
+        "vocabulary_size": parts.head.size,
         "pooling": side.pooling,
         "activation": side.activation,
         "prompt": prompt,
-        "max_length": network.max_length,
+        "max_length": parts.max_length,
         "max_length_asked": options.max_length,
         "precision": options.precision,
         "convention": options.convention,
         "top_k": options.top_k,
         "min_weight": options.min_weight,
-        **(
-            {}
-            if side.decoder is None
-            else {"decoder": asdict(side.decoder), "template": side.template}
-        ),
     }
-
-
-def _batches(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[list[int]]:
-    """Positions of texts of like length, longest first, at most ``tokens_per_batch`` padded tokens
-    (or one text).
-    """
-    batch: list[int] = []
-    for position in np.argsort(-lengths, kind="stable").tolist():
-        if lengths[position] == 0:  # a text without any token has an empty vector
-            break
-        if batch and lengths[batch[0]] * (len(batch) + 1) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch
-
-
-def _stack(rows: Sequence[Row], width: int) -> sparse.csr_matrix:
-    ends = np.cumsum([0, *(len(ids) for ids, _ in rows)])
-    ids, weights = zip(*(rows or [_EMPTY_ROW]), strict=True)
-    return sparse.csr_matrix(
-        (np.concatenate(weights), np.concatenate(ids), ends), shape=(len(rows), width)
-    )
+    return facts | side.family.fingerprint(side)

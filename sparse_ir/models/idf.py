@@ -19,18 +19,23 @@ _TEXTS_PER_BATCH = 1024
 def compute_idf(
     texts: Iterable[str], tokenizer: Tokenizer, *, unseen: float | None = 1.0
 ) -> np.ndarray:
-    """Inverse document frequency per token id, float32 ``[V]``: ``ln(1 + (N - df + 0.5) / (df +
-    0.5))``.
+    """Return the inverse document frequency of each token, float32 ``[V]``.
 
-    The formula is that of BM25 in Lucene. ``N`` counts all texts, ``df`` those that hold the token
-    at least once. A token that occurs nowhere gets ``unseen``: 1.0 as in the published files, or
-    with ``None`` the formula's own ``ln(2N + 2)``, its largest value. Reads ``texts`` once, in
-    constant memory. Raises ``DataError`` for no text.
+    ``ln(1 + (N - df + 0.5) / (df + 0.5))``, the formula of BM25 in Lucene, where ``N`` counts all
+    texts and ``df`` those that hold the token.
+
+    Args:
+        texts: Read once, in constant memory.
+        tokenizer: Its padding and truncation are ignored.
+        unseen: The value of a token that no text holds, 1.0 as in published files. None gives the
+            formula's own value ``ln(2N + 2)``, its largest.
+
+    Raises ``DataError`` when there is no text.
     """
     plain = without_state(tokenizer)
     frequency = np.zeros(id_limit(plain), dtype=np.int64)
     count = 0
-    for batch in _batches(texts, _TEXTS_PER_BATCH):
+    for batch in _batches(texts):
         count += len(batch)
         for encoding in plain.encode_batch_fast(batch, add_special_tokens=False):
             frequency[np.unique(np.asarray(encoding.ids, dtype=np.int64))] += 1
@@ -43,20 +48,24 @@ def compute_idf(
 
 
 def write_idf_json(path: Path, idf: np.ndarray, tokenizer: Tokenizer) -> None:
-    """Write ``{token: idf}`` for every token, in the order of the ids: the ``idf.json`` that all
-    libraries read.
+    """Write ``{token: idf}`` in the order of the ids, the ``idf.json`` that all libraries read.
+
+    Raises ``ConfigError`` when ``idf`` (float32 ``[V]``) has too few values.
     """
-    if len(idf) < id_limit(tokenizer):
-        raise ConfigError(f"{len(idf)} IDF values are too few for {id_limit(tokenizer)} token ids")
-    tokens = sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-    # str() of a float32 is its shortest exact form; float() of that keeps the file short and the
-    # value the same
-    files.write_json(
-        path, {token: float(str(np.float32(idf[token_id]))) for token, token_id in tokens}
-    )
+    size = id_limit(tokenizer)
+    if len(idf) < size:
+        raise ConfigError(f"there are {len(idf)} IDF values; there must be {size}")
+    token_ids = tokenizer.get_vocab(with_added_tokens=True)
+    table = {}
+    for token in sorted(token_ids, key=token_ids.__getitem__):
+        # str() of a float32 is its shortest exact form, which float() keeps
+        table[token] = float(str(np.float32(idf[token_ids[token]])))
+    files.write_json(path, table)
 
 
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(texts)
-    while batch := list(itertools.islice(iterator, size)):
+    batch = list(itertools.islice(iterator, _TEXTS_PER_BATCH))
+    while batch:
         yield batch
+        batch = list(itertools.islice(iterator, _TEXTS_PER_BATCH))

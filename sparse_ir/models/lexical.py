@@ -1,8 +1,7 @@
-"""The honest lexical encoder: word pieces, saturated term frequency times IDF, no neural network.
+"""A lexical encoder: word pieces, saturated term frequency times IDF, no neural network.
 
 It is BM25 in the form of a learned-sparse model, over word pieces of its own corpus instead of
-stemmed words: a baseline that needs no training, and knows any language that its corpus is written
-in.
+stemmed words: a baseline that needs no training and works for the language of any corpus.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sparse_ir.errors import DataError
 from sparse_ir.models import tokenization
+from sparse_ir.models.batching import rows_to_csr
 from sparse_ir.models.idf import compute_idf
 from sparse_ir.models.static_queries import StaticQueryEncoder
 from sparse_ir.storage.files import sha256_of_json
@@ -25,11 +25,10 @@ VOCABULARY_SIZE = 30_000
 
 
 class LexicalEncoder:
-    """Document weights of BM25 (Robertson & Zaragoza 2009) without the IDF, which is the query's
-    weight.
+    """Document weights of BM25 (Robertson & Zaragoza 2009) without the IDF.
 
-    ``w = tf (k1 + 1) / (tf + k1 (1 - b + b L / avg L))`` with ``L`` in word pieces; the query
-    weighs every piece that occurs in it by ``ln(1 + (N - df + .5) / (df + .5))``.
+    ``w = tf (k1 + 1) / (tf + k1 (1 - b + b L / avg L))`` with ``L`` in word pieces. The IDF is the
+    weight of the query: ``ln(1 + (N - df + .5) / (df + .5))`` for each piece that occurs in it.
     """
 
     def __init__(
@@ -40,12 +39,10 @@ class LexicalEncoder:
         k1: float = 0.9,
         b: float = 0.4,
     ) -> None:
-        self._tokenizer, self._average_length, self._k1, self._b = (
-            tokenizer,
-            max(average_length, 1.0),
-            k1,
-            b,
-        )
+        self._tokenizer = tokenizer
+        self._average_length = max(average_length, 1.0)
+        self._k1 = k1
+        self._b = b
         self._query_encoder = StaticQueryEncoder(tokenizer, idf, "opensearch", name="lexical")
         self._unknown = tokenizer.token_to_id(UNKNOWN)
         self.vocabulary: list[str] = self._query_encoder.vocabulary
@@ -62,59 +59,56 @@ class LexicalEncoder:
     def fit(
         cls, read: Callable[[], Iterable[str]], *, k1: float = 0.9, b: float = 0.4
     ) -> LexicalEncoder:
-        """Learn word pieces, IDF and the average length from the texts; ``read()`` starts them
-        anew.
+        """Learn word pieces, IDF and the average length from texts; ``read()`` starts them anew.
+
+        Raises ``DataError`` when there is no text.
         """
         tokenizer = _train_word_pieces(read)
-        lengths = [0, 0]
+        texts = 0
+        pieces = 0
 
         def counted() -> Iterator[str]:
+            nonlocal texts, pieces
             for text in read():
-                lengths[0] += 1
-                lengths[1] += len(tokenizer.encode(text, add_special_tokens=False).ids)
+                texts += 1
+                pieces += len(tokenizer.encode(text, add_special_tokens=False).ids)
                 yield text
 
         idf = compute_idf(counted(), tokenizer, unseen=None)
-        return cls(tokenizer, idf, lengths[1] / lengths[0], k1, b)
+        return cls(tokenizer, idf, pieces / texts, k1, b)
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> sparse.csr_matrix:
-        """Weights CSR float32 ``(N, V)``, sorted; an empty text gives an empty row, the unknown
-        piece is left out.
+        """Return the vectors of texts, CSR float32 ``[N, V]``, sorted.
+
+        An empty text gives an empty row; the unknown piece is left out.
         """
-        indptr, indices, values = [0], [], []
+        rows = []
         for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
             ids, counts = np.unique(np.array(encoding.ids, dtype=np.int32), return_counts=True)
             weights = self._saturate(counts, len(encoding.ids))
-            kept = ids != self._unknown
-            indices.append(ids[kept])
-            values.append(weights[kept])
-            indptr.append(indptr[-1] + int(kept.sum()))
+            known = ids != self._unknown
+            rows.append((ids[known], weights[known]))
         if progress is not None:
             progress(len(texts))
-        joined = (
-            np.concatenate(values or [np.empty(0)]).astype(np.float32),
-            np.concatenate(indices or [np.empty(0)]).astype(np.int32),
-            np.array(indptr),
-        )
-        return sparse.csr_matrix(joined, shape=(len(texts), len(self.vocabulary)))
+        return rows_to_csr(rows, len(self.vocabulary))
 
     def query_encoder(self) -> StaticQueryEncoder:
-        """The query side: IDF per word piece, binary presence."""
+        """Return the query side: IDF per word piece, binary presence."""
         return self._query_encoder
 
     def _saturate(self, counts: np.ndarray, length: int) -> np.ndarray:
         norm = self._k1 * (1 - self._b + self._b * length / self._average_length)
-        return counts * (self._k1 + 1) / (counts + norm)
+        weights: np.ndarray = counts * (self._k1 + 1) / (counts + norm)
+        return weights
 
 
 def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
-    """A WordPiece tokenizer of these texts, lower-cased and without accents; the same texts give
-    the same pieces.
+    """Train a WordPiece tokenizer, lower-cased and without accents; equal texts give equal pieces.
 
-    The trainer numbers the single letters in the random order of a hash table and breaks ties by
-    these numbers. Hence two trainings: the first finds the letters, the second gets them in a fixed
+    The trainer numbers single letters in the random order of a hash table and breaks ties by these
+    numbers. So it runs twice: the first run finds the letters, the second gets them in a fixed
     order.
     """
     letters = sorted(_train(read(), 0, [UNKNOWN]).get_vocab())
@@ -122,17 +116,15 @@ def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
         raise DataError("the corpus holds no text to learn word pieces from")
     letters.remove(UNKNOWN)
     trained = _train(read(), VOCABULARY_SIZE, [UNKNOWN, *letters])
-    return _empty_tokenizer(trained.get_vocab())  # without the letters' mark as special tokens
+    return _empty_tokenizer(trained.get_vocab())  # without marking the letters as special tokens
 
 
 def _train(texts: Iterable[str], size: int, first_tokens: list[str]) -> Tokenizer:
     tokenizer = _empty_tokenizer({})
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
-        ),
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
     )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -1,113 +1,98 @@
-"""Networks and tokenizers of transformers, loaded without surprises and opened where this package
-needs them.
+"""Networks of transformers, loaded without surprises and opened where this package needs them.
 
 The output layer is taken off, so that a network's "logits" are the hidden states before it, and
-``heads`` can join that layer with the pooling. Code of a model folder is never run; a network that
-lacks weights is refused.
+``pooling`` can join that layer with the pooling. Code of a model folder is never run; a network
+that lacks weights is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir.errors import ModelError, first_line
 from sparse_ir.models import model_files
+from sparse_ir.models.logits import OutputScaling
 from sparse_ir.storage import files
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _PROBE = "A probe of 7 words, and one more."
 _PROBE_TOKENS = 16
-
-
-class Bend(NamedTuple):
-    """What a family does to its logits after the output layer: ``cap * tanh(scale * x / cap)``, or
-    without a cap.
-    """
-
-    scale: float = 1.0
-    cap: float | None = None
-
-    def apply(self, logits: Tensor) -> Tensor:
-        scaled = logits * self.scale
-        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+_SHOWN_NAMES = 4
+_NEUTRAL_SCALING = (
+    ("logit_scale", 1.0),
+    ("logits_scaling", 1.0),
+    ("final_logit_softcapping", None),
+)
+ModelClass = Literal["AutoModelForMaskedLM", "AutoModelForCausalLM"]
+_KINDS = {"AutoModelForMaskedLM": "masked language model", "AutoModelForCausalLM": "decoder"}
 
 
 class _Pass(torch.nn.Module):
-    """Stands where the output layer was and returns its input, so that ``logits`` become hidden
-    states.
-    """
+    """Takes the place of the output layer and returns its input."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden
 
 
-def load_masked_lm(folder: Path, allow_pickle: bool) -> Any:
-    """The masked language model of a folder, float32, without gradients; raises ``ModelError`` when
-    weights lack.
+class Slot(NamedTuple):
+    """The place of a network's output layer."""
+
+    parent: torch.nn.Module
+    name: str
+
+    def put(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Put a module there and return the one that was there."""
+        before: torch.nn.Module = getattr(self.parent, self.name)
+        setattr(self.parent, self.name, module)
+        return before
+
+
+def load_masked_lm(folder: Path, allow_pickle: bool) -> PreTrainedModel:
+    """Load the masked language model of a folder in float32, without gradients.
+
+    Raises ``ModelError`` when weights are missing.
     """
-    model, missing = _load_with_report(folder, allow_pickle)
-    _check_complete(folder, model, missing, "masked language model", "ForMaskedLM")
+    model, missing = _load(folder, allow_pickle, "AutoModelForMaskedLM")
+    _check_complete(folder, model, missing, "AutoModelForMaskedLM")
     return model.eval().requires_grad_(False)
 
 
-def load_causal_lm(folder: Path, allow_pickle: bool, **options: Any) -> Any:
-    """The decoder of a folder without gradients; ``options`` (``dtype`` ...) go to transformers'
-    ``from_pretrained``.
+def load_causal_lm(folder: Path, allow_pickle: bool, **options: Any) -> PreTrainedModel:
+    """Load the decoder of a folder without gradients.
 
-    Raises ``ModelError`` when weights lack.
+    ``options`` (``dtype`` ...) go to ``from_pretrained`` of transformers. Raises ``ModelError``
+    when weights are missing.
     """
-    model, missing = _load_with_report(folder, allow_pickle, "AutoModelForCausalLM", **options)
-    _check_complete(folder, model, missing, "decoder", "ForCausalLM")
+    model, missing = _load(folder, allow_pickle, "AutoModelForCausalLM", **options)
+    _check_complete(folder, model, missing, "AutoModelForCausalLM")
     return model.eval().requires_grad_(False)
 
 
-def _check_complete(folder: Path, model: Any, missing: list[str], kind: str, suffix: str) -> None:
-    if not missing:
-        return
-    inside = _inside(model, missing)
-    listed = inside or missing
-    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
-    cure = (
-        (
-            "the network itself is incomplete, and random weights would take their place; fetch "
-            "or save the whole "
-            "checkpoint again"
-        )
-        if inside
-        else (
-            "this is a backbone without its output layer, and random weights would take its place; "
-            "use a checkpoint saved "
-            f"as ...{suffix}"
-        )
-    )
-    raise ModelError(f"{folder} lacks weights that a {kind} needs ({shown}): {cure}")
+def load_or_grow_masked_lm(
+    folder: Path, allow_pickle: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a masked language model for training, and give it an output layer if it has none.
 
+    A new output layer is that of the architecture: tied to the word embeddings, with biases 0, and
+    with the identity as square matrices in between, so that what the backbone computes passes.
 
-def _inside(model: Any, missing: list[str]) -> list[str]:
-    """Of the missing weights those of the backbone, and not of what stands behind it."""
-    return [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
-
-
-def load_or_grow_masked_lm(folder: Path, allow_pickle: bool = False) -> tuple[Any, list[str]]:
-    """The masked language model of a folder, and the names of the weights that are new: those of
-    its output layer.
-
-    A backbone without one gets the layer of its architecture: tied to the word embeddings, biases
-    0, and square matrices in between the identity, so that what the backbone computes passes.
-    Raises ``ModelError`` when anything else is missing.
+    Returns the network and the names of new weights. Raises ``ModelError`` when anything else is
+    missing.
     """
-    model, missing = _load_with_report(folder, allow_pickle)
-    if inside := _inside(model, missing):
+    model, missing = _load(folder, allow_pickle, "AutoModelForMaskedLM")
+    inside = _of_backbone(model, missing)
+    if inside:
         raise ModelError(
-            f"{folder} lacks weights of the backbone itself "
-            f"({', '.join(inside[:4])}); training cannot "
-            "start from a part of a network"
+            f"{folder} lacks weights of the backbone itself ({', '.join(inside[:_SHOWN_NAMES])}); "
+            "training must start from a whole network"
         )
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -120,188 +105,202 @@ def load_or_grow_masked_lm(folder: Path, allow_pickle: bool = False) -> tuple[An
     model.tie_weights()
     if missing and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise ModelError(
-            f"{folder}: the output layer of {type(model).__name__} is not tied to "
-            "its word embeddings "
-            "and would be random; use a checkpoint saved as ...ForMaskedLM"
+            f"{folder}: the output layer of {type(model).__name__} is not tied to its word "
+            "embeddings and would be random; use a checkpoint saved as ...ForMaskedLM"
         )
     return model, missing
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let the backward pass compute activations again instead of keeping them; transformers 5 has a
-    new name for it.
-    """
-    switch = (
-        getattr(model, "activation_checkpointing_enable", None)
-        or model.gradient_checkpointing_enable
-    )
-    switch({"use_reentrant": False})
-
-
-_KINDS = {"AutoModelForMaskedLM": "a masked language model", "AutoModelForCausalLM": "a decoder"}
-
-
-def _load_with_report(
-    folder: Path, allow_pickle: bool, classes: str = "AutoModelForMaskedLM", **options: Any
-) -> tuple[Any, list[str]]:
+def _load(
+    folder: Path, allow_pickle: bool, model_class: ModelClass, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a network; return it and the names of missing weights."""
     import transformers
 
-    found = model_files.weight_files(folder, allow_pickle=allow_pickle)
+    weight_files = model_files.weight_files(folder, allow_pickle=allow_pickle)
     try:
-        model, report = getattr(transformers, classes).from_pretrained(
+        model, report = getattr(transformers, model_class).from_pretrained(
             folder,
             trust_remote_code=False,
             output_loading_info=True,
-            use_safetensors=found[0].suffix == ".safetensors",
-            **{"dtype": torch.float32, **options},
+            use_safetensors=weight_files[0].suffix == ".safetensors",
+            **({"dtype": torch.float32} | options),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        as_masked = classes == "AutoModelForMaskedLM"
-        hint = (
-            "; a decoder needs sparse_ir.json beside it, or decoder=..."
-            if as_masked and is_decoder(folder)
-            else ""
-        )
+        hint = ""
+        if model_class == "AutoModelForMaskedLM" and is_decoder(folder):
+            hint = "; a decoder needs sparse_ir.json beside it, or decoder=..."
         raise ModelError(
-            f"{folder} cannot be loaded as {_KINDS[classes]} ({first_line(error)}){hint}"
+            f"{folder} cannot be loaded as a {_KINDS[model_class]} ({first_line(error)}){hint}"
         ) from error
     return model, sorted(report["missing_keys"])
 
 
+def _check_complete(
+    folder: Path, model: PreTrainedModel, missing: list[str], model_class: ModelClass
+) -> None:
+    if not missing:
+        return
+    inside = _of_backbone(model, missing)
+    names = inside or missing
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    if len(names) > _SHOWN_NAMES:
+        shown += f" and {len(names) - _SHOWN_NAMES} more"
+    if inside:
+        remedy = (
+            "the network itself is incomplete, and random weights would take their place; fetch or "
+            "save the whole checkpoint again"
+        )
+    else:
+        remedy = (
+            "this is a backbone without its output layer, and random weights would take its place; "
+            f"use a checkpoint saved as ...{model_class.removeprefix('AutoModel')}"
+        )
+    raise ModelError(
+        f"{folder} lacks weights that a {_KINDS[model_class]} needs ({shown}): {remedy}"
+    )
+
+
+def _of_backbone(model: PreTrainedModel, missing: list[str]) -> list[str]:
+    """Return the missing weights that lie before the output layer."""
+    return [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
+
+
 def is_decoder(folder: Path) -> bool:
-    """Whether ``config.json`` names the class of a decoder."""
+    """Return whether ``config.json`` names the class of a decoder."""
     path = folder / "config.json"
-    named = (files.read_json(path) if path.is_file() else {}).get("architectures") or []
-    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
+    if not path.is_file():
+        return False
+    names: Sequence[str] = files.read_json(path).get("architectures") or []
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let the backward pass compute activations again instead of keeping them."""
+    # transformers 5 has a new name for it
+    switch = getattr(model, "activation_checkpointing_enable", None)
+    if switch is None:
+        switch = model.gradient_checkpointing_enable
+    switch({"use_reentrant": False})
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of everything in a weight file, one after the other."""
+    """Yield name and tensor of everything in a weight file."""
     if path.suffix == ".bin":
         yield from torch.load(path, weights_only=True, map_location="cpu", mmap=True).items()
         return
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+        for name in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
             yield name, tensors.get_tensor(name)
 
 
-def select_states(
-    hidden_BLH: Tensor, pooled: Sequence[np.ndarray | None], scale: float
-) -> tuple[Tensor, np.ndarray]:
-    """The scaled states of the pooled positions, moved to the left; behind them stands what does
-    not count.
+def disable_output_scaling(
+    model: PreTrainedModel, tokenizer: Tokenizer, folder: Path
+) -> OutputScaling:
+    """Switch off what a network does to its logits after the output layer, and return what it was.
+
+    Gemma caps its logits, Cohere and Granite scale them. The model's configuration and its copies
+    change, so keep the old one for saving. Raises ``ModelError`` when the logits of a few tokens
+    show that there is more to it.
     """
-    positions = [np.empty(0, dtype=np.int64) if found is None else found for found in pooled]
-    lengths = np.array([len(found) for found in positions])
-    index = np.zeros((len(positions), int(lengths.max())), dtype=np.int64)
-    for row, found in zip(index, positions, strict=True):
-        row[: len(found)] = found
-    index_BP = torch.from_numpy(index).to(hidden_BLH.device)
-    return hidden_BLH.gather(
-        1, index_BP[:, :, None].expand(-1, -1, hidden_BLH.shape[2])
-    ) * scale, lengths
-
-
-def straighten(model: Any, tokenizer: Tokenizer, folder: Path) -> Bend:
-    """Switch off what the family does to its logits behind the output layer, and tell what it was,
-    proven on a probe.
-
-    Gemma caps them, Cohere and Granite scale them; the model's configuration and its copies change,
-    so keep the old one for saving. Raises ``ModelError`` when the probe shows that there is more to
-    it.
-    """
-    ids = _probe_ids(tokenizer)
+    ids = _probe_ids(tokenizer).to(model.device)
     config = model.config.get_text_config()
     with torch.inference_mode():
-        expected = model(input_ids=ids.to(model.device)).logits.float()
-        scales = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling")]
-        if wrong := [scale for scale in scales if not isinstance(scale, int | float | None)]:
-            raise ModelError(
-                f"{folder}: a scale of the logits of {wrong[0]!r} is not supported; "
-                "allowed: a number"
-            )
-        # MPT names one and has none
-        multiplied, divided = (1.0 if scale is None else scale for scale in scales)
-        bend = Bend(multiplied / divided, getattr(config, "final_logit_softcapping", None))
-        for owner in (model, config):
-            for name, neutral in (
-                ("logit_scale", 1.0),
-                ("logits_scaling", 1.0),
-                ("final_logit_softcapping", None),
-            ):
-                if getattr(owner, name, neutral) != neutral:
-                    setattr(owner, name, neutral)
-        found = bend.apply(model(input_ids=ids.to(model.device)).logits.float())
-    if not _agree(model, found, expected):
+        expected = model(input_ids=ids).logits.float()
+        scaling = _read_output_scaling(config, folder)
+        for holder in (model, config):
+            for name, neutral in _NEUTRAL_SCALING:
+                if getattr(holder, name, neutral) != neutral:
+                    setattr(holder, name, neutral)
+        rebuilt = scaling.apply(model(input_ids=ids).logits.float())
+    if not _agree(model, rebuilt, expected):
         raise ModelError(
             f"{folder}: what {type(model).__name__} does to its logits is not supported"
         )
-    return bend
+    return scaling
+
+
+def _read_output_scaling(config: PretrainedConfig, folder: Path) -> OutputScaling:
+    scales = []
+    for name in ("logit_scale", "logits_scaling"):
+        scale = getattr(config, name, None)
+        if not isinstance(scale, int | float | None):
+            raise ModelError(
+                f"{folder}: {name} is {scale!r}, which is not supported; it must be a number"
+            )
+        scales.append(1.0 if scale is None else scale)  # MPT names a scale and has none
+    factor, divisor = scales
+    return OutputScaling(factor / divisor, getattr(config, "final_logit_softcapping", None))
 
 
 def detach_output_layer(
-    model: Any, tokenizer: Tokenizer, folder: Path
-) -> tuple[tuple[Any, str], Any]:
-    """Take the output layer off, and prove on a few tokens that nothing but it made the logits."""
-    layer = model.get_output_embeddings()
-    name = next((name for name, module in model.named_modules() if module is layer), None)
-    if layer is None or name is None or not isinstance(layer, torch.nn.Linear):
-        raise ModelError(
-            f"{folder}: {type(model).__name__} has no linear output layer over the vocabulary"
-        )
+    model: PreTrainedModel, tokenizer: Tokenizer, folder: Path
+) -> tuple[Slot, torch.nn.Linear]:
+    """Take the output layer off, and prove on a few tokens that nothing else made the logits.
+
+    Raises ``ModelError`` when there is no such layer, or when it is used in another way.
+    """
+    slot, layer = _find_output_layer(model, folder)
     if max(tokenizer.get_vocab().values()) >= layer.out_features:
         raise ModelError(
             f"{folder}: the tokenizer has more tokens than the output layer has rows "
             f"({layer.out_features}); they do not belong together"
         )
-    path, _, leaf = name.rpartition(".")
-    parent = model.get_submodule(path)
     ids = _probe_ids(tokenizer).to(layer.weight.device)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
-        setattr(parent, leaf, _Pass())
+        slot.put(_Pass())
         try:
-            found = layer(model(input_ids=ids).logits.to(layer.weight.dtype))
+            rebuilt = layer(model(input_ids=ids).logits.to(layer.weight.dtype))
         except (AttributeError, RuntimeError, TypeError) as error:
             raise ModelError(
-                f"{folder}: {type(model).__name__} uses its output layer in a way "
-                "that is not supported "
-                f"({first_line(error)})"
+                f"{folder}: {type(model).__name__} uses its output layer in a way that is not "
+                f"supported ({first_line(error)})"
             ) from error
-    if not _agree(model, found, expected):
+    if not _agree(model, rebuilt, expected):
         raise ModelError(
-            f"{folder}: {type(model).__name__} changes the logits after its output "
-            "layer, which is not "
-            "supported"
+            f"{folder}: {type(model).__name__} changes the logits after its output layer, which is "
+            "not supported"
         )
-    return (parent, leaf), layer
+    return slot, layer
 
 
-def _probe_ids(tokenizer: Tokenizer) -> Tensor:
-    return torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
-
-
-def _agree(model: Any, found: Tensor, expected: Tensor) -> bool:
-    """Equal but for the rounding of the network's type."""
-    relative, absolute = (1e-4, 1e-4) if model.dtype == torch.float32 else (2e-2, 0.25)
-    return found.shape == expected.shape and torch.allclose(
-        found.float(), expected.float(), relative, absolute
+def _find_output_layer(model: PreTrainedModel, folder: Path) -> tuple[Slot, torch.nn.Linear]:
+    layer = model.get_output_embeddings()
+    if isinstance(layer, torch.nn.Linear):
+        for name, module in model.named_modules():
+            if module is layer:
+                path, _, leaf = name.rpartition(".")
+                return Slot(model.get_submodule(path), leaf), layer
+    raise ModelError(
+        f"{folder}: {type(model).__name__} has no linear output layer over the vocabulary"
     )
 
 
-def capacity_of(model: Any) -> int | None:
-    """Tokens that the position table can hold. RoBERTa's positions start
-    behind the padding index.
-    """
-    size = getattr(model.config, "max_position_embeddings", None)
+def _probe_ids(tokenizer: Tokenizer) -> Tensor:
+    """Return the tokens of a fixed sentence, ``[1, L]``."""
+    return torch.tensor([tokenizer.encode(_PROBE).ids[:_PROBE_TOKENS]])
+
+
+def _agree(model: PreTrainedModel, rebuilt: Tensor, expected: Tensor) -> bool:
+    """Return whether logits are equal up to the rounding of the network's type."""
+    if rebuilt.shape != expected.shape:
+        return False
+    if model.dtype == torch.float32:
+        return torch.allclose(rebuilt.float(), expected.float(), rtol=1e-4, atol=1e-4)
+    return torch.allclose(rebuilt.float(), expected.float(), rtol=2e-2, atol=0.25)
+
+
+def capacity_of(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that the position table can hold, None for no limit."""
+    size: int | None = getattr(model.config, "max_position_embeddings", None)
     if not size or size < 1:
         return None
     for module in model.modules():
         padding = getattr(module, "padding_idx", None)
-        if isinstance(padding, int) and isinstance(
-            getattr(module, "position_embeddings", None), torch.nn.Embedding
-        ):
-            return size - padding - 1
+        positions = getattr(module, "position_embeddings", None)
+        if isinstance(padding, int) and isinstance(positions, torch.nn.Embedding):
+            return size - padding - 1  # RoBERTa's positions begin behind the padding index
     return size

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sparse_ir import extras
-from sparse_ir.errors import ConfigError, DamagedError, ModelError
+from sparse_ir.errors import ConfigError, DamagedError, ModelError, first_line
 from sparse_ir.storage import files
 
 _TOKENIZER_FILES = (
@@ -23,43 +23,51 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-_SMALL_FILES = ("*.json", "*.txt", "*.model")
+_DESCRIPTION_FILES = ("*.json", "*.txt", "*.model")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DECODER_FILE = "sparse_ir.json"
 ADAPTER_FILE = "adapter_config.json"
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
-    """The files that hold the weights: safetensors, or with ``allow_pickle`` an older
-    ``pytorch_model.bin``.
+    """Return the files that hold the weights, those of safetensors if there are any.
 
-    Raises ``ModelError`` when there are none, or only pickled ones and they are not allowed, or one
-    was cut short.
+    With ``allow_pickle`` an older ``pytorch_model.bin`` is taken if there are none. Raises
+    ``ModelError`` when there are no weights, when they are pickled without permission, or when a
+    file was cut short.
     """
-    found = sorted(folder.glob("model*.safetensors")) or sorted(
-        folder.glob("adapter_model*.safetensors")
-    )
-    if found:
-        for path in found:
+    paths = _first_match(folder, ("model*.safetensors", "adapter_model*.safetensors"))
+    if paths:
+        for path in paths:
             _check_whole(path)
-        return found
-    pickled = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("adapter_model*.bin"))
-    if not pickled:
+        return paths
+    paths = _first_match(folder, ("pytorch_model*.bin", "adapter_model*.bin"))
+    if not paths:
         raise ModelError(
             f"{folder} holds no weights; expected: model.safetensors (or pytorch_model.bin)"
         )
     if not allow_pickle:
         raise ModelError(
-            f"{folder} holds its weights only as {pickled[0].name}, a pickle; with "
-            "allow_pickle=True it is read "
-            "through torch's weights_only loader, or convert it to safetensors first"
+            f"{folder} holds its weights only as {paths[0].name}, a pickle; with "
+            "allow_pickle=True it is read through torch's weights_only loader, or convert it to "
+            "safetensors first"
         )
-    return pickled
+    return paths
+
+
+def _first_match(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Return the files of the first pattern that has any."""
+    for pattern in patterns:
+        paths = sorted(folder.glob(pattern))
+        if paths:
+            return paths
+    return []
 
 
 def _check_whole(path: Path) -> None:
-    """The head of a safetensors file says how long it must be: a broken download is known before
-    anything is read.
+    """Raise ``ModelError`` for a broken download, before anything is read.
+
+    The head of a safetensors file says how long the file must be.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -71,34 +79,36 @@ def _check_whole(path: Path) -> None:
 
 
 def files_hash(folder: Path, *, allow_pickle: bool = False) -> str:
-    """SHA-256 over configuration, tokenizer and weight files of one transformer folder: the same
-    for equal models.
-    """
+    """Return the SHA-256 over configuration, tokenizer and weights; equal for equal models."""
     names = ("config.json", "sentence_bert_config.json", ADAPTER_FILE, *_TOKENIZER_FILES)
-    used = [folder / name for name in names if (folder / name).is_file()]
-    used += weight_files(folder, allow_pickle=allow_pickle)
-    return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in used})
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    paths += weight_files(folder, allow_pickle=allow_pickle)
+    return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in paths})
 
 
 def weights_hash(folder: Path, *, allow_pickle: bool = False) -> str:
-    """SHA-256 over the weight files alone, by which an adapter knows its base model."""
-    found = weight_files(folder, allow_pickle=allow_pickle)
-    return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in found})
+    """Return the SHA-256 over the weights alone, by which an adapter knows its base model."""
+    paths = weight_files(folder, allow_pickle=allow_pickle)
+    return files.sha256_of_json({path.name: files.sha256_of_file(path) for path in paths})
 
 
 def resolve_folder(
     model: str | Path, revision: str | None, allow_pickle: bool
 ) -> tuple[Path, str | None]:
+    """Return the folder of a model and the commit of a hub model, which is downloaded once.
+
+    Raises ``ModelError`` when there is no such model, ``ConfigError`` for a revision of a folder.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(
-                f"revision={revision!r} belongs to a hub model, and {model} is a "
-                "local folder; drop it"
+                f"revision={revision!r} belongs to a hub model, and {model} is a local folder; "
+                "drop it"
             )
         return folder.resolve(), None
     if isinstance(model, Path) or not _HUB_NAME.fullmatch(model):
-        raise ModelError(f"{model} is no folder, and no hub name of the form owner/name")
+        raise ModelError(f"{model} is neither a folder nor a hub name of the form owner/name")
     return _download(model, revision, allow_pickle)
 
 
@@ -106,8 +116,10 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = [*_SMALL_FILES, "*.safetensors", *(["*.bin"] if allow_pickle else [])]
-    at = f" at revision {revision!r}" if revision else ""
+    patterns = [*_DESCRIPTION_FILES, "*.safetensors"]
+    if allow_pickle:
+        patterns.append("*.bin")
+    place = f"{name} at revision {revision!r}" if revision else name
     try:
         path = huggingface_hub.snapshot_download(
             name,
@@ -117,19 +129,22 @@ def _download(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path
         )
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{name}{at} is not in the local cache and the hub cannot be reached; connect once, "
-            "or give the path of "
-            "a folder that holds the model"
+            f"{place} is not in the local cache and the hub cannot be reached; connect once, or "
+            "give the path of a folder that holds the model"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{name}{at} cannot be fetched from the hub ({reason}); check name, revision and access"
+            f"{place} cannot be fetched from the hub ({first_line(error)}); check name, revision "
+            "and access"
         ) from error
     return Path(path), Path(path).name  # the cache names a snapshot's folder by its commit
 
 
 def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
+    """Return the arrays of a weight file by name.
+
+    Raises ``ModelError`` for a pickle that may not be read.
+    """
     if path.suffix == ".safetensors":
         from safetensors.numpy import load_file
 
@@ -137,8 +152,8 @@ def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
         return load_file(path)
     if not allow_pickle:
         raise ModelError(
-            f"{path} is a pickle; with allow_pickle=True it is read through torch's "
-            "weights_only loader"
+            f"{path} is a pickle; with allow_pickle=True it is read through torch's weights_only "
+            "loader"
         )
     with extras.importing():
         import torch
@@ -148,6 +163,7 @@ def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises ``ModelError`` when it cannot be read."""
     try:
         return files.read_json(path)
     except DamagedError as error:
@@ -155,12 +171,39 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, *, required: bool) -> dict[str, Any]:
-    """The JSON object in a file; ``{}`` without the file where it is not required. Raises
-    ``ModelError``.
+    """Return the JSON object in a file, ``{}`` for a missing file that is not required.
+
+    Raises ``ModelError`` when it cannot be read.
     """
     if not required and not path.is_file():
         return {}
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: the top level is no object")
+        raise ModelError(f"{path}: the top level must be an object")
     return value
+
+
+def first_module_path(folder: Path) -> PurePosixPath:
+    """Return where the first module of a ``modules.json`` lies, relative to the folder."""
+    path = folder / "modules.json"
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
+        raise ModelError(f"{path} is not a list of modules")
+    return check_module_path(folder, str(entries[0].get("path", "")))
+
+
+def check_module_path(folder: Path, path: str) -> PurePosixPath:
+    """Return the path of a module; raises ``ModelError`` when it leaves the model folder."""
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ModelError(f"{folder}: module path {path!r} leaves the model folder")
+    return relative
+
+
+def is_sparse_encoder(folder: Path) -> bool:
+    """Return whether a folder has the layout of a SparseEncoder."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return False
+    modules = str(read_json(path))
+    return "SpladePooling" in modules or "Router" in modules

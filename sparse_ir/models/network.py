@@ -1,11 +1,14 @@
-"""A transformer network with its output layer: token ids in, pooled scores out."""
+"""The one forward pass: token ids in, pooled scores out, for encoding and for training.
+
+B texts of a batch, L tokens of a text, P of them pooled, T tokens, H hidden width, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,216 +16,197 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.models import adapters, decoders, loading, tokenization
-from sparse_ir.models.checkpoint import NeuralSide
-from sparse_ir.models.decoder_settings import DecoderSettings
-from sparse_ir.models.decoders import Reader
-from sparse_ir.models.loading import Bend
-from sparse_ir.models.pooling import Head
-from sparse_ir.models.static_queries import Convention
+from sparse_ir.models import loading, tokenization
+from sparse_ir.models.batching import pad, real_positions
+from sparse_ir.models.families.base import NeuralSide
+from sparse_ir.models.loading import Slot
+from sparse_ir.models.logits import LogitTransform
+from sparse_ir.models.pooling import OutputLayer, pool_with_gradient, select_states
+from sparse_ir.models.reading import TextReader
 from sparse_ir.models.tokenization import Tokens
 
-Precision = Literal["float32", "float32-int8", "bfloat16", "int8", "8bit", "4bit"]
-TRUNK_DTYPE = {
-    "float32": torch.float32,
-    "float32-int8": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.bfloat16,
-    "8bit": torch.bfloat16,
-    "4bit": torch.bfloat16,
-}
-_BITS = {"8bit": 8, "4bit": 4}
-SCREENED = {"float32-int8", "int8"}
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 _TEXTS_PER_BATCH = 1024
+INACTIVE = -1e4  # the score of every term in a text of which nothing is pooled
 
 
-@dataclass(frozen=True)
-class Options:
-    """How an encoder computes; see ``Encoder.load``."""
+@dataclass
+class SparseNetwork:
+    """A transformers model without its output layer, and that layer beside it.
 
-    precision: Precision
-    device: str
-    max_length: int | None
-    top_k: int | None
-    min_weight: float
-    tokens_per_batch: int
-    convention: Convention
-    allow_pickle: bool
-    decoder: DecoderSettings | None = None
-
-
-@dataclass(frozen=True)
-class Network:
-    """A transformers model without its output layer, its tokenizer, and
-    that layer as a ``Head``.
+    Attributes:
+        model: The network, whose "logits" are now hidden states. Training may wrap it.
+        config: The configuration for saving, as it was before anything was switched off.
+        hf_tokenizer: The tokenizer of transformers.
+        tokenizer: A private copy of its rules, without padding and truncation.
+        slot: Where the output layer belongs.
+        output_layer: The output layer.
+        transform: What happens to the logits.
+        shift: The shift that the settings state; training has its own.
+        forward_options: Further arguments of each call of the model.
+        capacity: Tokens that the position table holds, None for no limit.
     """
 
-    model: Any
-    config: Any  # as it was before attention and logits were switched, for saving
-    owner: Any  # the tokenizer object of transformers, kept for saving
-    # a private copy of its rules, without padding, cut for masked language models
+    model: PreTrainedModel
+    config: PretrainedConfig
+    hf_tokenizer: PreTrainedTokenizerBase
     tokenizer: Tokenizer
-    reader: Reader | None  # of a decoder
-    head: Head
-    scale: float  # of the logits
-    slot: tuple[Any, str]  # where the output layer belongs in ``model``
-    output_layer: Any
-    max_length: int | None
+    slot: Slot
+    output_layer: torch.nn.Linear
+    transform: LogitTransform
+    shift: float
+    forward_options: Mapping[str, bool]
     capacity: int | None
-    device: str
 
-    def tokenize(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
-        """Tokens of each text, special tokens included, cut to ``max_length``."""
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(
-                    f"text {position} is {type(text).__name__} {text!r:.60}; allowed: str"
-                )
-        found: list[Tokens] = []
-        for start in range(0, len(texts), _TEXTS_PER_BATCH):
-            block = texts[start : start + _TEXTS_PER_BATCH]
-            if self.reader is not None:
-                found += self.reader.read(block, prompt)
-                continue
-            for encoding in self.tokenizer.encode_batch_fast([prompt + text for text in block]):
-                found.append(Tokens(np.array(encoding.ids, dtype=np.int32)))
-        return found
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills padded positions, which no attention sees."""
+        return self.hf_tokenizer.pad_token_id or 0
 
-    def forward(self, tokens: Sequence[Tokens]) -> tuple[Tensor, np.ndarray]:
-        """Last hidden states ``[B, L, H]`` of the pooled tokens, before the output layer; their
-        number in each text.
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        parameter: Tensor = next(self.model.parameters())
+        return parameter.device
 
-        Padding stands behind a text, where neither causal nor masked attention nor positions notice
-        it, whatever side the tokenizer would pad. Token types are left to the model, whose default
-        is that of a single text.
+    def hidden_states(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
+        """Run the network over token ids.
+
+        Padding stands behind a text, where neither attention nor positions notice it, whatever side
+        the tokenizer would pad. Token types are left to the model, whose default is that of a
+        single text.
+
+        Returns the states before the output layer, ``[B, L, H]``, and the length of each text.
         """
-        lengths = np.array([len(text.ids) for text in tokens])
-        padded = np.full(
-            (len(tokens), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64
-        )
-        for row, text in zip(padded, tokens, strict=True):
-            row[: len(text.ids)] = text.ids
-        mask = np.arange(padded.shape[1]) < lengths[:, None]
+        padded, lengths = pad(ids, self.pad_token_id)
+        mask = real_positions(lengths, padded.shape[1]).astype(np.int64)
+        device = self.device
         output = self.model(
-            input_ids=torch.from_numpy(padded).to(self.device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(self.device),
-            **({} if self.reader is None else {"use_cache": False}),
+            input_ids=torch.from_numpy(padded).to(device),
+            attention_mask=torch.from_numpy(mask).to(device),
+            **self.forward_options,
         )
-        if self.reader is None:
-            return output.logits, lengths
-        return loading.select_states(output.logits, [text.pooled for text in tokens], self.scale)
+        return output.logits, lengths
 
-    def with_side(self, side: NeuralSide, max_length: int | None) -> Network:
-        """The same network for another side's template and limit; nothing is copied but the
-        tokenizer.
+    def pooled_states(self, tokens: Sequence[Tokens]) -> tuple[Tensor, np.ndarray]:
+        """Run the network over texts and keep what is pooled.
+
+        Returns the scaled states of the pooled tokens, ``[B, P, H]``, and the number of each text.
         """
-        return replace(self, **reading_fields(self.tokenizer, side, max_length))
+        hidden_BLH, lengths = self.hidden_states([text.ids for text in tokens])
+        if any(text.pooled is not None for text in tokens):
+            positions = [text.pooled_positions for text in tokens]
+            hidden_BLH, lengths = select_states(hidden_BLH, positions)
+        scale = self.transform.state_scale
+        return hidden_BLH if scale == 1.0 else hidden_BLH * scale, lengths
+
+    def output(
+        self,
+        shift: float | Tensor,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> OutputLayer:
+        """Return the output layer that makes scores of scaled states."""
+        weight_VH = self.output_layer.weight.to(device=device, dtype=dtype)
+        weight_VH, bias_V = self.transform.output_layer(weight_VH, self._bias(device), shift)
+        return OutputLayer(weight_VH, bias_V, self.transform, shift)
+
+    def pooled_scores(self, tokens: Sequence[Tokens], shift: float | Tensor) -> Tensor:
+        """Return the largest scores of texts, float32 ``[B, V]``, differentiable.
+
+        A text of which nothing is pooled gets ``INACTIVE`` everywhere.
+        """
+        hidden_BPH, lengths = self.pooled_states(tokens)
+        if hidden_BPH.shape[1] == 0:
+            shape = (len(tokens), self.output_layer.out_features)
+            return hidden_BPH.new_full(shape, INACTIVE, dtype=torch.float32)
+        scores_BV = pool_with_gradient(hidden_BPH, self.output(shift), lengths)
+        if lengths.all():
+            return scores_BV
+        empty_B = torch.from_numpy(lengths == 0).to(scores_BV.device)
+        return scores_BV.masked_fill(empty_B[:, None], INACTIVE)
+
+    def token_scores(self, hidden_TH: Tensor, shift: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the language model's logits of states, and the scores, both ``[T, V]``."""
+        weight_VH = self.output_layer.weight.to(hidden_TH.dtype)
+        logits_TV = (hidden_TH @ weight_VH.t()).float() + self._bias(hidden_TH.device)
+        return self.transform.token_scores(logits_TV, shift)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[Any]:
-        """The model as it was loaded, its output layer in place, for saving."""
-        parent, name = self.slot
-        passed, config = getattr(parent, name), self.model.config
-        setattr(parent, name, self.output_layer)
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """Give the model as it was loaded, its output layer in place, for saving."""
+        passing = self.slot.put(self.output_layer)
+        config = self.model.config
         self.model.config = self.config
         try:
             yield self.model
         finally:
-            setattr(parent, name, passed)
+            self.slot.put(passing)
             self.model.config = config
 
+    def _bias(self, device: torch.device | str | None) -> Tensor:
+        bias_V = self.output_layer.bias
+        if bias_V is None:
+            weight_VH = self.output_layer.weight
+            return torch.zeros(len(weight_VH), device=device or weight_VH.device)
+        return bias_V.to(device=device)
 
-def fastest_precision(device: str = "cpu") -> Precision:
-    """The fastest precision on a device, for networks of the usual sizes.
 
-    Accelerators: bfloat16. Processors that multiply bfloat16 faster than float32, which are those
-    with units for its matrices (AMX) and AMD's with AVX-512 instructions for it (Intel's do no more
-    products a cycle by these): int8. All others: float32-int8. It depends on the kind of the
-    processor alone, so that a run can be resumed.
+def open_network(
+    side: NeuralSide, model: PreTrainedModel, hf_tokenizer: PreTrainedTokenizerBase
+) -> SparseNetwork:
+    """Open a loaded model: prepare its attention and logits, and take its output layer off.
+
+    Raises ``ModelError`` when the network works in a way that is not supported.
     """
-    if device_kind(device) != "cpu":
-        return "bfloat16"
-    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = known.get("amx_bf16") or (
-        known.get("avx512_bf16") and "AMD" in str(known.get("cpu_name"))
+    rules = tokenization.rules_of(hf_tokenizer, side.lowercase)
+    tokenizer = tokenization.cut_at(rules, None)
+    config, transform, shift = side.family.open_logits(model, tokenizer, side)
+    slot, output_layer = loading.detach_output_layer(model, tokenizer, side.folder)
+    return SparseNetwork(
+        model,
+        config,
+        hf_tokenizer,
+        tokenizer,
+        slot,
+        output_layer,
+        transform,
+        shift,
+        side.family.forward_options,
+        loading.capacity_of(model),
     )
-    return "int8" if fast else "float32-int8"
 
 
-def device_kind(device: str) -> str:
-    return "cpu" if device == "cpu" else "cuda"
-
-
-def load_model(side: NeuralSide, options: Options) -> Any:
-    """Decoders are loaded in their final type: they are large, and their rotary tables must stay in
-    float32.
-    """
-    bits = _BITS.get(options.precision)
-    if side.decoder is None:
-        if bits is not None:
-            raise ConfigError(
-                f"precision {options.precision!r} is for decoders; use 'int8' or 'bfloat16'"
+def read_texts(reader: TextReader, texts: Sequence[str], prompt: str) -> list[Tokens]:
+    """Return the tokens of each text. Raises ``DataError`` for an item that is not a string."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(
+                f"text {position} is {type(text).__name__} {text!r:.60}; it must be a str"
             )
-        return loading.load_masked_lm(side.folder, options.allow_pickle)
-    if bits is not None:
-        return adapters.load_decoder(
-            side,
-            options.allow_pickle,
-            dtype=torch.bfloat16,
-            **adapters.quantization(bits, options.device),
-        )
-    model = adapters.load_decoder(side, options.allow_pickle, dtype=TRUNK_DTYPE[options.precision])
-    return model.to(device=options.device)
-
-
-def reading_fields(rules: Tokenizer, side: NeuralSide, limit: int | None) -> dict[str, Any]:
-    """How a network reads texts: the fields of ``Network`` that differ between two sides of one
-    network.
-    """
-    if side.decoder is None:
-        return {"tokenizer": tokenization.cut_at(rules, limit), "reader": None, "max_length": limit}
-    reader = Reader(rules, side.decoder, side.template, limit)
-    return {"tokenizer": rules, "reader": reader, "max_length": limit}
-
-
-def make_head(
-    layer: Any, side: NeuralSide, options: Options, bend: Bend, config: Any
-) -> tuple[Head, float]:
-    """The output layer as a ``Head``, and the scale of its logits, which
-    goes to the hidden states.
-    """
-    dtype = torch.bfloat16 if options.precision in ("bfloat16", *_BITS) else torch.float32
-    weight = layer.weight.detach().to(device=options.device, dtype=dtype)
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
-    scale, shift = 1.0, 0.0
-    if side.decoder is not None:
-        if side.decoder.centered:
-            weight, bias = decoders.center(weight, bias.float())
-        scale = decoders.scale_of(side.decoder, config.get_text_config().hidden_size)
-        shift = side.decoder.logit_shift
-        bias = bias.float() * (scale * bend.scale) - shift
-    head = Head(
-        weight,
-        bias.to(options.device),
-        side,
-        options.min_weight,
-        screened=options.precision in SCREENED,
-        cap=None if bend.cap is None else bend.cap * scale,
-        shift=shift,
-    )
-    return head, scale * bend.scale
+    tokens: list[Tokens] = []
+    for start in range(0, len(texts), _TEXTS_PER_BATCH):
+        tokens += reader.read(texts[start : start + _TEXTS_PER_BATCH], prompt)
+    return tokens
 
 
 def usable_max_length(
-    side: NeuralSide, owner: Any, capacity: int | None, asked: int | None
+    side: NeuralSide, network: SparseNetwork, requested: int | None
 ) -> int | None:
-    if asked is not None:
-        if capacity is not None and asked > capacity:
-            raise ConfigError(f"max_length is {asked}; this model reads at most {capacity} tokens")
-        return asked
-    limits = [
-        limit
-        for limit in (side.max_length or tokenization.stated_length(owner), capacity)
-        if limit is not None
-    ]
-    return min(limits) if limits else None
+    """Return the tokens read of a text: as requested, else the smallest limit that is known.
+
+    Raises ``ConfigError`` when more are requested than the network can read.
+    """
+    capacity = network.capacity
+    if requested is not None:
+        if capacity is not None and requested > capacity:
+            raise ConfigError(
+                f"max_length is {requested}; for this model it must be at most {capacity}"
+            )
+        return requested
+    stated = side.max_length or tokenization.stated_length(network.hf_tokenizer)
+    limits = [limit for limit in (stated, capacity) if limit is not None]
+    return min(limits, default=None)

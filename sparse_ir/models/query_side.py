@@ -12,26 +12,24 @@ from sparse_ir.storage import files
 
 
 def load_query_encoder(folder: Path, *, model: str | Path | None = None) -> QueryEncoder:
-    """The query encoder that ``save`` wrote into ``folder``, with its hashes checked.
+    """Return the query encoder that ``save`` wrote into ``folder``, after checking its hashes.
 
     A static one needs nothing else. A neural one is a pointer to a checkpoint; ``model`` names
     another place where the same checkpoint lies now. Raises ``DamagedError`` for broken files and
-    ``IndexMismatch`` when the checkpoint found is not the recorded one.
+    ``IndexMismatch`` when the checkpoint is not the recorded one.
     """
-    record = files.read_json(folder / QUERY_FILE)
+    path = folder / QUERY_FILE
+    record = files.read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise DamagedError(
-            f"{folder / QUERY_FILE}: format is not {FORMAT}, the only one this version reads"
-        )
-    if record.get("kind") == "neural":
+        raise DamagedError(f"{path}: format is not {FORMAT}, the only one that can be read")
+    kind = record.get("kind")
+    if kind == "neural":
         with extras.importing():
             from sparse_ir.models.encoder import load_neural_query_encoder
 
         return load_neural_query_encoder(record, model=model)
-    if record.get("kind") != "static":
-        raise DamagedError(
-            f"{folder / QUERY_FILE}: kind {record.get('kind')!r} is unknown; known: neural, static"
-        )
+    if kind != "static":
+        raise DamagedError(f"{path}: kind is {kind!r}; it must be neural or static")
     if model is not None:
         raise ConfigError(
             f"{folder} holds a query side without a neural model; drop model={str(model)!r}"

@@ -1,30 +1,64 @@
-"""Tokenizers: rules, vocabulary, special tokens, lengths."""
+"""Tokenizers: rules, vocabulary, special tokens, lengths, folded terms.
+
+L tokens of a text, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, normalizers
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from sparse_ir import extras
 from sparse_ir.errors import DataError, ModelError, first_line
 from sparse_ir.storage import files
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9 !\"'(),\-./:;?]*")
+_PLAIN_WORD = re.compile(r"[a-z0-9]+|[^a-z0-9 ]")
+_NO_LIMIT = 10**9  # transformers writes 1e30 for a tokenizer without a limit
+
 
 class Tokens(NamedTuple):
-    """A text as a network reads it; only the states at ``pooled`` positions count (None: all of
-    them).
-    """
+    """A text as a network reads it; only the states at ``pooled`` positions count (None: all)."""
 
-    ids: np.ndarray  # int32
+    ids: np.ndarray  # integers [L]
     pooled: np.ndarray | None = None
 
+    @property
+    def pooled_positions(self) -> np.ndarray:
+        """The positions that count."""
+        return np.arange(len(self.ids)) if self.pooled is None else self.pooled
 
-def load_owner(folder: Path) -> Any:
+    @property
+    def pooled_ids(self) -> np.ndarray:
+        """The ids at the positions that count."""
+        return self.ids if self.pooled is None else self.ids[self.pooled]
+
+
+class TermPlace(NamedTuple):
+    """A term in a text: its name, its first character, and the one after its last."""
+
+    name: str
+    start: int
+    end: int
+
+
+def load_hf_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of transformers in a folder.
+
+    Raises ``ModelError`` when there is none, or none with a fast form.
+    """
     with extras.importing():
         import transformers
 
@@ -36,89 +70,188 @@ def load_owner(folder: Path) -> Any:
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
-            f"{folder}: {type(tokenizer).__name__} has no fast form "
-            "(tokenizer.json); convert it first"
+            f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json); convert it "
+            "first"
         )
     return tokenizer
 
 
-def rules_of(owner: Any, lowercase: bool) -> Tokenizer:
-    """A private copy of the tokenizer; ``lowercase`` goes before its own normalizer unless that
-    does so already.
+def rules_of(hf_tokenizer: PreTrainedTokenizerBase, lowercase: bool) -> Tokenizer:
+    """Return a private copy of a tokenizer's rules without padding.
+
+    ``lowercase`` puts a lower-casing step before its normalizer, unless that has one.
     """
-    copy = Tokenizer.from_str(owner.backend_tokenizer.to_str())
-    copy.no_padding()
+    rules: Tokenizer = Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
+    rules.no_padding()
     if lowercase:
-        steps: Any = copy.normalizer
-        sequence = type(steps).__name__ == "Sequence"
-        listed = list(steps) if sequence else [] if steps is None else [steps]
-        if not any(isinstance(step, normalizers.Lowercase) for step in listed):
-            copy.normalizer = normalizers.Sequence([normalizers.Lowercase(), *listed])
-    return copy
+        steps = _normalizer_steps(rules.normalizer)
+        if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+            rules.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+    return rules
+
+
+def _normalizer_steps(normalizer: Any) -> list[Any]:
+    if normalizer is None:
+        return []
+    return list(normalizer) if type(normalizer).__name__ == "Sequence" else [normalizer]
 
 
 def cut_at(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
-    copy = Tokenizer.from_str(tokenizer.to_str())
+    """Return a copy that cuts texts at ``max_length`` tokens, or not at all."""
+    copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()
     if max_length is not None:
         copy.enable_truncation(max_length)
     return copy
 
 
-def stated_length(owner: Any) -> int | None:
-    """The tokenizer's own limit; transformers writes 1e30 for none."""
-    return int(owner.model_max_length) if owner.model_max_length < 10**9 else None
+def without_state(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a private copy without padding and truncation.
+
+    Both are state that a file or another user has switched on and that must not leak in.
+    """
+    copy = cut_at(tokenizer, None)
+    copy.no_padding()
+    return copy
+
+
+def stated_length(hf_tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the tokenizer's own limit, None for no limit."""
+    limit = hf_tokenizer.model_max_length
+    return int(limit) if limit < _NO_LIMIT else None
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 of the tokenizer's JSON without its padding and truncation, which are state and not
-    rules.
-    """
+    """Return the SHA-256 of the tokenizer's JSON without padding and truncation."""
     rules = json.loads(tokenizer.to_str())
     rules.update(padding=None, truncation=None)
     return files.sha256_of_json(rules)
 
 
-def find_terms(tokenizer: Tokenizer, names: Sequence[str], text: str) -> list[tuple[str, int, int]]:
-    """``(name of the token, start, end)`` in characters for each token of a text; ``names`` are by
-    token id.
-    """
-    found = without_state(tokenizer).encode(text, add_special_tokens=False)
+def find_terms(tokenizer: Tokenizer, names: Sequence[str], text: str) -> list[TermPlace]:
+    """Return the place of each token in a text of any length; ``names`` are by token id."""
+    encoding = without_state(tokenizer).encode(text, add_special_tokens=False)
     return [
-        (names[token_id], *place) for token_id, place in zip(found.ids, found.offsets, strict=True)
+        TermPlace(names[token_id], start, end)
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
     ]
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> list[str]:
-    """``size`` distinct token strings, position = token id; ids without a token are named
-    ``[unused-<id>]``.
+    """Return ``size`` distinct token strings, position = token id.
+
+    An id without a token is named ``[unused-<id>]``.
     """
+    token_ids = tokenizer.get_vocab(with_added_tokens=True)
     names: list[str | None] = [None] * size
-    taken = tokenizer.get_vocab(with_added_tokens=True)
-    for token, token_id in taken.items():
+    for token, token_id in token_ids.items():
         names[token_id] = token
     return [
-        _reserved_name(position, taken) if name is None else name
+        _reserved_name(position, token_ids) if name is None else name
         for position, name in enumerate(names)
     ]
 
 
+def fold_vocabulary(tokenizer: Tokenizer, size: int) -> tuple[list[str], np.ndarray]:
+    """Return the folded terms, and the term of each token, int64 ``[V]``.
+
+    Tokens whose text is the same without surrounding white space and case are one term (``Ġthe``,
+    ``the``, ``The``). It is named by the token that is that text already, else by its first.
+    Special tokens, white space and pieces of characters stay alone. Every name is a token of the
+    vocabulary, so names stay distinct.
+    """
+    tokens = vocabulary_of(tokenizer, size)
+    special = set(special_token_ids(tokenizer))
+    special.update(range(id_limit(tokenizer), size))
+    groups: dict[tuple[bool, str], list[int]] = {}
+    for token_id, token in enumerate(tokens):
+        text = ""
+        if token_id not in special:
+            text = _text_of(tokenizer, token).strip().casefold()
+        key = (bool(text), text or token)
+        groups.setdefault(key, []).append(token_id)
+    term_of_token_V = np.empty(size, dtype=np.int64)
+    names = []
+    for term, ((_, text), members) in enumerate(groups.items()):
+        term_of_token_V[members] = term
+        is_token = any(tokens[member] == text for member in members)
+        names.append(text if is_token else tokens[members[0]])
+    return names, term_of_token_V
+
+
+def _text_of(tokenizer: Tokenizer, token: str) -> str:
+    """Return the text of a token; nothing for a piece of a character."""
+    text: str = token
+    if tokenizer.decoder is not None:
+        text = tokenizer.decoder.decode([token])
+    return "" if "\ufffd" in text else text
+
+
+class WordTable:
+    """Token ids of plain English text by looking up its words.
+
+    Most words of a query are tokens themselves. Looking them up and tokenizing only the others
+    takes 17 instead of 66 microseconds per query. On Cranfield (1,400 documents, 225 queries, k =
+    10, the lexical model) a search takes 14 % longer without it (744 instead of 653 microseconds,
+    medians over queries, best of ten alternating rounds).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, id_of_word: Mapping[str, int]) -> None:
+        self._tokenizer = tokenizer
+        self._id_of_word = id_of_word
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> WordTable | None:
+        """Return the table of a tokenizer, None where looking up words could give other tokens.
+
+        It is safe for BERT's tokenizer with lower case: letters and digits form a word, any other
+        sign is one by itself, and WordPiece takes a word whole if the vocabulary has it. No added
+        token may occur in a plain text.
+        """
+        model = tokenizer.model
+        normalizer = tokenizer.normalizer
+        if not isinstance(model, WordPiece) or not isinstance(normalizer, BertNormalizer):
+            return None
+        if not normalizer.lowercase or not isinstance(tokenizer.pre_tokenizer, BertPreTokenizer):
+            return None
+        for added in tokenizer.get_added_tokens_decoder().values():
+            if added.normalized or _PLAIN_TEXT.fullmatch(added.content):
+                return None
+        longest = model.max_input_chars_per_word
+        id_of_word = {}
+        for token, token_id in tokenizer.get_vocab(with_added_tokens=False).items():
+            if len(token) <= longest and _PLAIN_WORD.fullmatch(token):
+                id_of_word[token] = token_id
+        return cls(tokenizer, id_of_word)
+
+    def read(self, text: str) -> list[int] | None:
+        """Return the token ids of a text in no particular order; None if it is not plain."""
+        if not _PLAIN_TEXT.fullmatch(text):
+            return None
+        id_of_word = self._id_of_word
+        words = _PLAIN_WORD.findall(text.lower())
+        ids = [id_of_word[word] for word in words if word in id_of_word]
+        if len(ids) < len(words):
+            others = " ".join([word for word in words if word not in id_of_word])
+            ids += self._tokenizer.encode(others, add_special_tokens=False).ids
+        return ids
+
+
 def special_token_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ascending ids of the special tokens and of the unknown token."""
-    special = {
-        token_id
-        for token_id, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special
-    }
+    """Return the ascending ids of the special tokens and of the unknown token."""
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token_id for token_id, token in added.items() if token.special}
     unknown = getattr(tokenizer.model, "unk_token", None)
     unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-    if type(tokenizer.model).__name__ == "Unigram":  # names it by its id, and only in its JSON
+    if type(tokenizer.model).__name__ == "Unigram":  # has the id in its JSON only
         unknown_id = json.loads(tokenizer.to_str())["model"]["unk_id"]
-    return sorted(special if unknown_id is None else special | {unknown_id})
+    if unknown_id is not None:
+        special.add(unknown_id)
+    return sorted(special)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a ``tokenizer.json``; raises ``DataError`` when it is missing or broken."""
+    """Read a ``tokenizer.json``. Raises ``DataError`` when it is missing or broken."""
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -126,21 +259,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     # the tokenizers library raises bare Exception for every defect of the file
     except Exception as error:
         raise DataError(
-            f"{path} is no tokenizer.json of the tokenizers library ({error})"
+            f"{path} is not a tokenizer.json of the tokenizers library ({error})"
         ) from error
 
 
-def without_state(tokenizer: Tokenizer) -> Tokenizer:
-    """A private copy: padding and truncation that a file or another user has switched on must not
-    leak in.
-    """
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
-
-
 def id_limit(tokenizer: Tokenizer) -> int:
+    """Return the number above the largest token id."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 

@@ -15,7 +15,7 @@ from sparse_ir.training import warm_start
 from sparse_ir.training.batches import TrainingBatch
 from sparse_ir.training.language_model import Packed
 from sparse_ir.training.representation import represent, seed_of, split_chunks, syncing
-from sparse_ir.training.trainable_decoder import DecoderStudent
+from sparse_ir.training.trainable_decoder import TrainableDecoder
 from sparse_ir.training.training_setup import TrainingSetup
 
 
@@ -56,7 +56,7 @@ class Adaptation:
         setup = self._setup
         settings = setup.config.warm_start
         accelerator = setup.accelerator
-        assert isinstance(setup.student, DecoderStudent)
+        assert isinstance(setup.student, TrainableDecoder)
         seed = seed_of(setup.config.run.seed, step)
         sequences = self._sequences(setup.student, step, batch)
         examples = setup.student.make_examples(sequences, settings, seed)
@@ -90,7 +90,7 @@ class Adaptation:
         return sums_2
 
     def _sequences(
-        self, student: DecoderStudent, step: int, batch: TrainingBatch
+        self, student: TrainableDecoder, step: int, batch: TrainingBatch
     ) -> list[np.ndarray]:
         """Token ids: the next packed sequences, or the documents of the batch, cut to length."""
         config = self._setup.config
@@ -105,7 +105,7 @@ def _pack_documents(setup: TrainingSetup) -> Packed | None:
     settings = setup.config.warm_start
     if settings.packed_length is None or not settings.steps:
         return None
-    assert isinstance(setup.student, DecoderStudent)
+    assert isinstance(setup.student, TrainableDecoder)
     texts = list(itertools.chain.from_iterable(setup.documents))
     return setup.student.pack(texts, settings.packed_length, setup.config.run.seed)
 

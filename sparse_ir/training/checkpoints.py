@@ -158,7 +158,7 @@ class Checkpoints:
         """Take the weights of both sides from a checkpoint; returns its other tensors, too."""
         device = self._setup.accelerator.device
         self._setup.student.read_weights(folder / WEIGHTS, device)
-        tensors = load_file(folder / TENSORS, device=trainable_encoder.place_of(device))
+        tensors = load_file(folder / TENSORS, device=trainable_encoder.safetensors_device(device))
         if self._setup.query_side is not None:
             with torch.no_grad():
                 self._setup.query_side.weights_V.copy_(tensors["query_weights"])

@@ -16,7 +16,7 @@ from sparse_ir.data import readers, records
 from sparse_ir.data.records import Qrels, Query, Run
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.evaluation import measures
-from sparse_ir.training.trainable_encoder import Student, TokenWeights
+from sparse_ir.training.trainable_encoder import TokenWeights, TrainableEncoder
 
 _DEPTH = 100
 
@@ -32,7 +32,7 @@ class DevSet(NamedTuple):
     measure: str
 
 
-def evaluate(model: Student, query_side: TokenWeights | None, dev: DevSet) -> float:
+def evaluate(model: TrainableEncoder, query_side: TokenWeights | None, dev: DevSet) -> float:
     """The measure over the dev set by exact search, as the saved model encodes before its numbers
     are rounded.
     """

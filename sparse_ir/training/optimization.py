@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sparse_ir.training.config import OptimizerSettings, TrainConfig
-from sparse_ir.training.trainable_encoder import Student, TokenWeights
+from sparse_ir.training.trainable_encoder import TokenWeights, TrainableEncoder
 
 
 def make_optimizer(
-    settings: OptimizerSettings, student: Student, query_side: TokenWeights | None
+    settings: OptimizerSettings, student: TrainableEncoder, query_side: TokenWeights | None
 ) -> torch.optim.AdamW:
     """AdamW over the weights that train.
 

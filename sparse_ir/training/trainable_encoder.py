@@ -1,20 +1,19 @@
-"""The model in training: the document network with gradients, its query side, warm start and
-saving.
+"""The encoder in training: the document network with gradients, its query side, and saving.
 
-Texts go in as token ids, groups of like length through the network at a time, and ``[N, V]``
-weights come out; ``heads.pool_with_gradient`` sees to it that ``[B, L, V]`` never exists. A
-backbone without an output layer gets a tied one here (``start_network``), which the bag-of-words
-objective then teaches its job.
+Texts go in as tokens, groups of similar length pass the network together, and ``[N, V]`` weights
+come out; ``[B, L, V]`` never exists. The forward pass is ``models.network.SparseNetwork``, the one
+that encodes. A backbone without an output layer gets a tied one (``start_network``), which the
+bag-of-words objective then teaches its job.
 
 N texts, B texts of a group, L tokens, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,199 +22,215 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError
-from sparse_ir.models import (
-    checkpoint,
-    checkpoint_writer,
-    idf,
-    loading,
-    model_files,
-    static_queries,
-    tokenization,
-)
-from sparse_ir.models.checkpoint import NeuralSide, StaticSide
-from sparse_ir.models.pooling import keep_heaviest, pool_with_gradient
+from sparse_ir.models import checkpoint, idf, network, pooling, static_queries, tokenization
+from sparse_ir.models.batching import SparseVector, by_length, rows_to_csr
+from sparse_ir.models.decoder_settings import Task
+from sparse_ir.models.families.base import NeuralSide, SaveRequest, StaticSide
+from sparse_ir.models.network import SparseNetwork
+from sparse_ir.models.reading import TextReader
+from sparse_ir.models.tokenization import Tokens
 from sparse_ir.storage import files
-from sparse_ir.training.config import ModelSettings
+from sparse_ir.training.config import ModelSettings, TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TOKENS_PER_GROUP = {"cpu": 2048, "cuda": 32768}
-TOKENS_AT_ONCE = 512
-LARGEST_LOGIT = 10.0  # of a new output layer: that of a state which is its token's own vector
-SPREAD, LIFT = 0.5, 4.0  # standard deviation and mean of what enters the GELU of a new transform
+_SHORTEST = 0.5  # of the longest text of a group, so that queries are not padded like documents
+_TEXTS_AT_ONCE = 64
+_SAMPLE_AT_ONCE = 16
+_EMPTY: SparseVector = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
 OFF = -20.0  # an output bias that no hidden state outweighs
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training run begins: network, tokenizer and what is known about them."""
+    """Where a training run begins.
 
-    model: Any
-    owner: Any
+    Attributes:
+        network: The opened network.
+        side: How the network reads and pools texts.
+        grown: The names of new weights, those of an output layer that the network did not have.
+        query: The query side of the starting checkpoint, if it has one.
+        fingerprint: The facts that decide the start, as JSON.
+    """
+
+    network: SparseNetwork
     side: NeuralSide
-    grown: list[str]  # names of new weights: the output layer's, where the network had none
+    grown: list[str]
     query: StaticSide | NeuralSide | None
     fingerprint: dict[str, Any]
 
 
-def start_network(settings: ModelSettings) -> Start:
-    """The network that ``settings.start`` names; one without an output layer gets a tied one.
+def start_network(config: TrainConfig) -> Start:
+    """Load the network that ``model.start`` names; one without an output layer gets a tied one.
 
-    Raises ``ModelError`` when the network lacks more than its output layer.
+    Raises ``ModelError`` when the network lacks more than its output layer, or when it cannot be
+    read as the configuration says.
     """
+    settings = config.model
     folder, commit = checkpoint.find_folder(
         settings.start, settings.revision, allow_pickle=settings.allow_pickle
     )
-    side, query = NeuralSide(folder), None
-    if checkpoint.is_sparse_encoder(folder):
-        found = checkpoint.read_layout(folder, allow_pickle=settings.allow_pickle)
-        side, query = found.document, found.query
-    owner = tokenization.load_owner(side.folder)
-    model, grown = loading.load_or_grow_masked_lm(side.folder, settings.allow_pickle)
+    reading = None if config.decoder is None else config.decoder.settings(settings)
+    side, query = checkpoint.find_start(folder, reading, allow_pickle=settings.allow_pickle)
+    if side.adapter is not None and config.lora is not None:
+        raise ConfigError(
+            f"{side.adapter} is an adapter, and an adapter to it could not name its base; merge it "
+            "first (Encoder.save), or train without [lora]"
+        )
+    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder)
+    model, grown = side.family.load_for_training(
+        side,
+        allow_pickle=settings.allow_pickle,
+        base="float32" if config.lora is None else config.lora.base,
+    )
+    opened = network.open_network(side, model, hf_tokenizer)
     set_dropout(model, settings.dropout)
     fingerprint = {
         "start": Path(settings.start).name if commit is None else settings.start,
         "revision": commit,
-        "files_sha256": model_files.files_hash(side.folder, allow_pickle=settings.allow_pickle),
+        "files_sha256": checkpoint.side_hash(side, allow_pickle=settings.allow_pickle),
         "output_layer_is_new": bool(grown),
     }
-    if (
-        isinstance(query, StaticSide)
-        and settings.query in ("idf", "learned")
-        and settings.idf is None
-    ):
+    takes_weights = settings.query in ("idf", "learned") and settings.idf is None
+    if isinstance(query, StaticSide) and takes_weights:
         fingerprint["query_weights_sha256"] = files.sha256_of_file(query.weights_path)
-    return Start(model, owner, side, grown, query, fingerprint)
+    return Start(opened, side, grown, query, fingerprint)
 
 
-def _check_prompts(rules: Tokenizer, settings: ModelSettings) -> None:
-    for side, limit in (("document", settings.max_length), ("query", settings.query_max_length)):
-        prompt = getattr(settings, f"{side}_prompt")
-        if prompt and len(rules.encode(prompt).ids) >= limit:
-            raise ConfigError(
-                f"model.{side}_prompt alone takes {len(rules.encode(prompt).ids)} "
-                f"of {limit} tokens and "
-                "leaves no room for a text; allowed: a shorter prompt or more "
-                "tokens"
-            )
+class TrainableEncoder(torch.nn.Module):
+    """The document network; ``forward`` gives differentiable weights.
 
-
-class Student(torch.nn.Module):
-    """The document network; ``forward`` gives differentiable weights. Queries pass it too when they
-    are neural.
+    Queries pass it, too, when they are neural.
     """
 
-    def __init__(self, start: Start, settings: ModelSettings) -> None:
+    def __init__(self, start: Start, config: TrainConfig) -> None:
         super().__init__()
-        self.model = start.model
-        self.owner = start.owner
-        self.settings = settings
-        self.side = start.side
-        limit = loading.capacity_of(self.model)
-        for name, length in (
-            ("max_length", settings.max_length),
-            ("query_max_length", settings.query_max_length),
-        ):
-            if limit is not None and length > limit:
-                raise ConfigError(
-                    f"model.{name} is {length}; this network reads at most {limit} tokens"
-                )
-        rules = tokenization.rules_of(self.owner, self.side.lowercase)
-        if limit is not None and (settings.saved_max_length or 0) > limit:
-            raise ConfigError(
-                f"model.saved_max_length is {settings.saved_max_length}; this "
-                "network reads at most "
-                f"{limit} tokens"
-            )
-        self.saved_max_length = settings.saved_max_length or limit
-        self._document_tokenizer = tokenization.cut_at(rules, settings.max_length)
-        self._whole_tokenizer = tokenization.cut_at(rules, self.saved_max_length)
-        self._query_tokenizer = tokenization.cut_at(rules, settings.query_max_length)
-        _check_prompts(rules, settings)
-        self.slot, self.output_layer = loading.detach_output_layer(
-            self.model, rules, self.side.folder
-        )
+        self.config = config
+        self.settings = config.model
+        self.network = start.network
+        # registered under the names that training checkpoints have
+        self.model = start.network.model
+        self.output_layer = start.network.output_layer
+        self.hf_tokenizer = start.network.hf_tokenizer
+        self.rules: Tokenizer = start.network.tokenizer
+        self._check_limits()
+        self.saved_max_length = self._choose_saved_length()
+        self.side = self._trained_side(start.side)
         self._prepare_weights()
+        self._readers = self._make_readers()
+
+    def _check_limits(self) -> None:
+        """Raise ``ConfigError`` for a length that the network cannot read."""
+        capacity = self.network.capacity
+        for name in ("max_length", "query_max_length", "saved_max_length"):
+            length = getattr(self.settings, name) or 0
+            if capacity is not None and length > capacity:
+                raise ConfigError(
+                    f"model.{name} is {length}; for this network it must be at most {capacity}"
+                )
+
+    def _choose_saved_length(self) -> int | None:
+        """Return how many tokens the saved model reads of a text."""
+        return self.settings.saved_max_length or self.network.capacity
+
+    def _trained_side(self, side: NeuralSide) -> NeuralSide:
+        """Return how the saved model reads and pools documents."""
+        return replace(side, pooling="max", activation=self.settings.activation)
+
+    def _side_of(self, task: Task) -> NeuralSide:
+        """Return how texts of a task are read."""
+        return self.side
 
     def _prepare_weights(self) -> None:
-        """What trains."""
+        """Switch on the gradients of what trains."""
         self.model.requires_grad_(True)
         self.output_layer.requires_grad_(True)
         if self.output_layer.bias is None:
-            self.output_layer.bias = torch.nn.Parameter(torch.zeros(self.output_layer.out_features))
+            self.output_layer.bias = torch.nn.Parameter(torch.zeros(self.size))
+
+    def _make_readers(self) -> Mapping[str, TextReader]:
+        """Return the readers of documents and queries, cut for training and whole."""
+        settings = self.settings
+        readers: dict[str, TextReader] = {}
+        sides: list[tuple[Task, str, int, str]] = [
+            ("document", "max_length", settings.max_length, settings.document_prompt),
+            ("query", "query_max_length", settings.query_max_length, settings.query_prompt),
+        ]
+        for task, name, limit, prompt in sides:
+            length = len(self.rules.encode(prompt).ids)
+            if prompt and length >= limit:
+                raise ConfigError(
+                    f"model.{task}_prompt alone takes {length} of {limit} tokens and leaves no "
+                    "room for a text; it must be shorter, or the limit larger"
+                )
+            side = self._side_of(task)
+            make_reader = side.family.make_reader
+            readers[task] = make_reader(self.rules, side, limit, f"model.{name}")
+            readers[f"whole {task}"] = make_reader(
+                self.rules, side, self.saved_max_length, "model.saved_max_length"
+            )
+            readers[task].read(["a"], prompt)  # finds prompts and templates that leave no room
+            readers[f"whole {task}"].read(["a"], prompt)
+        return readers
 
     @property
     def size(self) -> int:
         """V, the rows of the output layer."""
         return self.output_layer.out_features
 
-    def forward(self, ids: Sequence[np.ndarray], scores: bool = False) -> Tensor:
-        """Weights ``[N, V]`` float32 of token ids; with ``scores`` the largest logits before the
-        activation.
-        """
+    @property
+    def score_shift(self) -> float | Tensor:
+        """What is subtracted from scores; the biases of an output layer make it needless."""
+        return self.network.shift
+
+    def forward(self, tokens: Sequence[Tokens], scores: bool = False) -> Tensor:
+        """Return weights, float32 ``[N, V]``; with ``scores`` the scores before the activation."""
         device = self.output_layer.weight.device
-        lengths = [self.length_of(text) for text in ids]
-        order = np.argsort([-length for length in lengths], kind="stable")
-        parts = [
-            self._pool([ids[row] for row in group]) for group in groups_of(order, lengths, device)
-        ]
-        pooled_NV = torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
-        return pooled_NV if scores else self.activate(pooled_NV)
+        lengths = np.array([len(text.ids) for text in tokens])
+        order = []
+        parts = []
+        for group in self.groups(lengths):
+            parts.append(
+                self.network.pooled_scores([tokens[row] for row in group], self.score_shift)
+            )
+            order.append(group)
+        back = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+        pooled_NV = torch.cat(parts)[back]
+        return pooled_NV if scores else pooling.activate(pooled_NV, self.settings.activation)
 
-    def activate(self, pooled_NV: Tensor) -> Tensor:
-        """``log(1 + relu(x))``, or that logarithm twice."""
-        weights_NV = torch.log1p(torch.relu(pooled_NV))
-        return torch.log1p(weights_NV) if self.settings.activation == "log1p_relu" else weights_NV
+    def groups(self, lengths: np.ndarray) -> Iterable[np.ndarray]:
+        """Return the positions of texts in groups that pass the network together."""
+        budget = _TOKENS_PER_GROUP[self.output_layer.weight.device.type]
+        return by_length(lengths, budget, shortest=_SHORTEST)
 
-    def length_of(self, text: Any) -> int:
-        """Tokens of one tokenized text."""
-        return len(text)
+    def tokenize_documents(self, texts: Sequence[str], *, whole: bool = False) -> list[Tokens]:
+        """Return the tokens of documents, cut for training or ``whole`` as the saved model reads.
 
-    def _pool(self, ids: Sequence[np.ndarray]) -> Tensor:
-        """Largest logits ``[B, V]`` of texts that pass the network together."""
-        hidden_BLH, lengths = self._states(ids)
-        return pool_with_gradient(
-            hidden_BLH, self.output_layer.weight, self.output_layer.bias, lengths
-        )
-
-    def _states(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
-        """The states before the output layer ``[B, L, H]`` of token ids, and how many of each text
-        are real.
+        Raises ``DataError`` for a text without any token.
         """
-        device = self.output_layer.weight.device
-        lengths = np.array([len(text) for text in ids])
-        padded = np.full(
-            (len(ids), int(lengths.max())), self.owner.pad_token_id or 0, dtype=np.int64
-        )
-        for row, text in zip(padded, ids, strict=True):
-            row[: len(text)] = text
-        mask = (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int64)
-        hidden_BLH = self.model(
-            input_ids=torch.from_numpy(padded).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
-        ).logits
-        return hidden_BLH, lengths
+        reader = self._readers["whole document" if whole else "document"]
+        return self._read(reader, texts, self.settings.document_prompt)
 
-    def tokenize_documents(self, texts: Sequence[str], *, whole: bool = False) -> list[np.ndarray]:
-        """Token ids with special tokens, cut for training, or with ``whole`` as the saved model
-        reads them.
-        """
-        tokenizer = self._whole_tokenizer if whole else self._document_tokenizer
-        return _tokenize(tokenizer, [self.settings.document_prompt + text for text in texts])
+    def tokenize_queries(self, texts: Sequence[str], *, whole: bool = False) -> list[Tokens]:
+        """Return the tokens of queries, cut for training or ``whole`` as the saved model reads.
 
-    def tokenize_queries(self, texts: Sequence[str], *, whole: bool = False) -> list[np.ndarray]:
-        """Token ids of queries: framed by special tokens for the network, bare and distinct for a
-        static side.
-
-        Cut for training, or with ``whole`` as the saved model reads them, whose static side cuts
-        nothing.
+        A static query side gets bare, distinct, ascending ids; a whole one is not cut at all.
         """
         if self.settings.query == "neural":
-            tokenizer = self._whole_tokenizer if whole else self._query_tokenizer
-            return _tokenize(tokenizer, [self.settings.query_prompt + text for text in texts])
-        tokenizer, limit = (
-            (self.rules, None) if whole else (self._query_tokenizer, self.settings.query_max_length)
-        )
-        found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.unique(np.array(encoding.ids[:limit], dtype=np.int64)) for encoding in found]
+            reader = self._readers["whole query" if whole else "query"]
+            return self._read(reader, texts, self.settings.query_prompt)
+        limit = None if whole else self.settings.query_max_length
+        encodings = self.rules.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [Tokens(np.unique(np.array(each.ids[:limit], dtype=np.int64))) for each in encodings]
+
+    def _read(self, reader: TextReader, texts: Sequence[str], prompt: str) -> list[Tokens]:
+        tokens = reader.read(texts, prompt)
+        for text, read in zip(texts, tokens, strict=True):
+            if len(read.ids) == 0:
+                raise DataError(f"text {text!r:.60} has no token at all")
+        return tokens
 
     def vectors(
         self,
@@ -225,253 +240,221 @@ class Student(torch.nn.Module):
         whole: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> sparse.csr_matrix:
-        """CSR float32 ``(N, V)`` without gradients, as the saved model would encode ``texts``, or
-        cut for training.
+        """Return the vectors of texts without gradients, CSR float32 ``[N, V]``.
+
+        Texts are read ``whole`` as the saved model reads them, or cut for training.
+        ``progress(n)`` is called with the number of texts just done.
         """
-        ids = (self.tokenize_queries if neural_queries else self.tokenize_documents)(
-            texts, whole=whole
-        )
-        order = np.argsort([-self.length_of(text) for text in ids], kind="stable")
-        rows: list[Any] = [None] * len(ids)
+        tokenize = self.tokenize_queries if neural_queries else self.tokenize_documents
+        tokens = tokenize(texts, whole=whole)
+        order = np.argsort([-len(text.ids) for text in tokens], kind="stable")
+        rows = [_EMPTY] * len(tokens)
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            for start in range(0, len(order), 64):
-                batch = order[start : start + 64]
-                found = self.forward([ids[row] for row in batch]).cpu().numpy()
-                for row, weights_V in zip(batch, found, strict=True):
-                    rows[row] = self._keep_heaviest(weights_V)
+            for start in range(0, len(order), _TEXTS_AT_ONCE):
+                batch = order[start : start + _TEXTS_AT_ONCE]
+                weights_BV = self.forward([tokens[row] for row in batch]).cpu().numpy()
+                for row, weights_V in zip(batch, weights_BV, strict=True):
+                    ids = np.flatnonzero(weights_V)
+                    rows[row] = pooling.keep_heaviest(ids, weights_V[ids], self.settings.top_k, 0.0)
                 if progress is not None:
                     progress(len(batch))
         self.train(was_training)
-        return (
-            sparse.vstack(rows, format="csr")
-            if rows
-            else sparse.csr_matrix((0, self.size), dtype=np.float32)
-        )
-
-    def _keep_heaviest(self, weights_V: np.ndarray) -> sparse.csr_matrix:
-        token_ids = np.flatnonzero(weights_V)
-        token_ids, weights = keep_heaviest(
-            token_ids, weights_V[token_ids], self.settings.top_k, 0.0
-        )
-        return sparse.csr_matrix(
-            (weights, token_ids, [0, len(token_ids)]), shape=(1, len(weights_V))
-        )
+        return rows_to_csr(rows, self.size)
 
     def set_terms(self, texts: Sequence[str], active_terms: int, *, whole: bool = False) -> float:
-        """``shift_to`` by the logits of these documents, cut as in training, or with ``whole`` as
-        the saved model.
-        """
-        ids = self.tokenize_documents(texts, whole=whole)
+        """Call ``shift_to`` with the scores of these documents."""
+        tokens = self.tokenize_documents(texts, whole=whole)
+        parts = []
         self.eval()
         with torch.no_grad():
-            parts = [
-                self.forward(ids[start : start + 16], scores=True)
-                for start in range(0, len(ids), 16)
-            ]
+            for start in range(0, len(tokens), _SAMPLE_AT_ONCE):
+                parts.append(self.forward(tokens[start : start + _SAMPLE_AT_ONCE], scores=True))
         return self.shift_to(torch.cat(parts), active_terms)
 
     def shift_to(self, pooled_NV: Tensor, active_terms: int) -> float:
-        """Lower all output biases alike, so that texts with these largest logits have so many terms
-        on average.
+        """Lower all scores alike, so that these texts have ``active_terms`` terms on average.
+
+        ``pooled_NV`` are their scores. Returns by how much scores were lowered.
         """
         shift = float(threshold_of(pooled_NV, active_terms))
         self._lower(shift)
         return shift
 
     @torch.no_grad()
-    def _lower(self, logits: float) -> None:
-        self.output_layer.bias -= logits
+    def _lower(self, scores: float) -> None:
+        self.output_layer.bias.sub_(scores)
 
-    def lift(self, logits: float) -> None:
-        """Add to all output biases, those of special tokens excepted, which stay off."""
-        if logits:
+    def lift(self, scores: float) -> None:
+        """Raise all scores, except those of special tokens, which stay off."""
+        if scores:
             with torch.no_grad():
-                self.output_layer.bias += logits * (self.output_layer.bias > OFF / 2)
+                bias_V = self.output_layer.bias
+                bias_V.add_(scores * (bias_V > OFF / 2))
 
     def set_phase(self, adapting: bool) -> None:
-        """Called before each step; a decoder's attention may differ while it adapts."""
+        """Prepare the next step; a decoder's attention may differ while it adapts."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that training changes, by name; of names for the same tensor the first."""
-        found: dict[tuple[int, torch.Size], str] = {}
+        """Return all that training changes, by name; a shared tensor has its first name."""
         state = self.state_dict()
+        names: dict[tuple[int, torch.Size], str] = {}
         for name, tensor in state.items():
-            found.setdefault((tensor.data_ptr(), tensor.shape), name)
-        return {name: state[name] for name in found.values()}
+            names.setdefault((tensor.data_ptr(), tensor.shape), name)
+        return {name: state[name] for name in names.values()}
 
     def write_weights(self, path: Path) -> None:
-        """A safetensors file of ``tensors``, for ``read_weights``; equal
-        weights give equal bytes.
-        """
+        """Write a safetensors file of ``tensors``; equal weights give equal bytes."""
         from safetensors.torch import save_file
 
         save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, path)
 
     def read_weights(self, path: Path, device: torch.device) -> None:
-        """Take back what ``write_weights`` wrote. Raises ``DamagedError`` when the file holds
-        something else.
+        """Take back what ``write_weights`` wrote.
+
+        Raises ``DamagedError`` when the file holds something else.
         """
         self.blend_with(path, 1.0, device)
 
     @torch.no_grad()
     def blend_with(self, path: Path, share: float, device: torch.device) -> None:
-        """Replace this share of all weights by those that ``write_weights`` wrote."""
+        """Replace this share of all weights by those of a file of ``write_weights``."""
         from safetensors.torch import load_file
 
-        own, read = self.tensors(), load_file(path, device=place_of(device))
-        if {name: tensor.shape for name, tensor in own.items()} != {
-            name: each.shape for name, each in read.items()
-        }:
+        own = self.tensors()
+        stored = load_file(path, device=safetensors_device(device))
+        if _shapes(own) != _shapes(stored):
             raise DamagedError(f"{path} holds the weights of another network")
         for name, tensor in own.items():
             if share == 1.0:
-                tensor.copy_(read[name])
+                tensor.copy_(stored[name])
             elif tensor.is_floating_point():
-                tensor.lerp_(read[name], share)
+                tensor.lerp_(stored[name], share)
 
     def save(
         self, folder: Path, query_weights: np.ndarray | None, dtype: torch.dtype = torch.float32
     ) -> None:
-        """Write the SparseEncoder layout; with static ``query_weights`` (float32 ``[V]``) a router
-        carries them.
-        """
-        parent, name = self.slot
-        passed = getattr(parent, name)
-        setattr(parent, name, self.output_layer)
-        try:
-            checkpoint_writer.write_sparse_encoder(
-                folder,
-                self.model,
-                self.owner,
-                activation=self.settings.activation,
-                top_k=self.settings.top_k,
-                max_length=self.saved_max_length,
-                prompts=self._prompts(),
-                dtype=dtype,
-                query_weights=query_weights,
-            )
-        finally:
-            setattr(parent, name, passed)
+        """Write the model; static ``query_weights`` (float32 ``[V]``) make its query side."""
+        self._save_whole(folder, self.side, query_weights, dtype)
 
-    def _prompts(self) -> dict[str, str] | None:
-        found = {"query": self.settings.query_prompt, "document": self.settings.document_prompt}
-        return found if any(found.values()) else None
+    def _save_whole(
+        self,
+        folder: Path,
+        side: NeuralSide,
+        query_weights: np.ndarray | None,
+        dtype: torch.dtype,
+    ) -> None:
+        with self.network.whole() as model:
+            request = self._save_request(model, side, query_weights, dtype)
+            side.family.save(folder, request)
 
-    @property
-    def rules(self) -> Tokenizer:
-        """The tokenizer without truncation."""
-        return tokenization.cut_at(self._whole_tokenizer, None)
+    def _save_request(
+        self,
+        model: PreTrainedModel,
+        side: NeuralSide,
+        query_weights: np.ndarray | None,
+        dtype: torch.dtype,
+    ) -> SaveRequest:
+        settings = self.settings
+        prompts = {"query": settings.query_prompt, "document": settings.document_prompt}
+        layout = side.family.choose_layout(
+            None, weights_given=query_weights is not None, weights_stored=False
+        )
+        return SaveRequest(
+            model=model,
+            hf_tokenizer=self.hf_tokenizer,
+            side=side,
+            layout=layout,
+            max_length=self.saved_max_length,
+            prompts=prompts if any(prompts.values()) else None,
+            top_k=settings.top_k,
+            query_weights=query_weights,
+            dtype=dtype,
+        )
 
 
 def threshold_of(scores_NV: Tensor, active_terms: float) -> Tensor:
-    """The score (scalar) above which texts have so many terms on average."""
+    """Return the score (a scalar) above which texts have ``active_terms`` terms on average."""
     values = scores_NV.detach().float().flatten()
     return values.kthvalue(max(values.numel() - round(active_terms * len(scores_NV)), 1)).values
 
 
-def place_of(device: torch.device) -> str:
-    """A device as safetensors names it; of several processes on the CPU each has a number of its
-    own.
+def safetensors_device(device: torch.device) -> str:
+    """Return the name of a device for safetensors.
+
+    With several processes on the CPU each has a device number, which safetensors does not know.
     """
     return "cpu" if device.type == "cpu" else str(device)
 
 
-def groups_of(
-    order: np.ndarray, lengths: Sequence[int], device: torch.device
-) -> Iterator[np.ndarray]:
-    """Texts, longest first, in groups that pass the network together.
-
-    A text less than half as long as the longest of its group opens the next one, so that queries
-    are not padded to the length of documents.
-    """
-    start = 0
-    while start < len(order):
-        longest = max(lengths[order[start]], 1)
-        end = min(start + max(_TOKENS_PER_GROUP[device.type] // longest, 1), len(order))
-        short = (row for row in range(start + 1, end) if 2 * lengths[order[row]] < longest)
-        end = next(short, end)
-        yield order[start:end]
-        start = end
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 class TokenWeights(torch.nn.Module):
     """A static query side: one weight per token, fixed or learned. Special tokens weigh nothing."""
 
-    def __init__(self, student: Student, weights: np.ndarray, *, learned: bool) -> None:
+    def __init__(self, encoder: TrainableEncoder, weights: np.ndarray, *, learned: bool) -> None:
         super().__init__()
-        padded = np.pad(weights.astype(np.float32), (0, student.size - len(weights)))
-        padded[tokenization.special_token_ids(student.rules)] = 0.0
+        padded = np.pad(weights.astype(np.float32), (0, encoder.size - len(weights)))
+        padded[tokenization.special_token_ids(encoder.rules)] = 0.0
         self.weights_V = torch.nn.Parameter(torch.from_numpy(padded), requires_grad=learned)
         self.clip()
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Learned weights that a step took below zero go back to it: an
-        impact cannot be negative.
-        """
+        """Raise learned weights below zero to zero, because an impact cannot be negative."""
         if self.weights_V.requires_grad:
             self.weights_V.clamp_(min=0.0)
 
-    def forward(self, ids: Sequence[np.ndarray]) -> Tensor:
-        """``[Q, V]`` of bare token ids: the weight of each token that occurs, once (binary presence
-        times weight).
-        """
-        present_QV = torch.zeros((len(ids), len(self.weights_V)), device=self.weights_V.device)
-        for row, tokens in enumerate(ids):
-            present_QV[row, torch.from_numpy(tokens).to(present_QV.device)] = 1.0
+    def forward(self, tokens: Sequence[Tokens]) -> Tensor:
+        """Return the vectors ``[Q, V]`` of bare token ids: the weight of each token, once."""
+        present_QV = torch.zeros((len(tokens), len(self.weights_V)), device=self.weights_V.device)
+        for row, query in enumerate(tokens):
+            ids = torch.from_numpy(query.ids.astype(np.int64))
+            present_QV[row, ids.to(present_QV.device)] = 1.0
         return present_QV * self.weights_V
 
     def numpy(self) -> np.ndarray:
-        """float32 ``[V]``."""
-        return self.weights_V.detach().float().cpu().numpy().clip(min=0.0)
+        """Return the weights, float32 ``[V]``."""
+        weights_V: np.ndarray = self.weights_V.detach().float().cpu().numpy().clip(min=0.0)
+        return weights_V
 
 
 def choose_query_weights(
     start: Start, settings: ModelSettings, texts: Callable[[], Iterable[str]], tokenizer: Tokenizer
 ) -> np.ndarray | None:
-    """The token weights of the query side, float32 ``[V]``; None when queries are neural.
+    """Return the token weights of the query side, float32 ``[V]``; None for neural queries.
 
-    IDF from ``settings.idf``, else from the starting checkpoint, else computed from ``texts``.
+    IDF comes from ``settings.idf``, else from the starting checkpoint, else from ``texts``.
     """
     if settings.query == "neural":
         return None
     if settings.query == "ones":
-        return np.ones(max(tokenizer.get_vocab().values()) + 1, dtype=np.float32)
+        return np.ones(tokenization.id_limit(tokenizer), dtype=np.float32)
     if settings.idf is not None:
         return static_queries.from_idf_json(Path(settings.idf), tokenizer, "opensearch").weights
-    if isinstance(start.query, StaticSide):
-        if start.query.weights_path.suffix == ".json":
-            return static_queries.from_idf_json(
-                start.query.weights_path, tokenizer, "opensearch"
-            ).weights
-        return checkpoint.read_static_weights(start.query, allow_pickle=settings.allow_pickle)
-    return idf.compute_idf(texts(), tokenizer)
+    if not isinstance(start.query, StaticSide):
+        return idf.compute_idf(texts(), tokenizer)
+    path = start.query.weights_path
+    if path.suffix == ".json":
+        return static_queries.from_idf_json(path, tokenizer, "opensearch").weights
+    return checkpoint.read_static_weights(start.query, allow_pickle=settings.allow_pickle)
 
 
-def _tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    found = [
-        np.array(encoding.ids, dtype=np.int64)
-        for encoding in tokenizer.encode_batch_fast(list(texts))
-    ]
-    for position, ids in enumerate(found):
-        if len(ids) == 0:
-            raise DataError(f"text {texts[position]!r:.60} has no token at all")
-    return found
-
-
-def has_dropout(model: Any) -> bool:
-    """Whether anything in a network drops out in training."""
-    return any(
-        (isinstance(module, torch.nn.Dropout) and module.p > 0)
-        or any(getattr(module, name) > 0 for name in _float_dropouts(module))
-        for module in model.modules()
-    )
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Return whether anything in a network drops out in training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            return True
+        if any(getattr(module, name) > 0 for name in _float_dropouts(module)):
+            return True
+    return False
 
 
 def _float_dropouts(module: torch.nn.Module) -> list[str]:
-    """Some families keep a probability as a plain number, for functions that drop out."""
+    """Return the names of probabilities that a module keeps as plain numbers."""
     return [
         name
         for name, value in vars(module).items()

@@ -20,7 +20,7 @@ from sparse_ir.training import optimization, trainable_decoder, trainable_encode
 from sparse_ir.training.batches import Batches
 from sparse_ir.training.config import TrainConfig
 from sparse_ir.training.penalties import NONE, PENALTIES
-from sparse_ir.training.trainable_encoder import Start, Student, TokenWeights
+from sparse_ir.training.trainable_encoder import Start, TokenWeights, TrainableEncoder
 from sparse_ir.training.training_source import TrainingSource, is_blank
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -34,7 +34,7 @@ class TrainingSetup:
     config: TrainConfig
     accelerator: Any  # accelerate.Accelerator
     start: Start
-    student: Student
+    student: TrainableEncoder
     wrapped: torch.nn.Module  # the student as accelerate prepared it, for steps of all processes
     query_side: TokenWeights | None  # None: queries are neural
     idf_V: Tensor | None  # where the warm start or a penalty needs it
@@ -59,7 +59,7 @@ def open_training(config: TrainConfig, sources: Sequence[TrainingSource]) -> Tra
     accelerator = _open_devices(config)
     torch.manual_seed(config.run.seed)  # a new output layer may be drawn at random
     sample = sample_documents(sources)
-    start, student = trainable_decoder.open_student(config)
+    start, student = trainable_decoder.open_trainable(config)
     has_new_head = _prepare_head(config, start, student, sample)
     batches = make_batches(config, sources)
     _check_terms(config, student.size)
@@ -133,7 +133,9 @@ def _open_devices(config: TrainConfig) -> Any:
     return accelerator
 
 
-def _prepare_head(config: TrainConfig, start: Start, student: Student, sample: list[str]) -> bool:
+def _prepare_head(
+    config: TrainConfig, start: Start, student: TrainableEncoder, sample: list[str]
+) -> bool:
     """Fill a new output layer; returns whether it begins with token vectors."""
     wants_vectors = config.warm_start.head == "token_vectors"
     if start.grown:
@@ -164,7 +166,7 @@ def _check_terms(config: TrainConfig, vocabulary_size: int) -> None:
 
 
 def _open_queries(
-    config: TrainConfig, start: Start, student: Student, documents: Sequence[Sequence[str]]
+    config: TrainConfig, start: Start, student: TrainableEncoder, documents: Sequence[Sequence[str]]
 ) -> tuple[TokenWeights | None, Tensor | None]:
     """The static query side, and the IDF of each token where something needs it."""
 

@@ -11,113 +11,109 @@ from torch import Tensor
 
 from sparse_ir.errors import DataError
 from sparse_ir.models import tokenization
-from sparse_ir.training.trainable_encoder import (
-    LARGEST_LOGIT,
-    LIFT,
-    OFF,
-    SPREAD,
-    TOKENS_AT_ONCE,
-    Student,
-)
+from sparse_ir.models.tokenization import Tokens
+from sparse_ir.training.trainable_encoder import OFF, TrainableEncoder
+
+_TOKENS_AT_ONCE = 512
+_LARGEST_LOGIT = 10.0  # of a new output layer: the logit of a state that is its token's own vector
+_SPREAD = 0.5  # standard deviation of what enters the GELU of a new transform
+_LIFT = 4.0  # its mean
+_OUTSIDE = -1e4  # the score of a token that leaves the softmax
 
 
-def switch_off_special_tokens(student: Student) -> None:
-    """Give a new output layer a bias that keeps special tokens out of documents: no query can
-    contain them.
+def switch_off_special_tokens(encoder: TrainableEncoder) -> None:
+    """Give a new output layer a bias that keeps special tokens out of documents.
+
+    No query can contain them.
     """
-    special = tokenization.special_token_ids(student.rules)
+    special = tokenization.special_token_ids(encoder.rules)
     with torch.no_grad():
-        student.output_layer.bias[special] = OFF
+        encoder.output_layer.bias[special] = OFF
 
 
 @torch.no_grad()
-def give_token_vectors(student: Student, grown: Sequence[str], texts: Sequence[str]) -> None:
-    """Give a new output layer rows that know what their tokens mean: the backbone's own vector of
-    each token as a text.
+def give_token_vectors(
+    encoder: TrainableEncoder, grown: Sequence[str], texts: Sequence[str]
+) -> None:
+    """Give a new output layer rows that know what their tokens mean.
 
-    For backbones that were trained to embed texts by the mean of their last states. A row is the
-    mean state of the token read alone, less the mean over all tokens, at length 1; logits are then
-    ``10 x cosine`` between it and a state of the document, less the mean state of ``texts``. So
-    expansion works before the first step: a state is near to the tokens that mean the same. The
-    layer is tied to the word embeddings no more.
+    This is for backbones that were trained to embed texts by the mean of their last states. A row
+    is the mean state of its token read alone, less the mean over all tokens, at length 1. Logits
+    are then ``10 x cosine`` between the row and a state of the document, less the mean state of
+    ``texts``. So expansion works before the first step: a state is near to the tokens that mean the
+    same. Afterwards the layer is not tied to the word embeddings any more.
     """
-    student.eval()
-    _open_transform(student, grown, texts)
-    mean_H, length = _center_of(student, texts)
-    before, after = _frame(student.rules)
+    encoder.eval()
+    _open_transform(encoder, grown, texts)
+    mean_H, length = _center_of(encoder, texts)
+    before, after = _frame(encoder.rules)
     vectors = []
-    for first in range(0, student.size, TOKENS_AT_ONCE):
-        token_ids = range(first, min(first + TOKENS_AT_ONCE, student.size))
-        ids = torch.tensor(
-            [[*before, token_id, *after] for token_id in token_ids], device=mean_H.device
-        )
-        vectors.append(student.model(input_ids=ids).logits.float().mean(1))
-    rows_VH = torch.cat(vectors)
-    rows_VH = torch.nn.functional.normalize(rows_VH - rows_VH.mean(0), dim=1) * (
-        LARGEST_LOGIT / length
-    )
-    student.output_layer.weight = torch.nn.Parameter(rows_VH)
-    student.output_layer.bias = torch.nn.Parameter(-(rows_VH @ mean_H))
-    student.model.config.tie_word_embeddings = False
+    for first in range(0, encoder.size, _TOKENS_AT_ONCE):
+        token_ids = range(first, min(first + _TOKENS_AT_ONCE, encoder.size))
+        rows = [[*before, token_id, *after] for token_id in token_ids]
+        ids = torch.tensor(rows, device=mean_H.device)
+        vectors.append(encoder.model(input_ids=ids).logits.float().mean(1))
+    vectors_VH = torch.cat(vectors)
+    directions_VH = torch.nn.functional.normalize(vectors_VH - vectors_VH.mean(0), dim=1)
+    rows_VH = directions_VH * (_LARGEST_LOGIT / length)
+    encoder.output_layer.weight = torch.nn.Parameter(rows_VH)
+    encoder.output_layer.bias = torch.nn.Parameter(-(rows_VH @ mean_H))
+    encoder.model.config.tie_word_embeddings = False
 
 
-def _open_transform(student: Student, grown: Sequence[str], texts: Sequence[str]) -> None:
+def _open_transform(encoder: TrainableEncoder, grown: Sequence[str], texts: Sequence[str]) -> None:
     """Let a new square layer before the output layer pass what it gets.
 
-    Behind it stands a GELU, which is linear only well above zero: so states are scaled and lifted
-    there, and the LayerNorm that follows takes the lift away again.
+    Behind it stands a GELU, which is linear only well above zero. So states are scaled and lifted
+    there, and the LayerNorm that follows removes the lift again.
     """
-    ids = student.tokenize_documents(texts[:1])[0]
-    states = student.model.base_model(
-        input_ids=torch.from_numpy(ids)[None].to(student.output_layer.weight.device)
-    )[0]
+    ids = torch.from_numpy(encoder.tokenize_documents(texts[:1])[0].ids.astype(np.int64))
+    device = encoder.output_layer.weight.device
+    states = encoder.model.base_model(input_ids=ids[None].to(device))[0]
     for name in grown:
-        layer = student.model.get_submodule(name.rpartition(".")[0])
+        layer = encoder.model.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, torch.nn.Linear) and layer.in_features == layer.out_features:
-            layer.weight.copy_(torch.eye(layer.in_features) * (SPREAD / float(states.std())))
-            layer.bias.fill_(LIFT)
+            layer.weight.copy_(torch.eye(layer.in_features) * (_SPREAD / float(states.std())))
+            layer.bias.fill_(_LIFT)
 
 
 def _frame(rules: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a text."""
-    found = rules.encode("a")
-    own = [position for position, special in enumerate(found.special_tokens_mask) if not special]
-    return found.ids[: own[0]], found.ids[own[-1] + 1 :]
+    """Return the special tokens before and after a text."""
+    encoding = rules.encode("a")
+    text = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
 
 
-def _center_of(student: Student, texts: Sequence[str]) -> tuple[Tensor, float]:
-    """Mean state of the tokens of texts ``[H]``, and the mean distance from it."""
-    device = student.output_layer.weight.device
-    states = torch.cat(
-        [
-            student.model(input_ids=torch.from_numpy(ids)[None].to(device)).logits[0].float()
-            for ids in student.tokenize_documents(texts)
-        ]
-    )
-    mean_H = states.mean(0)
-    return mean_H, float((states - mean_H).norm(dim=1).mean())
+def _center_of(encoder: TrainableEncoder, texts: Sequence[str]) -> tuple[Tensor, float]:
+    """Return the mean state of the tokens of texts, ``[H]``, and the mean distance from it."""
+    parts = []
+    for tokens in encoder.tokenize_documents(texts):
+        hidden_BLH, _ = encoder.network.hidden_states([tokens.ids])
+        parts.append(hidden_BLH[0].float())
+    states_TH = torch.cat(parts)
+    mean_H = states_TH.mean(0)
+    return mean_H, float((states_TH - mean_H).norm(dim=1).mean())
 
 
 def bag_of_words_loss(
-    pooled_NV: Tensor, ids: Sequence[np.ndarray], token_weights_V: Tensor
+    pooled_NV: Tensor, texts: Sequence[Tokens], token_weights_V: Tensor
 ) -> Tensor:
-    """``- sum_t p_t log softmax(largest logits)_t``, mean over texts: DupMAE's objective (arXiv
-    2305.02564).
+    """Return ``- sum_t p_t log softmax(scores)_t``, the mean over texts.
 
-    ``p`` is the text's bag of words, each token times its weight (IDF, so that stop words do not
-    rule), sum 1. Tokens of weight 0, the special ones, leave the softmax: nothing is learned about
-    them.
+    This is DupMAE's objective (arXiv 2305.02564) on the largest logit of each term. ``p`` is the
+    text's bag of words, each token times its weight (IDF, so that stop words do not dominate), with
+    sum 1. Tokens of weight 0, the special ones, leave the softmax: nothing is learned about them.
+    Raises ``DataError`` when no token of the batch carries weight.
     """
-    wanted_NV = torch.zeros_like(pooled_NV)
-    for row, tokens in enumerate(ids):
-        found = torch.from_numpy(np.asarray(tokens, dtype=np.int64)).to(pooled_NV.device)
-        wanted_NV[row].index_add_(0, found, torch.ones(len(found), device=pooled_NV.device))
-    wanted_NV = wanted_NV * token_weights_V
-    totals_N = wanted_NV.sum(1)
+    bags_NV = torch.zeros_like(pooled_NV)
+    for row, tokens in enumerate(texts):
+        ids = torch.from_numpy(tokens.ids.astype(np.int64)).to(pooled_NV.device)
+        bags_NV[row].index_add_(0, ids, torch.ones(len(ids), device=pooled_NV.device))
+    bags_NV = bags_NV * token_weights_V
+    totals_N = bags_NV.sum(1)
     if not bool((totals_N > 0).any()):
         raise DataError("no document of the batch has a token that carries weight")
-    log_probabilities_NV = torch.log_softmax(
-        pooled_NV.masked_fill(token_weights_V == 0, -1e4), dim=1
-    )
-    losses_N = -(wanted_NV * log_probabilities_NV).sum(1) / totals_N.clamp_min(1e-9)
+    masked_NV = pooled_NV.masked_fill(token_weights_V == 0, _OUTSIDE)
+    log_probabilities_NV = torch.log_softmax(masked_NV, dim=1)
+    losses_N = -(bags_NV * log_probabilities_NV).sum(1) / totals_N.clamp_min(1e-9)
     return losses_N[totals_N > 0].mean()

@@ -556,7 +556,7 @@ def test_models_that_are_not_there_are_one_line(collection, tmp_path):
     assert message.startswith(
         "no-such/model is not in the local cache and the hub cannot be reached"
     )
-    assert "is no folder, and no hub name" in error_of(
+    assert "is neither a folder nor a hub name" in error_of(
         "encode", "--model", tmp_path / "nothing", *road
     )
     assert not (tmp_path / "out").exists()

@@ -226,7 +226,7 @@ def test_an_adapter_that_changes_nothing(healthy, tmp_path):
         tmp_path / "adapter",
         base=str(healthy),
         settings=DecoderSettings(logit_shift=SHIFT),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(healthy),
+        hf_tokenizer=transformers.AutoTokenizer.from_pretrained(healthy),
     )
     found = findings(tmp_path / "adapter")
     assert set(found) == {"numbers"} and found["numbers"]["severity"] == "warning"
@@ -511,7 +511,7 @@ def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_p
     assert (found["name"], found["severity"]) == ("loading", "fault")
     assert "lacks weights that a decoder needs (lm_head.weight)" in found["evidence"]["reason"]
     assert found["remedy"] == "See the reason."
-    with pytest.raises(ModelError, match="is no folder, and no hub name"):
+    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
         examination.examine(str(tmp_path / "nothing" / "here"))
     with pytest.raises(ConfigError, match="the lexical model is not a neural network"):
         doctor.doctor("lexical")
@@ -532,7 +532,7 @@ def test_the_shipped_model_is_no_decoder(tmp_path):
     (found,) = doctor.doctor("default", decoder=path)["findings"]
     assert found["name"] == "loading" and found["remedy"] == "See the reason."
     assert (
-        "is no decoder but a sparse encoder as its modules.json says; drop decoder=... (--decoder)"
+        "is a sparse encoder by its modules.json, not a decoder; drop decoder=... (--decoder)"
         in found["evidence"]["reason"]
     )
 

@@ -90,7 +90,7 @@ def make_decoder_config(start, path, mode="causal", **sections):
 
 def open_decoder(folder, mode="causal", **sections):
     config = make_decoder_config(folder, "nothing", mode, **sections)
-    return config, trainable_decoder.open_student(config)[1]
+    return config, trainable_decoder.open_trainable(config)[1]
 
 
 def make_trainer(config, folder, **options):

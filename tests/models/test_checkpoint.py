@@ -11,9 +11,11 @@ from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import checkpoint, checkpoint_writer, model_files
 from sparse_ir.models.checkpoint import NeuralSide, StaticSide
 from sparse_ir.models.decoder_settings import DecoderSettings
+from sparse_ir.models.families.masked_lm import MaskedLanguageModel
 
 NEW = "sentence_transformers.sparse_encoder.modules."
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+MASKED = MaskedLanguageModel()
 OLD = "sentence_transformers.sparse_encoder.models."
 
 
@@ -87,7 +89,7 @@ def router(**changes):
 )
 def test_symmetric_layout_under_old_and_new_class_names(tmp_path, transformer, pooling):
     found = checkpoint.read_layout(write(tmp_path, symmetric(transformer, pooling)))
-    side = NeuralSide(tmp_path, "sum", "log1p_relu", 256, True)
+    side = NeuralSide(tmp_path, MASKED, "sum", "log1p_relu", 256, True)
     assert found.layout == "sparse-encoder" and found.document == found.query == side
     assert (found.document_prompt, found.query_prompt) == ("", "q: ")
     assert found.revision is None and found.top_k is None and found.idf_path is None
@@ -112,7 +114,7 @@ def test_router_as_published_with_the_transformer_at_the_root(tmp_path):
     found = checkpoint.read_layout(write(tmp_path, router()))
     query = tmp_path / "query_0_SparseStaticEmbedding"
     assert found.layout == "router"
-    assert found.document == NeuralSide(tmp_path, "max", "log1p_relu", 512, False)
+    assert found.document == NeuralSide(tmp_path, MASKED, "max", "log1p_relu", 512, False)
     assert found.query == StaticSide(query, query / "model.safetensors")
     assert found.idf_path == tmp_path / "idf.json"
 
@@ -139,13 +141,15 @@ def test_old_names_asym_idf_and_the_old_place_of_the_router_config(tmp_path):
     )
     found = checkpoint.read_layout(write(tmp_path, files))
     assert found.query == StaticSide(tmp_path / "0_Asym" / "query_0_IDF", tmp_path / "idf.json")
-    assert found.document == NeuralSide(tmp_path / "0_Asym" / "document_0_MLMTransformer")
+    assert found.document == NeuralSide(tmp_path / "0_Asym" / "document_0_MLMTransformer", MASKED)
 
 
 def test_plain_masked_lm_with_and_without_idf(tmp_path):
     write(tmp_path, {"config.json": {"model_type": "distilbert"}})
     found = checkpoint.read_layout(tmp_path)
-    assert found.layout == "masked-lm" and found.document == found.query == NeuralSide(tmp_path)
+    assert found.layout == "masked-lm" and found.document == found.query == NeuralSide(
+        tmp_path, MASKED
+    )
     write(tmp_path, {"idf.json": {"a": 1.0}})
     assert checkpoint.read_layout(tmp_path).query == StaticSide(tmp_path, tmp_path / "idf.json")
 
@@ -166,7 +170,7 @@ MLM, POOLING = OLD + "MLMTransformer", OLD + "SpladePooling"
         (
             {"modules.json": modules(MLM, OLD + "Pooling")},
             (
-                r"Pooling makes this a dense sentence embedding; expected: .* or a decoder with "
+                r"Pooling makes this a dense sentence embedding; it must be .* or a decoder with "
                 r"sparse_ir\.json or decoder="
             ),
         ),
@@ -180,11 +184,11 @@ MLM, POOLING = OLD + "MLMTransformer", OLD + "SpladePooling"
         ),
         (
             {"modules.json": modules(MLM, OLD + "Novelty")},
-            "module class Novelty is unknown; known: Transformer, ",
+            "module class Novelty is unknown; it must be Transformer, ",
         ),
-        ({"modules.json": modules(MLM)}, "the document side is MLMTransformer; supported"),
-        ({"modules.json": []}, "the document side is nothing; supported"),
-        ({"modules.json": {"a": 1}}, "is no list of modules"),
+        ({"modules.json": modules(MLM)}, "the document side is MLMTransformer; it must be"),
+        ({"modules.json": []}, "the document side is nothing; it must be"),
+        ({"modules.json": {"a": 1}}, "is not a list of modules"),
         (
             {"modules.json": [{"type": POOLING, "path": "../x"}]},
             (
@@ -194,15 +198,15 @@ MLM, POOLING = OLD + "MLMTransformer", OLD + "SpladePooling"
         ),
         (
             {"modules.json": modules(TRANSFORMER, POOLING)},
-            "transformer_task is 'feature-extraction', not 'fill-mask'",
+            "transformer_task is 'feature-extraction', which gives no token weights; it must be fill-mask",
         ),
         (
             {"1_SpladePooling/config.json": {"pooling_strategy": "mean"}},
-            "pooling_strategy is 'mean'; allowed: max, sum",
+            "pooling_strategy is 'mean'; it must be max or sum",
         ),
         (
             {"1_SpladePooling/config.json": {"activation_function": "elu"}},
-            "activation_function is 'elu'; allowed: relu",
+            "activation_function is 'elu'; it must be relu",
         ),
         (
             {
@@ -231,9 +235,9 @@ def test_what_is_refused_and_why(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([], "is no list of modules"),
-        ({"a": 1}, "is no list of modules"),
-        (["x"], "is no list of modules"),
+        ([], "is not a list of modules"),
+        ({"a": 1}, "is not a list of modules"),
+        (["x"], "is not a list of modules"),
         ([{"path": "../x"}], r"module path '\.\./x' leaves the model folder"),
     ],
 )
@@ -291,9 +295,9 @@ def test_no_model_at_all(tmp_path):
         checkpoint.open_checkpoint(tmp_path)
     with pytest.raises(ModelError, match="names no model_type"):
         checkpoint.open_checkpoint(write(tmp_path, {"config.json": {}}))
-    with pytest.raises(ModelError, match="is no folder, and no hub name"):
+    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
         checkpoint.open_checkpoint(tmp_path / "absent")
-    with pytest.raises(ModelError, match="is no folder, and no hub name"):
+    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
         checkpoint.open_checkpoint("./absent/model/deep")
 
 
@@ -385,17 +389,16 @@ def test_static_weights_from_safetensors_and_pickle(tmp_path):
     with pytest.raises(ModelError, match='no tensor "weight"'):
         checkpoint.read_static_weights(StaticSide(tmp_path, tmp_path / "other.safetensors"))
     save_file({"weight": weights[None]}, tmp_path / "square.safetensors")
-    with pytest.raises(ModelError, match=r"has the shape \(1, 3\); allowed: one dimension"):
+    with pytest.raises(ModelError, match=r"has the shape \(1, 3\); it must have one dimension"):
         checkpoint.read_static_weights(StaticSide(tmp_path, tmp_path / "square.safetensors"))
 
 
 def test_writers_refuse_unknown_choices(tmp_path):
     for name, allowed in (
-        ("pooling", "max, sum"),
-        ("activation", "relu, log1p_relu"),
-        ("class_names", "6, 5"),
+        ("pooling", "one of max, sum"),
+        ("activation", "one of relu, log1p_relu"),
     ):
-        with pytest.raises(ConfigError, match=f"{name} 'x' is unknown; allowed: {allowed}"):
+        with pytest.raises(ConfigError, match=f"{name} is 'x'; it must be {allowed}"):
             checkpoint_writer.write_sparse_encoder(tmp_path / "m", None, None, **{name: "x"})
     assert not (tmp_path / "m").exists()
 

@@ -29,15 +29,14 @@ from sparse_ir.indexing.quantization import Rule
 from sparse_ir.models import (
     adapters,
     decoder_settings,
-    decoders,
     model_files,
     query_side,
     tokenization,
 )
-from sparse_ir.models.checkpoint import NeuralSide
 from sparse_ir.models.decoder_settings import DecoderSettings
 from sparse_ir.models.encoder import Encoder
-from sparse_ir.models.pooling import Head
+from sparse_ir.models.logits import LogitTransform, OutputScaling
+from sparse_ir.models.pooling import Head, OutputLayer
 from sparse_ir.retrieval.searcher import Index
 
 MODES = ("causal", "echo", "bidirectional")
@@ -160,7 +159,7 @@ def test_a_family_that_names_a_scale_of_logits_and_has_none(mode, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "logit_scale": "inv_sqrt_d_model"}))
     with pytest.raises(
-        ModelError, match="a scale of the logits of 'inv_sqrt_d_model' is not supported"
+        ModelError, match="logit_scale is 'inv_sqrt_d_model', which is not supported"
     ):
         encode(folder, decoder=settings(mode))
 
@@ -279,11 +278,9 @@ def test_a_cap_by_hand():
     """Weight 2 and state 3 make 6, of which a cap of 4 leaves 4 tanh(1.5); the shift of 1 is taken
     off after it.
     """
-    side = NeuralSide(folder=None)
-    head = Head(
-        torch.tensor([[2.0]]), torch.tensor([-1.0]), side, 0.0, screened=False, cap=4.0, shift=1.0
-    )
-    score = head.pool(torch.tensor([[[3.0]]]), np.array([1]))
+    transform = LogitTransform(network=OutputScaling(cap=4.0))
+    output = OutputLayer(torch.tensor([[2.0]]), torch.tensor([-1.0]), transform, shift=1.0)
+    score = Head(output).pool(torch.tensor([[[3.0]]]), np.array([1]))
     assert score.item() == pytest.approx(4 * np.tanh(1.5) - 1, rel=1e-6)
 
 
@@ -292,9 +289,9 @@ def test_a_cap_by_hand():
 
 def first_states(folder, mode, one, other):
     """The pooled states of the first two tokens of two texts."""
-    network = Encoder.load(folder, decoder=settings(mode))._network
+    encoder = Encoder.load(folder, decoder=settings(mode))
     with torch.inference_mode():
-        return network.forward(network.tokenize([one, other], ""))[0][:, :2]
+        return encoder.network.pooled_states(encoder.tokenize([one, other]))[0][:, :2]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -331,7 +328,7 @@ def test_what_cannot_be_bidirectional_is_refused_and_works_causally(family, tmp_
     folder = tiny_decoders.build(family, tmp_path / family)
     with pytest.raises(
         ModelError,
-        match=r"cannot be made bidirectional .*use mode 'echo' or "
+        match=r"cannot be made bidirectional .*mode must be 'echo' or "
         r"'causal'",
     ):
         Encoder.load(folder, decoder=settings("bidirectional"))
@@ -352,9 +349,10 @@ def test_a_network_that_is_not_causal_is_no_causal_decoder(tiny_folder):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", MODES)
 def test_pooled_tokens_are_those_of_the_text_alone(family, mode, folders):
-    network = Encoder.load(folders[family], decoder=settings(mode, bos=True))._network
+    encoder = Encoder.load(folders[family], decoder=settings(mode, bos=True))
+    encoder = encoder.with_prompt("query: ")
     plain = transformers.AutoTokenizer.from_pretrained(folders[family])
-    for text, tokens in zip(TEXTS, network.tokenize(TEXTS, "query: "), strict=True):
+    for text, tokens in zip(TEXTS, encoder.tokenize(TEXTS), strict=True):
         pooled = tokens.ids[tokens.pooled].tolist()
         bare = plain(f": {text}", add_special_tokens=False).input_ids
         start = len(plain(":", add_special_tokens=False).input_ids)
@@ -380,8 +378,8 @@ def test_bos_and_prompt_by_hand(folders):
 
 
 def test_special_tokens_written_in_a_text_are_not_pooled(folders):
-    network = Encoder.load(folders["llama"], decoder=settings())._network
-    tokens = network.tokenize(["bees </s> carry"], "")[0]
+    encoder = Encoder.load(folders["llama"], decoder=settings())
+    tokens = encoder.tokenize(["bees </s> carry"])[0]
     assert 2 in tokens.ids and 2 not in tokens.ids[tokens.pooled]
 
 
@@ -399,12 +397,12 @@ def test_an_empty_text_is_empty_and_counts_as_done(folders):
 
 def test_lengths(folders):
     long = "the valley " + " ".join(tiny_models.SENTENCES)
-    network = Encoder.load(folders["llama"], decoder=settings(max_length=20))._network
+    encoder = Encoder.load(folders["llama"], decoder=settings(max_length=20))
     plain = transformers.AutoTokenizer.from_pretrained(folders["llama"])
     whole = plain(long, add_special_tokens=False).input_ids
-    assert network.tokenize([long], "")[0].ids.tolist() == whole[:20]
+    assert encoder.tokenize([long])[0].ids.tolist() == whole[:20]
     echo = Encoder.load(folders["llama"], decoder=settings("echo"), max_length=60)
-    tokens = echo._network.tokenize([long], "")[0]
+    tokens = echo.tokenize([long])[0]
     spaced = plain(f" {long}", add_special_tokens=False).input_ids
     frame = len(plain("Document:", add_special_tokens=False).input_ids) + len(
         plain("\nDocument again:", add_special_tokens=False).input_ids
@@ -419,19 +417,21 @@ def test_lengths(folders):
         Encoder.load(folders["llama"], decoder=settings()).fingerprint["max_length"]
         == tiny_decoders.POSITIONS
     )
-    with pytest.raises(ConfigError, match="max_length is 257; this model reads at most 256 tokens"):
+    with pytest.raises(
+        ConfigError, match="max_length is 257; for this model it must be at most 256"
+    ):
         Encoder.load(folders["llama"], decoder=settings(), max_length=257)
     for length in (8, frame + 1):  # one token for two copies is none
         with pytest.raises(
             ConfigError,
-            match=rf"^max_length is {length}; .* alone take {frame} "
+            match=rf"^max_length is {length}, but .* alone take {frame} "
             rf"tokens",
         ):
             Encoder.load(folders["llama"], decoder=settings("echo"), max_length=length)
     assert (
         len(
             Encoder.load(folders["llama"], decoder=settings("echo"), max_length=frame + 2)
-            ._network.tokenize([long], "")[0]
+            .tokenize([long])[0]
             .pooled
         )
         == 1
@@ -476,10 +476,10 @@ def test_what_stands_in_the_file_and_what_is_refused(llama):
     record = json.loads(path.read_text())
     assert record == {"format": 1, **asdict(settings())}
     for change, message in (
-        ({"format": 2}, "format is 2; this version reads 1"),
+        ({"format": 2}, "format is 2; it must be 1"),
         ({"mod": "echo"}, "mod is unknown; known: mode, document_template"),
-        ({"mode": "prefix"}, "mode 'prefix' is unknown; allowed: causal, echo, bidirectional"),
-        ({"bos": 1}, "bos is 1; allowed: true or false"),
+        ({"mode": "prefix"}, "mode is 'prefix'; it must be one of causal, echo, bidirectional"),
+        ({"bos": 1}, "bos is 1; it must be true or false"),
     ):
         path.write_text(json.dumps({**record, **change}))
         with pytest.raises(ModelError, match=rf"sparse_ir\.json: {message}"):
@@ -489,18 +489,18 @@ def test_what_stands_in_the_file_and_what_is_refused(llama):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "prefix"}, "mode 'prefix' is unknown"),
-        ({"pooled": "last"}, "pooled 'last' is unknown; allowed: text, all"),
-        ({"pooling": "mean"}, "pooling 'mean' is unknown; allowed: max, sum"),
-        ({"logit_scale": 0.0}, "logit_scale is 0.0; allowed: a number above 0, or 'hidden"),
-        ({"logit_scale": "hidden"}, "logit_scale is 'hidden'; allowed"),
-        ({"logit_shift": float("nan")}, "logit_shift is nan; allowed: a number"),
-        ({"temperature": 0}, "temperature is 0; allowed: a number above 0"),
-        ({"top_k": 0}, "top_k is 0; allowed: 1 or more, or None"),
-        ({"max_length": None}, "max_length is None; allowed: 1 or more"),
-        ({"fold_tokens": "yes"}, "fold_tokens is 'yes'; allowed: true or false"),
-        ({"centered": 1}, "centered is 1; allowed: true or false"),
-        ({"document_prompt": None}, "document_prompt is None; allowed: a text"),
+        ({"mode": "prefix"}, "mode is 'prefix'; it must be one of"),
+        ({"pooled": "last"}, "pooled is 'last'; it must be one of text, all"),
+        ({"pooling": "mean"}, "pooling is 'mean'; it must be one of max, sum"),
+        ({"logit_scale": 0.0}, "logit_scale is 0.0; it must be a number above 0, or 'hidden"),
+        ({"logit_scale": "hidden"}, "logit_scale is 'hidden'; it must be"),
+        ({"logit_shift": float("nan")}, "logit_shift is nan; it must be a number"),
+        ({"temperature": 0}, "temperature is 0; it must be a number above 0"),
+        ({"top_k": 0}, "top_k is 0; it must be 1 or more, or None"),
+        ({"max_length": None}, "max_length is None; it must be 1 or more"),
+        ({"fold_tokens": "yes"}, "fold_tokens is 'yes'; it must be true or false"),
+        ({"centered": 1}, "centered is 1; it must be true or false"),
+        ({"document_prompt": None}, "document_prompt is None; it must be a text"),
         (
             {"document_template": "read:"},
             (
@@ -569,10 +569,10 @@ def test_other_layouts_and_token_weights_are_refused(folders, tiny_folder, tmp_p
         {"layout": "sparse-encoder"},
         {"query_weights": np.ones(420, dtype=np.float32)},
     ):
-        with pytest.raises(ConfigError, match="a decoder is saved in the layout 'causal-lm' only"):
+        with pytest.raises(ConfigError, match="a decoder must be saved in the layout 'causal-lm'"):
             encoder.save(tmp_path / "m", **options)
     with pytest.raises(
-        ConfigError, match="'causal-lm' is that of a decoder, and this is a masked language model"
+        ConfigError, match="'causal-lm' is for decoders, and this is a masked language model"
     ):
         Encoder.load(tiny_folder).save(tmp_path / "m", layout="causal-lm")
     with pytest.raises(ConfigError, match="precision 'bfloat16' has rounded the network"):
@@ -600,7 +600,7 @@ def test_queries_have_their_own_template_and_prompt_and_share_the_network(folder
     chosen = settings("echo", query_prompt="find: ", document_prompt="read: ")
     encoder = Encoder.load(folders["llama"], decoder=chosen, top_k=20)
     side = encoder.query_encoder()
-    assert side._encoder._network.model is encoder._network.model
+    assert side.encoder.network.model is encoder.network.model
     assert side.fingerprint["template"] == "Query: {text}\nQuery again: {text}"
     expected = encode(
         folders["llama"],
@@ -678,7 +678,7 @@ def make_adapter(base, folder, chosen=None, seed=0, **options):
         adapted,
         folder,
         base=str(base),
-        tokenizer=tokenizer,
+        hf_tokenizer=tokenizer,
         settings=chosen or settings(),
         base_sha256=model_files.weights_hash(base),
     )
@@ -735,8 +735,8 @@ def test_an_adapter_beside_its_base_and_in_a_published_layout(folders, tmp_path)
     shutil.rmtree(base)
     with pytest.raises(
         ModelError,
-        match=r"adapter_config\.json: the base model cannot be had "
-        r".*set base_model_name",
+        match=r"adapter_config\.json: the base model cannot be found "
+        r".*base_model_name_or_path must be its place",
     ):
         Encoder.load(published, decoder=settings())
 
@@ -806,9 +806,9 @@ def test_adapters_that_cannot_be_merged_are_refused(folders, tmp_path):
         tmp_path / "prompt",
         base=str(folders["llama"]),
         settings=settings(),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(folders["llama"]),
+        hf_tokenizer=transformers.AutoTokenizer.from_pretrained(folders["llama"]),
     )
-    with pytest.raises(ModelError, match="is an adapter of type PROMPT_TUNING; supported: LORA"):
+    with pytest.raises(ModelError, match="is an adapter of type PROMPT_TUNING; it must be LORA"):
         Encoder.load(tmp_path / "prompt")
 
 
@@ -866,18 +866,20 @@ def test_a_causal_decoder_saved_by_sentence_transformers(family, reading, folder
         oracle.encode_query(list(TEXTS), batch_size=1, convert_to_sparse_tensor=False).numpy(),
         **CLOSE,
     )
-    assert encoder.checkpoint.document.decoder.bos == reading.get("add_special_tokens", True)
+    assert encoder.checkpoint.document.family.settings.bos == reading.get(
+        "add_special_tokens", True
+    )
     for options, message in (
         ({}, r"without processing_kwargs .*logits_to_keep.* pools the last token only"),
         (
             {"text": {"logits_to_keep": 0, "padding": "max_length"}},
-            "processing_kwargs is .*padding.*; supported",
+            "processing_kwargs is .*padding.*; for a decoder it must hold",
         ),
         (
             {"text": {"logits_to_keep": 0}, "common": {"device": "cpu"}},
             (
                 r"processing_kwargs is "
-                r".*common.*; supported"
+                r".*common.*; for a decoder it must hold"
             ),
         ),
     ):
@@ -907,7 +909,9 @@ def test_settings_for_a_folder_of_a_dense_decoder(path, folders, tmp_path):
     )
     stated = {"prompts": {"query": "find: ", "document": "read: "}, "max_active_dims": 7}
     (tmp_path / "dense" / "config_sentence_transformers.json").write_text(json.dumps(stated))
-    with pytest.raises(ModelError, match="Pooling makes this a dense sentence embedding; expected"):
+    with pytest.raises(
+        ModelError, match="Pooling makes this a dense sentence embedding; it must be"
+    ):
         Encoder.load(tmp_path / "dense")
     encoder = Encoder.load(tmp_path / "dense", decoder=settings())
     expected = encode(folders["llama"], decoder=settings(document_prompt="read: "), top_k=7)
@@ -945,7 +949,7 @@ def test_settings_of_a_decoder_are_not_for_a_sparse_encoder(tiny_folder, tmp_pat
     for mode in MODES:  # else a masked network would be read as a bidirectional decoder
         with pytest.raises(
             ModelError,
-            match=r"is no decoder but a sparse encoder .* drop "
+            match=r"is a sparse encoder by its modules.json, not a decoder; drop "
             r"deco.*=\.\.\. \(--decoder\)",
         ):
             Encoder.load(tmp_path / "sparse", decoder=settings(mode))
@@ -981,7 +985,7 @@ def test_folding_takes_the_largest_weight_of_the_variants(folders):
 def test_folding_of_every_kind_of_tokenizer(kind):
     owner = tiny_decoders.TOKENIZERS[kind]()
     size = len(owner) + 5
-    names, terms = decoders.fold_vocabulary(owner.backend_tokenizer, size)
+    names, terms = tokenization.fold_vocabulary(owner.backend_tokenizer, size)
     tokens = tokenization.vocabulary_of(owner.backend_tokenizer, size)
     assert (
         len(names) == len(set(names))
@@ -1084,7 +1088,7 @@ encoder.encode(["warm up"])""",
 
 
 def test_importing_the_module_loads_no_transformers():
-    code = "import sys; import sparse_ir.models.decoders; print('transformers' in sys.modules, 'peft' in sys.modules)"
+    code = "import sys; import sparse_ir.models.families.table; print('transformers' in sys.modules, 'peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_ir.models.pooling import pool_with_gradient
+from sparse_ir.models.pooling import OutputLayer
+from sparse_ir.models.pooling import pool_with_gradient as pool_with_output
 
 LENGTHS = np.array([7, 3, 1, 7, 5])
+
+
+def pool_with_gradient(hidden, weight, bias, lengths):
+    return pool_with_output(hidden, OutputLayer(weight, bias), lengths)
 
 
 def make_inputs(dtype: torch.dtype, vocabulary: int = 5000) -> list[torch.Tensor]:
@@ -77,13 +82,14 @@ def test_memory_does_not_grow_with_length_times_vocabulary():
     """
     code = """
 import resource, numpy as np, torch
-from sparse_ir.models.pooling import pool_with_gradient
+from sparse_ir.models.pooling import OutputLayer, pool_with_gradient
 torch.set_num_threads(1)
 hidden = torch.randn(8, 256, 32, requires_grad=True)
 weight = (torch.randn(60_000, 32) * 0.1).requires_grad_()
 bias = torch.full((60_000,), -1.0, requires_grad=True)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-torch.relu(pool_with_gradient(hidden, weight, bias, np.full(8, 256))).sum().backward()
+output = OutputLayer(weight, bias)
+torch.relu(pool_with_gradient(hidden, output, np.full(8, 256))).sum().backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -188,7 +188,7 @@ def test_gradients_of_adapters_are_those_on_rounded_weights(base, folders, tmp_p
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=dice))
         student.vectors(TEXTS[:2])
         student.train()
-        hidden_BLH, _ = student._states(student.bare_ids(TEXTS[:4]))
+        hidden_BLH, _ = student.network.hidden_states(student.bare_ids(TEXTS[:4]))
         (hidden_BLH.float() * torch.randn(hidden_BLH.shape, generator=dice)).sum().backward()
         gradients.append(
             {

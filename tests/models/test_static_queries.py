@@ -97,9 +97,9 @@ def test_weights_meet_the_collections_own_idf(words, idf_path):
     assert half.fingerprint["weights_sha256"] != encoder.fingerprint["weights_sha256"]
     assert half.fingerprint["origin"]["collection_idf"] == 0.5
     assert as_dict(encoder, "ny") == {"ny": 5.5}
-    with pytest.raises(ConfigError, match=r"a share of 1\.5 is not allowed"):
+    with pytest.raises(ConfigError, match=r"share of the IDF is 1\.5; it must be 0 to 1"):
         encoder.adapted(idf, 1.5)
-    with pytest.raises(ConfigError, match="2 IDF values are too few"):
+    with pytest.raises(ConfigError, match="there are 2 IDF values; there must be"):
         encoder.adapted(idf[:2], 0.5)
 
 
@@ -154,7 +154,7 @@ def test_unknown_key_is_refused_or_counted_and_never_falls_on_the_unknown_token(
     path.write_text(json.dumps({"ny": 2.0, "zebra": 9.0, "yak": 8.0}))
     with pytest.raises(
         DataError,
-        match=r"2 of 3 keys are no tokens of this tokenizer \(first: "
+        match=r"2 of 3 keys are not tokens of this tokenizer \(first: "
         r"\['zebra', 'yak'\]\)",
     ):
         static_queries.from_idf_json(path, words, "sentence-transformers")
@@ -167,10 +167,10 @@ def test_unknown_key_is_refused_or_counted_and_never_falls_on_the_unknown_token(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "the top level is no filled object"),
-        ("{}", "the top level is no filled object"),
+        ("[1]", "the top level must be a non-empty object"),
+        ("{}", "the top level must be a non-empty object"),
         ("{", "is not JSON"),
-        ('{"ny": "high"}', r"the weight of 'ny' is 'high'; allowed: a finite number"),
+        ('{"ny": "high"}', r"the weight of 'ny' is 'high'; it must be a finite number"),
         ('{"ny": NaN}', "the weight of 'ny' is nan"),
         ('{"ny": true}', "the weight of 'ny' is True"),
     ],
@@ -192,19 +192,19 @@ def test_missing_weight_file(words, tmp_path):
     [
         (
             lambda t: static_queries.ones(t, "lucene"),
-            "convention 'lucene' is unknown; allowed: sentence-transformers, opensearch",
+            "convention is 'lucene'; it must be sentence-transformers or opensearch",
         ),
-        (lambda t: static_queries.ones(t, max_length=0), "max_length is 0; allowed: 1 or more"),
+        (lambda t: static_queries.ones(t, max_length=0), "max_length is 0; it must be at least 1"),
         (
             lambda t: StaticQueryEncoder(t, np.ones(3), "opensearch"),
             (
-                r"shape \(3,\); allowed: .* each "
+                r"shape \(3,\); there must be .* each "
                 r"of 9"
             ),
         ),
         (
             lambda t: StaticQueryEncoder(t, np.full(9, np.inf), "opensearch"),
-            "weight of token id 0 is not finite",
+            "weight of token id 0 is inf; it must be finite",
         ),
     ],
 )
@@ -283,7 +283,7 @@ def test_idf_json_round_trip(words, tmp_path):
     assert list(json.loads((tmp_path / "idf.json").read_text())) == list(VOCABULARY)
     encoder = static_queries.from_idf_json(tmp_path / "idf.json", words, "sentence-transformers")
     assert np.array_equal(encoder.weights, idf)
-    with pytest.raises(ConfigError, match="4 IDF values are too few for 9 token ids"):
+    with pytest.raises(ConfigError, match="there are 4 IDF values; there must be 9"):
         write_idf_json(tmp_path / "idf.json", idf[:4], words)
 
 
@@ -320,7 +320,7 @@ def test_changed_weights_are_noticed(words, idf_path, tmp_path):
         (
             "query.json",
             '{"format": 1, "kind": "oracle"}',
-            "kind 'oracle' is unknown; known: neural, static",
+            "kind is 'oracle'; it must be neural or static",
         ),
         ("tokenizer.json", "{}", "cannot be read"),
         ("weights.safetensors", "", "cannot be read"),

@@ -606,7 +606,7 @@ def test_the_mask_of_a_tokenizer_that_names_none(kind, token, tmp_path):
     _, student = open_student(folder, "bidirectional")
     assert student.rules.id_to_token(student._mask_id(None)) == token
     assert student.rules.id_to_token(student._mask_id("▁" if token != "_" else "Ġ")) in "▁Ġ"
-    student.owner.add_special_tokens({"mask_token": "</s>"})
+    student.hf_tokenizer.add_special_tokens({"mask_token": "</s>"})
     assert student._mask_id(None) == 2
 
 
@@ -622,10 +622,8 @@ def test_a_vocabulary_without_any_mask_is_refused_at_once(tmp_path):
     warm_start = {"steps": 1, "objective": "mntp"}
     with pytest.raises(
         ConfigError,
-        match=r"warm_start.mask_token is not set, the tokenizer names "
-        r"no mask token, and "
-        r"'_' is no token of this vocabulary; name one that is "
-        r"rare",
+        match=r"warm_start.mask_token is not set, and the tokenizer has "
+        r"neither a mask token nor '_'; it must be a rare token",
     ):
         open_student(folder, "bidirectional", warm_start=warm_start)
     open_student(folder, "bidirectional", warm_start={**warm_start, "mask_token": "unlike"})
@@ -731,11 +729,14 @@ def test_a_bidirectional_decoder_that_adapts_by_clm_is_causal_until_it_ranks(
     )
     trainer = make_trainer(config, tmp_path)
     seen = []
-    original = trainer.student._states
-    trainer.student._states = lambda ids: (
-        seen.append(first_state_sees_more(original)),
-        original(ids),
-    )[1]
+    network = trainer.student.network
+    original = network.hidden_states
+
+    def note(ids):
+        seen.append(first_state_sees_more(original))
+        return original(ids)
+
+    network.hidden_states = note
     trainer.run()
     assert seen[:2] == [False, False] and all(seen[2:]) and len(seen) > 3
 
@@ -760,7 +761,7 @@ from sparse_ir.training.config_parser import parse_config
 config = parse_config({{"model": {{"start": {str(folder)!r}, "query": "neural", "max_length": 512}},
     "data": [{{"path": "x"}}], "run": {{"steps": 2}}, "decoder": {{"mode": "causal", "logit_shift": 40.0}},
     "lora": {{"r": 4}}}})
-student = trainable_decoder.open_student(config)[1]
+student = trainable_decoder.open_trainable(config)[1]
 texts = [" ".join(SENTENCES[:8])] * 4
 student(student.tokenize_documents(texts[:1])).sum().backward()
 print(sum(len(text.ids) for text in student.tokenize_documents(texts)))""",
@@ -833,11 +834,14 @@ def test_sections_for_decoders_need_a_decoder():
 def test_starts_that_cannot_be_trained_are_refused(folders, pairs_file, tmp_path, tiny_folder):
     with pytest.raises(ModelError, match="is not causal"):
         open_student(tiny_folder)
-    with pytest.raises(ConfigError, match="max_length is 500; this network reads at most 256"):
+    with pytest.raises(
+        ConfigError, match="max_length is 500; for this network it must be at most 256"
+    ):
         open_student(folders["llama"], model={"max_length": 500})
     for token in ("", "[MASK]"):
         with pytest.raises(
-            ConfigError, match=f"mask_token {re.escape(repr(token))} is no token of this vocabulary"
+            ConfigError,
+            match=f"mask_token {re.escape(repr(token))} is not a token of this vocabulary",
         ):
             open_student(
                 folders["llama"],
@@ -852,18 +856,18 @@ def test_starts_that_cannot_be_trained_are_refused(folders, pairs_file, tmp_path
     ):
         with pytest.raises(
             ConfigError,
-            match=rf"^model.{name} is {limit}; prompt and template "
+            match=rf"^model.{name} is {limit}, but prompt and template "
             rf"alone take \d+ tokens",
         ):
             open_student(folders["llama"], "echo", model={name: limit, **prompts})
     _, student = open_student(folders["llama"])
     with pytest.raises(
         ConfigError,
-        match=r"warm_start.packed_length is 257; this network reads "
-        r"at most 256 tokens",
+        match=r"warm_start.packed_length is 257; for this network it "
+        r"must be at most 256",
     ):
         student.pack(TEXTS, 257, 0)
-    student.owner.eos_token = None
+    student.hf_tokenizer.eos_token = None
     with pytest.raises(
         ConfigError,
         match=r"packed_length joins documents by the end token, and "

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, TrainingError
 from sparse_ir.models import idf, loading, tokenization
+from sparse_ir.models.batching import by_length
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.storage import files
 from sparse_ir.training import (
@@ -37,9 +38,8 @@ from sparse_ir.training import (
     trainable_encoder,
     warm_start,
 )
-from sparse_ir.training.config import ModelSettings
 from sparse_ir.training.optimization import learning_rate
-from sparse_ir.training.trainable_encoder import Student
+from sparse_ir.training.trainable_encoder import TrainableEncoder
 from sparse_ir.training.trainer import Trainer
 
 
@@ -375,7 +375,7 @@ def test_checkpoints_are_read_to_the_processor_of_any_process(model, pairs_file,
     run = make_trainer(make_config(model, pairs_file), tmp_path)
     run.student.write_weights(tmp_path / "weights.safetensors")
     run.student.read_weights(tmp_path / "weights.safetensors", torch.device("cpu", 0))
-    assert trainable_encoder.place_of(torch.device("cuda", 1)) == "cuda:1"
+    assert trainable_encoder.safetensors_device(torch.device("cuda", 1)) == "cuda:1"
 
 
 def test_gradient_checkpointing_changes_nothing(model, pairs_file, tmp_path):
@@ -706,26 +706,28 @@ def test_a_start_that_is_a_pickle_needs_permission(model, pairs_file, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="a pickle; with allow_pickle=True it is read"):
-        trainable_encoder.start_network(make_config(folder, pairs_file).model)
+        trainable_encoder.start_network(make_config(folder, pairs_file))
     allowed = trainable_encoder.start_network(
-        make_config(folder, pairs_file, model={"allow_pickle": True}).model
+        make_config(folder, pairs_file, model={"allow_pickle": True})
     )
-    expected = trainable_encoder.start_network(
-        make_config(model, pairs_file).model
-    ).model.state_dict()
-    assert all(
-        torch.equal(tensor, expected[name]) for name, tensor in allowed.model.state_dict().items()
-    )
+    expected = trainable_encoder.start_network(make_config(model, pairs_file))
+    for stored, first in (
+        (expected.network.model, allowed.network.model),
+        (expected.network.output_layer, allowed.network.output_layer),
+    ):
+        for name, tensor in first.state_dict().items():
+            assert torch.equal(tensor, stored.state_dict()[name])
     assert not allowed.grown
 
 
 def test_a_backbone_without_an_output_layer_gets_a_tied_one(backbone, model, pairs_file):
     with pytest.raises(ModelError, match="lacks weights"):
         Encoder.load(backbone)
-    start = trainable_encoder.start_network(make_config(backbone, pairs_file).model)
+    start = trainable_encoder.start_network(make_config(backbone, pairs_file))
     assert start.grown
-    assert start.model.get_output_embeddings().weight is start.model.get_input_embeddings().weight
-    assert not trainable_encoder.start_network(make_config(model, pairs_file).model).grown
+    network = start.network
+    assert network.output_layer.weight is network.model.get_input_embeddings().weight
+    assert not trainable_encoder.start_network(make_config(model, pairs_file)).grown
 
 
 def test_the_warm_start_learns_the_words_of_the_documents(backbone, pairs_file, tmp_path):
@@ -750,9 +752,9 @@ def test_token_vectors_are_the_backbones_own(backbone):
     """
     import transformers
 
-    settings = ModelSettings(str(backbone), max_length=24, dropout=0.0)
-    start = trainable_encoder.start_network(settings)
-    made = Student(start, settings)
+    config = make_config(backbone, "nothing", model={"max_length": 24, "dropout": 0.0})
+    start = trainable_encoder.start_network(config)
+    made = TrainableEncoder(start, config)
     warm_start.give_token_vectors(made, start.grown, tiny_models.SENTENCES)
     plain, owner = (
         transformers.AutoModel.from_pretrained(backbone).eval(),
@@ -766,7 +768,7 @@ def test_token_vectors_are_the_backbones_own(backbone):
 
     words = [
         token
-        for token in made.owner.get_vocab()
+        for token in made.hf_tokenizer.get_vocab()
         if token.isalpha() and len(owner.tokenize(token)) == 1
     ][:40]
     rows = torch.stack([states(word).mean(0) for word in words])
@@ -784,9 +786,10 @@ def test_token_vectors_are_the_backbones_own(backbone):
 def made_mean(made, states):
     """The mean vector of all tokens, each read alone."""
     tokens = [
-        token for token, _ in sorted(made.owner.get_vocab().items(), key=lambda item: item[1])
+        token
+        for token, _ in sorted(made.hf_tokenizer.get_vocab().items(), key=lambda item: item[1])
     ]
-    with_one = [token for token in tokens if made.owner.tokenize(token) == [token]]
+    with_one = [token for token in tokens if made.hf_tokenizer.tokenize(token) == [token]]
     return torch.stack([states(token).mean(0) for token in with_one]).mean(0)
 
 
@@ -1322,7 +1325,7 @@ def test_a_dev_set_that_cannot_hold_its_judged_documents_is_refused(dev_folder):
 def test_texts_pass_together_with_texts_of_like_length():
     lengths = [48, 9, 40, 24, 23, 11, 1, 48, 0, 700, 700]
     order = np.argsort([-length for length in lengths], kind="stable")
-    groups = list(trainable_encoder.groups_of(order, lengths, torch.device("cpu")))
+    groups = list(by_length(np.array(lengths), 2048, shortest=0.5))
     assert [[lengths[row] for row in group] for group in groups] == [
         [700, 700],
         [48, 48, 40, 24],
@@ -1332,7 +1335,7 @@ def test_texts_pass_together_with_texts_of_like_length():
         [0],
     ]
     assert np.concatenate(groups).tolist() == order.tolist()
-    many = list(trainable_encoder.groups_of(np.arange(100), [100] * 100, torch.device("cpu")))
+    many = list(by_length(np.full(100, 100), 2048, shortest=0.5))
     assert [len(group) for group in many] == [20] * 5  # 2048 tokens
 
 

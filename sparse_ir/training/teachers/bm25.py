@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic.dataclasses import dataclass
-from scipy import sparse
 
 from sparse_ir.engines.lucene.bm25 import analyze
 from sparse_ir.engines.lucene.checking import lucene_version
 from sparse_ir.errors import ConfigError, DamagedError, DataError
+from sparse_ir.models.batching import rows_to_csr
 from sparse_ir.storage import files
 from sparse_ir.training.fields import SECTION, NotNegative, Probability
 from sparse_ir.training.markdown import Markdown, number
@@ -127,7 +127,7 @@ class Bm25Teacher:
         query_rows = [self._queries[key_of(text)] for text in queries]
         document_rows = [self._document_row(key_of(text)) for text in documents]
         width = len(self._terms)
-        return (stack_rows(query_rows, width) @ stack_rows(document_rows, width).T).toarray()
+        return (rows_to_csr(query_rows, width) @ rows_to_csr(document_rows, width).T).toarray()
 
     def prepare(
         self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
@@ -257,11 +257,3 @@ def _length_in_one_byte(lengths: np.ndarray) -> np.ndarray:
 def _unseen(texts: Iterable[str], known: Callable[[bytes], bool]) -> dict[bytes, str]:
     keyed = {key_of(text): text for text in texts}
     return {key: text for key, text in keyed.items() if not known(key)}
-
-
-def stack_rows(rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int) -> sparse.csr_matrix:
-    """CSR float32 ``(N, width)`` from the column numbers and values of each row."""
-    ends = np.cumsum([0, *(len(ids) for ids, _ in rows)])
-    ids = np.concatenate([np.empty(0, dtype=np.int32), *(ids for ids, _ in rows)])
-    weights = np.concatenate([np.empty(0, dtype=np.float32), *(weights for _, weights in rows)])
-    return sparse.csr_matrix((weights.astype(np.float32), ids, ends), shape=(len(rows), width))

@@ -13,9 +13,9 @@ from scipy import sparse
 
 from sparse_ir import extras
 from sparse_ir.errors import ConfigError, ModelError
+from sparse_ir.models.batching import encode_queries, rows_to_csr
 from sparse_ir.training.fields import SECTION
 from sparse_ir.training.teachers.base import NetworkSettings, package_versions, shorten
-from sparse_ir.training.teachers.bm25 import stack_rows
 from sparse_ir.training.teachers.cache import (
     Cache,
     CachedValues,
@@ -108,7 +108,7 @@ class SparseTeacher:
         """CSR float32 ``[N, V]`` of the texts, from the cache where they are there."""
         keys = self.keys(texts, role)
         found = self._cached.fetch(keys, texts, role)
-        return stack_rows([_unpack_row(found[key]) for key in keys], self._width)
+        return rows_to_csr([_unpack_row(found[key]) for key in keys], self._width)
 
     def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
         """The cache key of each text."""
@@ -139,9 +139,7 @@ class SparseTeacher:
         side = self._sides[role]
         if role == "document":
             return side.encode(texts)
-        if hasattr(side, "encode_batch"):
-            return side.encode_batch(texts)
-        return stack_rows([side.encode(text) for text in texts], self._width)
+        return encode_queries(side, texts)
 
 
 def _pack_row(token_ids: np.ndarray, weights: np.ndarray) -> bytes:

@@ -1,0 +1,1 @@
+"""What is particular to each kind of checkpoint: how it is recognized, read, opened and saved."""
