@@ -124,7 +124,7 @@ def describe_network(
         batch_size = 32 if device == "cpu" else 128
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size} but must be at least 1")
-    owner = tokenization.load_owner(folder)
+    owner = tokenization.load_hf_tokenizer(folder)
     if stated_length is None:
         stated_length = tokenization.stated_length(owner)
     max_length = _choose_length(config, stated_length, options.max_length)
