@@ -441,7 +441,7 @@ def test_code_of_a_folder_is_never_run(dense_folder, tmp_path):
     (folder / "modules.json").write_text('{"a": 1}')
     with pytest.raises(ModelError, match="must hold a list of modules"):
         DenseTeacher(folder)
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
         DenseTeacher(tmp_path / "nowhere")
 
 
