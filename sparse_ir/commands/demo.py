@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sparse_ir.retrieval.searcher import Index
 
 SHOWN_QUESTIONS = ("q001", "q042", "q050")
-STANDARD_LIBRARY = ("python",)
 MEASURES = "nDCG@10 R@100"
 
 
@@ -32,7 +32,6 @@ def demo(
     output: StrPath = Path("indexes/demo"),
     *,
     model: Source = DEFAULT_MODEL,
-    full: bool = False,
     progress: bool = False,
 ) -> DemoReport:
     """Build, evaluate and query a search engine over the documentation of Python.
@@ -43,16 +42,14 @@ def demo(
         output: Folder for the collection and the two indexes. Everything in it can be deleted.
         model: Hub name or folder of a model, "default" (the model inside this package), or
             "lexical".
-        full: Add the documentation of numpy, scipy, torch and transformers as installed here.
         progress: Show progress bars.
     """
 
-    from sparse_ir.data import pydocs, readers
+    from sparse_ir.data import readers
     from sparse_ir.retrieval.searcher import Index
 
     output = Path(output)
-    packages = pydocs.DEFAULT if full else STANDARD_LIBRARY
-    missing = _write_collection(output, packages, progress)
+    missing = _write_collection(output, progress)
     built = {
         "sparse_ir": _build_sparse(str(model), output, progress),
         "BM25": indexing.bm25(str(output), output / "bm25", progress=progress),
@@ -65,14 +62,14 @@ def demo(
         answers = [_answer(index, question) for question in questions]
     return {
         "collection": str(output),
-        "packages": pydocs.installed_versions(packages),
+        "packages": {"python": platform.python_version()},
         "judged_documents_not_installed": len(missing),
         "systems": systems,
         "answers": answers,
     }
 
 
-def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> list[str]:
+def _write_collection(output: Path, progress: bool) -> list[str]:
     """Write the collection as a BEIR folder.
 
     Returns the ids of judged documents that are not installed on this machine.
@@ -81,7 +78,7 @@ def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> 
     from sparse_ir.data import pydocs
     from sparse_ir.storage import files
 
-    doc_ids = _write_corpus(output / "corpus.jsonl", tuple(packages), progress)
+    doc_ids = _write_corpus(output / "corpus.jsonl", progress)
     queries, qrels = pydocs.read_questions()
     kept, missing = pydocs.restrict_qrels(qrels, doc_ids)
     with files.atomic_writer(output / "queries.jsonl") as stream:
@@ -96,19 +93,19 @@ def _write_collection(output: Path, packages: Iterable[str], progress: bool) -> 
     return missing
 
 
-def _write_corpus(path: Path, packages: tuple[str, ...], progress: bool) -> list[str]:
+def _write_corpus(path: Path, progress: bool) -> list[str]:
     """Write one JSON line per document; the ids of the documents."""
 
     from sparse_ir.data import pydocs
     from sparse_ir.storage import files
 
     doc_ids = []
-    total = len(pydocs.find_modules(packages))
+    total = len(pydocs.find_modules())
     with (
         progress_bar(total, progress, desc="collecting", unit=" files") as bar,
         files.atomic_writer(path) as stream,
     ):
-        for document in pydocs.read_pydocs(packages, bar.update):
+        for document in pydocs.read_pydocs(bar.update):
             record = {"_id": document.doc_id, "title": document.title, "text": document.text}
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             doc_ids.append(document.doc_id)
