@@ -256,11 +256,16 @@ def _parameters(value: object) -> str:
         parameters = inspect.signature(value).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError, AttributeError):  # C code without a signature, or a broken one
         return ""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     names = []
     for parameter in parameters:
-        if parameter.name not in ("self", "cls") and not parameter.name.startswith("_"):
-            names.append(stars.get(parameter.kind, "") + parameter.name)
+        if parameter.name in ("self", "cls") or parameter.name.startswith("_"):
+            continue
+        stars = ""
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            stars = "*"
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            stars = "**"
+        names.append(stars + parameter.name)
     return ", ".join(names)
 
 

@@ -1,1 +1,1 @@
-"""How good is a run, and is the difference to another one more than chance?"""
+"""Evaluation: how good is a run, and is the difference from another one more than chance?"""

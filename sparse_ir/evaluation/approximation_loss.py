@@ -1,7 +1,6 @@
-"""What an approximation costs: how many of the exact hits it keeps, and what becomes of nDCG@10.
+"""What an approximation loses: the share of the exact hits that it keeps, and its nDCG@10.
 
-Both runs answer the same queries; the exact one is the measure of overlap, and the baseline of the
-difference. It compares runs and knows no index.
+Both runs answer the same queries. Overlap and loss are measured against the exact one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from sparse_ir.evaluation.significance import bootstrap_interval
 MEASURE = "nDCG@10"
 
 
-class Loss(NamedTuple):
+class ApproximationLoss(NamedTuple):
     """nDCG@10 beside that of exact search, in the mean over the judged queries."""
 
     queries: int
@@ -30,56 +29,62 @@ class Loss(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """Share of the exact nDCG@10."""
-        return self.mean / self.exact if self.exact else 1.0
+        """Share of the exact nDCG@10; 1 if that is 0."""
+        if not self.exact:
+            return 1.0
+        return self.mean / self.exact
 
 
 def overlap(exact: Run, run: Run, depth: int) -> float:
-    """Mean share of each query's exact top ``depth`` that the run has in its own top ``depth``.
+    """Mean share of each query's exact top ``depth`` that is in the run's top ``depth``.
 
-    A query without exact hits has nothing to lose and counts 1. Raises ``DataError`` unless both
+    A query without exact hits has nothing to lose and counts as 1. Raises ``DataError`` unless both
     runs answer the same queries.
     """
     if exact.keys() != run.keys() or not exact:
+        common = exact.keys() & run.keys()
         raise DataError(
-            f"the runs answer {len(exact)} and {len(run)} queries, "
-            f"{len(exact.keys() & run.keys())} of "
-            "them in common; allowed: the same queries, at least one"
+            f"the runs answer {len(exact)} and {len(run)} queries, {len(common)} of them in common; "
+            "they must answer the same queries, at least one"
         )
     shares = []
     for query_id, hits in exact.items():
         wanted = {doc_id for doc_id, _ in hits[:depth]}
-        found = {doc_id for doc_id, _ in run[query_id][:depth]}
-        shares.append(len(wanted & found) / len(wanted) if wanted else 1.0)
+        kept = {doc_id for doc_id, _ in run[query_id][:depth] if doc_id in wanted}
+        if wanted:
+            shares.append(len(kept) / len(wanted))
+        else:
+            shares.append(1.0)
     return float(np.mean(shares))
 
 
-def loss(exact: Run, run: Run, qrels: Qrels) -> Loss:
-    """What the run loses of nDCG@10 against exact search, over the queries of the qrels that the
-    runs answer.
+def loss(exact: Run, run: Run, qrels: Qrels) -> ApproximationLoss:
+    """What the run loses of nDCG@10 against exact search, over the judged queries of the runs.
 
-    Raises ``DataError`` when none of them is judged.
+    Raises ``DataError`` if none of them is judged.
     """
     judged = {query_id: hits for query_id, hits in qrels.items() if query_id in exact}
     if not judged:
         raise DataError(
-            f"none of the {len(exact)} queries of the run is judged; allowed: qrels "
-            "of the same queries"
+            f"none of the {len(exact)} queries of the run is judged; the qrels must be of the same "
+            "queries"
         )
-    before, after = _values(exact, judged), _values(run, judged)
-    low, high = bootstrap_interval(after - before)
-    return Loss(
-        len(judged),
-        float(before.mean()),
-        float(after.mean()),
-        float((after - before).mean()),
-        low,
-        high,
+    before = _measure_queries(exact, judged)
+    after = _measure_queries(run, judged)
+    differences = after - before
+    low, high = bootstrap_interval(differences)
+    return ApproximationLoss(
+        queries=len(judged),
+        exact=float(before.mean()),
+        mean=float(after.mean()),
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
     )
 
 
-def _values(run: Run, judged: Qrels) -> np.ndarray:
-    """The measure of each judged query, float64; 0 for all where the run has no hit at all."""
+def _measure_queries(run: Run, judged: Qrels) -> np.ndarray:
+    """nDCG@10 of each judged query, float64 ``(Q,)``; 0 for all if the run has no hit at all."""
     if not any(run.get(query_id) for query_id in judged):
         return np.zeros(len(judged))
     values = evaluate_run(run, judged, MEASURE).per_query[MEASURE]

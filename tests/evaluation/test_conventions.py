@@ -309,7 +309,7 @@ def test_a_long_tie_is_no_trouble():
 def test_what_has_no_range():
     with pytest.raises(
         ConfigError,
-        match="measure 'Rprec' has no range over ties here, allowed: nDCG, AP, P, R, RR",
+        match="measure 'Rprec' has no range over ties here; it must be one of nDCG, AP, P, R, RR",
     ):
         measure_ties(WRITTEN, JUDGED, "Rprec")
     with pytest.raises(DataError, match="none of its 0 queries"):

@@ -192,7 +192,7 @@ def test_the_order_of_the_lists_does_not_matter_and_input_is_left_alone():
 def test_unknown_measures_are_named(name):
     with pytest.raises(
         ConfigError,
-        match=r"measure '.*' is unknown .*allowed: names such as "
+        match=r"measure '.*' is unknown .*; it must be one such as "
         r"nDCG@10",
     ):
         evaluate_run({"q": [("a", 1.0)]}, {"q": {"a": 1}}, name)
@@ -201,7 +201,7 @@ def test_unknown_measures_are_named(name):
 @pytest.mark.parametrize("name", ["nDCG@0", "P@0", "RR@0", "P@True"])
 def test_a_cutoff_below_one_is_refused(name):
     # trec_eval's code would abort the whole process.
-    with pytest.raises(ConfigError, match=r"has the cut-off (0|True), allowed: 1 or more"):
+    with pytest.raises(ConfigError, match=r"has the cutoff (0|True); it must be 1 or more"):
         evaluate_run({"q": [("a", 1.0)]}, {"q": {"a": 1}}, name)
 
 
@@ -240,8 +240,8 @@ def test_a_run_without_a_judged_query_is_refused(run):
 def test_scores_that_are_not_finite_are_refused(score):
     with pytest.raises(
         DataError,
-        match=r"query 'q': score of document 'b' is -?(nan|inf), "
-        r"allowed: finite",
+        match=r"query 'q': score of document 'b' is -?(nan|inf); "
+        r"it must be finite",
     ):
         evaluate_run({"q": [("a", 1.0), ("b", score)]}, {"q": {"a": 1}})
 
@@ -280,7 +280,7 @@ def test_scores_that_are_not_finite_are_refused(score):
             "a",
             {"q": {"a": 1.0}},
             (
-                r"qrels, query 'q': relevance of document 'a' is 1\.0, allowed: "
+                r"qrels, query 'q': relevance of document 'a' is 1\.0; it must be "
                 r"an int"
             ),
         ),

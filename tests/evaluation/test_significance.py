@@ -141,7 +141,7 @@ def test_blocks_change_nothing(monkeypatch):
         ({"b": {"q1": 1.0}}, "b: 1 queries are measured for one system only, such as 'q2'"),
         (
             {"b": {"q1": 1.0, "q2": float("nan")}},
-            "a value of b or the baseline is nan; allowed: finite numbers",
+            "a value of b or the baseline is nan; it must be a finite number",
         ),
     ],
 )
