@@ -44,8 +44,8 @@ def overlap(exact: Run, run: Run, depth: int) -> float:
     if exact.keys() != run.keys() or not exact:
         common = exact.keys() & run.keys()
         raise DataError(
-            f"the runs answer {len(exact)} and {len(run)} queries, {len(common)} of them in common; "
-            "they must answer the same queries, at least one"
+            f"the runs answer {len(exact)} and {len(run)} queries, {len(common)} of them in "
+            "common; they must answer the same queries, at least one"
         )
     shares = []
     for query_id, hits in exact.items():

@@ -312,8 +312,10 @@ def _measure(shape: Shape, grades: np.ndarray, judged: np.ndarray) -> float:
 def _gains(shape: Shape, grades: np.ndarray) -> np.ndarray:
     """nDCG: the grade, and 0 for a negative one, as in trec_eval; P and R: 1 if relevant."""
     if shape.name == "nDCG":
-        return np.maximum(grades, 0.0)
-    return (grades >= shape.level).astype(np.float64)
+        gains: np.ndarray = np.maximum(grades, 0.0)
+    else:
+        gains = (grades >= shape.level).astype(np.float64)
+    return gains
 
 
 def _sum_gains(shape: Shape, gains: np.ndarray, judged: np.ndarray) -> float:
@@ -332,7 +334,8 @@ def _sum_gains(shape: Shape, gains: np.ndarray, judged: np.ndarray) -> float:
 
 def _discounts(count: int) -> np.ndarray:
     """nDCG's weights of the first places, float64 ``(count,)``."""
-    return 1 / np.log2(np.arange(2, count + 2))
+    weights: np.ndarray = 1 / np.log2(np.arange(2, count + 2))
+    return weights
 
 
 def _expect(shape: Shape, ranking: _Ranking) -> float:
@@ -388,4 +391,3 @@ def _expect_average_precision(shape: Shape, ranking: _Ranking, relevant: np.ndar
         precisions = (relevant_before[group] + within) / (before + places)
         total += float((count / size * precisions).sum())
     return total / int((ranking.judged >= shape.level).sum())
-

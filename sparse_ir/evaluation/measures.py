@@ -23,7 +23,7 @@ Ranked = dict[str, dict[str, float]]  # query_id -> doc_id -> score, all scores 
 
 
 class Evaluation(NamedTuple):
-    """The result of ``evaluate_run``; keys are measures as they are printed, such as ``nDCG@10``."""
+    """The result of ``evaluate_run``; keys are measures as printed, such as ``nDCG@10``."""
 
     mean: dict[str, float]  # measure -> mean over all queries of the qrels
     # measure -> query_id -> value, for all queries of the qrels
@@ -194,8 +194,8 @@ def _calculate(
         _run_providers(endless, _raise_to_zero(qrels, numbers), numbered, found)
     except subprocess.CalledProcessError as error:  # the provider that is a separate program
         raise DataError(
-            f"measures {', '.join(parsed)}: gdeval.pl, which computes ERR and nDCG(dcg='exp-log2'), "
-            "does not accept this run or these qrels; use other measures"
+            f"measures {', '.join(parsed)}: gdeval.pl, which computes ERR and "
+            "nDCG(dcg='exp-log2'), does not accept this run or these qrels; use other measures"
         ) from error
     per_query = {}
     for name, values in found.items():

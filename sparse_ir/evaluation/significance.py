@@ -96,7 +96,8 @@ def _subtract(name: str, baseline: Mapping[str, float], values: Mapping[str, flo
     what = f"value of {name} or the baseline"
     after = _check_finite(what, [values[query_id] for query_id in query_ids])
     before = _check_finite(what, [baseline[query_id] for query_id in query_ids])
-    return np.subtract(after, before)
+    differences: np.ndarray = after - before
+    return differences
 
 
 def randomization_test(differences: Values, *, samples: int = 100_000, seed: int = 0) -> float:
@@ -167,8 +168,8 @@ def bootstrap_interval(
         raise DataError("no values, so there is no mean; there must be at least one query")
     if not 0 < confidence < 1 or samples < 1:
         raise ConfigError(
-            f"confidence {confidence} with {samples} samples is not allowed; use 0 < confidence < 1 "
-            "and at least 1 sample"
+            f"confidence {confidence} with {samples} samples is not allowed; use 0 < confidence "
+            "< 1 and at least 1 sample"
         )
     if len(checked) == 1:  # scipy asks for two
         return float(checked[0]), float(checked[0])

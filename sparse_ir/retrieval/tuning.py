@@ -21,7 +21,7 @@ from sparse_ir import environment
 from sparse_ir.data.records import Qrels, Query
 from sparse_ir.errors import ConfigError
 from sparse_ir.evaluation import approximation_loss
-from sparse_ir.evaluation.approximation_loss import MEASURE, Loss
+from sparse_ir.evaluation.approximation_loss import MEASURE, ApproximationLoss
 from sparse_ir.indexing import manifest
 from sparse_ir.reports import Report
 from sparse_ir.retrieval import timing
@@ -59,7 +59,7 @@ class Trial(NamedTuple):
 
     options: SearchOptions
     overlap: float  # mean share of the exact hits that it keeps
-    loss: Loss | None  # where there are qrels
+    loss: ApproximationLoss | None  # where there are qrels
     latency: Latency
     share_used: float  # of the tightest limit of the budget
 
@@ -154,7 +154,7 @@ class Bench(NamedTuple):
 
 def find_losses(
     bench: Bench, qrels: Qrels | None, progress: bool
-) -> dict[SearchOptions, tuple[float, Loss | None]]:
+) -> dict[SearchOptions, tuple[float, ApproximationLoss | None]]:
     """For each setting the overlap with the exact hits and, with qrels, the loss of nDCG."""
     grid = list(settings(two_phases=bench.opened.forward is not None))
     exact = bench.opened.search_batch(bench.queries, bench.hits, options=EXACT)[0]

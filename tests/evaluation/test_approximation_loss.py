@@ -33,7 +33,8 @@ def test_overlap_is_the_share_of_the_exact_hits(depth, expected):
 
 def test_overlap_needs_the_same_queries():
     with pytest.raises(
-        DataError, match="the runs answer 3 and 1 queries, 1 of them in common; they must answer the same"
+        DataError,
+        match="the runs answer 3 and 1 queries, 1 of them in common; they must answer the same",
     ):
         approximation_loss.overlap(EXACT, {"q1": []}, 10)
     with pytest.raises(DataError, match="at least one"):

@@ -223,7 +223,10 @@ def test_a_measure_without_its_provider_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("qrels", "message"),
-    [({}, "qrels: no judgement, at least"), ({"q": {}}, "qrels, query 'q': no judgement, at")],
+    [
+        ({}, "qrels: no judgement; there must be at least one"),
+        ({"q": {}}, "qrels, query 'q': no judgement; there must be at"),
+    ],
 )
 def test_empty_qrels_are_refused(qrels, message):
     with pytest.raises(DataError, match=message):
@@ -292,7 +295,7 @@ def test_what_would_crash_trec_eval_is_refused(hit, qrels, message):
 
 
 def test_a_document_twice_is_refused():
-    with pytest.raises(DataError, match="query 'q': a document is there twice"):
+    with pytest.raises(DataError, match="query 'q': a document appears twice"):
         evaluate_run({"q": [("a", 2.0), ("a", 1.0)]}, {"q": {"a": 1}})
 
 
@@ -323,7 +326,7 @@ def test_a_gdeval_that_fails_is_an_error_of_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         DataError,
         match=r"measures ERR@10: gdeval.pl, which computes ERR .* does "
-        r"not take this run",
+        r"not accept this run",
     ):
         evaluate_run({"q": [("d1", 1.0)]}, {"q": {"d1": 1}}, "ERR@10")
 
