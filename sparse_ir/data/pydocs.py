@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import inspect
+import json
 import pkgutil
 import re
+import subprocess
 import sys
 import sysconfig
 import warnings
@@ -67,9 +69,34 @@ class Entry(NamedTuple):
 def read_pydocs(progress: Callable[[int], None] | None = None) -> Iterator[Document]:
     """Yield the documents of the standard library; see ``read_modules``.
 
-    ``progress(1)`` is called for each name of ``find_modules``.
+    A fresh interpreter reads them. This process imports nothing, and packages that it has loaded
+    cannot have replaced functions of the library. ``progress(1)`` is called for each name of
+    ``find_modules``.
     """
-    return read_modules(find_modules(), progress)
+    command = [sys.executable, "-m", "sparse_ir.data.pydocs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as child:
+        try:
+            for line in child.stdout or ():
+                fields = json.loads(line)
+                if fields is not None:
+                    yield Document(*fields)
+                elif progress is not None:
+                    progress(1)
+        except GeneratorExit:  # the caller wants no more documents
+            child.kill()
+            raise
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {child.returncode}")
+
+
+def _print_documents() -> None:
+    """Print ``null`` for each module that was read, then the fields of each document."""
+
+    def print_line(value: object) -> None:
+        sys.stdout.write(json.dumps(value) + "\n")
+
+    for document in read_modules(find_modules(), progress=lambda _: print_line(None)):
+        print_line(document)
 
 
 def read_modules(
@@ -328,3 +355,7 @@ def restrict_qrels(qrels: Qrels, doc_ids: Iterable[str]) -> tuple[Qrels, list[st
         if any(kept.values()):
             restricted[query_id] = kept
     return restricted, sorted(missing)
+
+
+if __name__ == "__main__":
+    _print_documents()
