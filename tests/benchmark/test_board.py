@@ -523,9 +523,7 @@ def test_what_is_refused(folders, tmp_path):
         benchmarking.leaderboard(results, tmp_path / "out", baseline="bm52")
     with pytest.raises(DataError, match=r"empty holds no row \(DATASET/SYSTEM/result\.json\)"):
         benchmarking.leaderboard(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(
-        ConfigError, match="-1 queries and 0 documents are not allowed; ask for 0 or more"
-    ):
+    with pytest.raises(ConfigError, match="queries is -1; it must be at least 0"):
         benchmarking.leaderboard(results, tmp_path / "out", queries=-1)
 
 

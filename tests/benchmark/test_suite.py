@@ -19,7 +19,7 @@ import pytest
 from shell import ENVIRONMENT, read_tree, write_collection, write_lines
 from small_indexes import changed_environment
 
-from sparse_ir.benchmark import results, systems, verification
+from sparse_ir.benchmark import results, suite, systems, verification
 from sparse_ir.benchmark.columns import measure_names
 from sparse_ir.benchmark.results import RESULT, RUN, TIMING
 from sparse_ir.benchmark.systems import System
@@ -30,7 +30,7 @@ from sparse_ir.data.records import Document, Run
 from sparse_ir.engines.lucene import bm25
 from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DataError, LockedError
-from sparse_ir.indexing import bm25_builder, builder, shards
+from sparse_ir.indexing import bm25_builder, shards
 from sparse_ir.indexing.manifest import read_manifest
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval.searcher import Index
@@ -366,7 +366,7 @@ def test_sets_over_one_corpus_share_its_index_and_grades_count_as_their_level_sa
         built.append(output)
         return build(read, output, *rest, **more)
 
-    monkeypatch.setattr(builder, "build_bm25_index", count)
+    monkeypatch.setattr(suite, "build_bm25_index", count)
     report = run_suite("bm25", tmp_path / "rows", datasets="alpha,deep", data_dir=tmp_path / "data")
     assert (report["rows_made"], len(built)) == (2, 1)
     result = read_result(tmp_path / "rows", "deep", "bm25")
@@ -572,8 +572,8 @@ def test_licensed_sets_are_skipped_with_a_note(whole, data_dir, tmp_path):
 
 def test_options_that_cannot_be_are_refused_before_any_work(data_dir, tmp_path):
     for options, message in (
-        ({"hits": 0}, "0 hits are not allowed"),
-        ({"bits": 1}, "1 bits are not allowed"),
+        ({"hits": 0}, "hits is 0; it must be at least 1"),
+        ({"bits": 1}, "bits is 1; it must be 2 to 16"),
         ({"scale": -1.0}, "scale -1.0"),
         ({"datasets": "no"}, "data set 'no' is unknown"),
     ):
