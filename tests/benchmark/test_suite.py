@@ -574,7 +574,7 @@ def test_options_that_cannot_be_are_refused_before_any_work(data_dir, tmp_path):
     for options, message in (
         ({"hits": 0}, "hits is 0; it must be at least 1"),
         ({"bits": 1}, "bits is 1; it must be 2 to 16"),
-        ({"scale": -1.0}, "scale -1.0"),
+        ({"scale": -1.0}, "scale is -1.0; it must be a positive number"),
         ({"datasets": "no"}, "data set 'no' is unknown"),
     ):
         with pytest.raises(ConfigError, match=message):
