@@ -117,7 +117,7 @@ def mine(
     total = len(source.queries)
     with files.write_lock(output), _open_miner(chosen, str(input), source) as (find, facts):
         header = {
-            "format": mining.FORMAT,
+            "format": mining.NEGATIVES_FORMAT,
             "input": source.fingerprint,
             "miner": facts,
             "depth": depth,

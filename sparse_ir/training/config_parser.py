@@ -70,7 +70,7 @@ def parse_config(table: Mapping[str, Any]) -> TrainConfig:
         errors = error.errors(include_url=False)
         unknown = [each for each in errors if each["type"] == "unexpected_keyword_argument"]
         # a misspelled key comes first, because a key that is missing may be the same one
-        raise ConfigError(_describe([*unknown, *errors][0])) from error
+        raise ConfigError(_describe((unknown + errors)[0])) from error
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:

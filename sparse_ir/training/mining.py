@@ -1,9 +1,8 @@
-"""Hard negatives: for each training query, what a search engine finds and nobody has judged
-relevant.
+"""Hard negatives: documents that a search finds for a training query and that nobody judged.
 
-The finder is BM25, any index of this package, or a dense teacher searched exactly. A record is
-written for each query as soon as its block is done, so a killed run goes on where it stopped and
-ends with the same bytes.
+The search is BM25, any index of this package, or a dense teacher. Each block of queries is written
+as soon as it is done, so that a killed command goes on where it stopped and ends with the same
+bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,14 +25,15 @@ from sparse_ir.training.teachers.dense import DenseTeacher
 from sparse_ir.training.training_source import TrainingSource, is_blank
 
 Miner = Literal["bm25", "index", "dense"]
-Hits = list[tuple[str, float]]
+ScoredIds = list[tuple[str, float]]  # (doc_id, score), best first
 Find = Callable[[Sequence[Query]], Run]
-FORMAT = 1
+NEGATIVES_FORMAT = 1
 QUERIES_PER_BLOCK = 1000
+_DOCUMENTS_PER_BLOCK = 8192
 
 
 class Rules(NamedTuple):
-    """What becomes of a query's hits; see ``mine``."""
+    """Which hits of a query become negatives; ``commands.training.mine`` explains the options."""
 
     negatives: int
     skip: int
@@ -41,129 +41,142 @@ class Rules(NamedTuple):
     margin: float | None
 
     def check(self, depth: int) -> None:
-        """Raises ``ConfigError``."""
-        if self.negatives < 1 or self.skip < 0 or depth < self.negatives + self.skip:
+        """Raise ``ConfigError`` if a rule makes no sense for this many hits."""
+        if self.negatives < 1:
+            raise ConfigError(f"negatives is {self.negatives} but must be at least 1")
+        if self.skip < 0:
+            raise ConfigError(f"skip is {self.skip} but must be at least 0")
+        if depth < self.negatives + self.skip:
             raise ConfigError(
-                f"depth {depth}, skip {self.skip}, negatives {self.negatives}: "
-                "allowed are at least 1 "
-                "negative, no negative skip, and a depth of at least skip + "
-                "negatives"
+                f"depth is {depth} but must be at least skip + negatives "
+                f"({self.skip + self.negatives})"
             )
         if self.consistency is not None and not 1 <= self.consistency <= depth:
             raise ConfigError(
-                f"consistency is {self.consistency}; allowed: 1 to the depth of {depth}"
+                f"consistency is {self.consistency} but must be 1 to the depth of {depth}"
             )
         if self.margin is not None and not 0 <= self.margin < 1:
-            raise ConfigError(f"margin is {self.margin}; allowed: 0 or more and less than 1")
+            raise ConfigError(f"margin is {self.margin} but must be at least 0 and less than 1")
 
 
 def judge(
-    hits: Hits, positives: set[str], usable: Callable[[str], bool], rules: Rules
-) -> tuple[Hits, str | None]:
-    """The negatives among a query's hits, best first, and why the query is rejected (None: it is
-    not).
-    """
+    hits: ScoredIds, positives: set[str], is_usable: Callable[[str], bool], rules: Rules
+) -> tuple[ScoredIds, str | None]:
+    """The negatives among a query's hits, best first, and why the query is rejected, else None."""
     places = [place for place, (doc_id, _) in enumerate(hits) if doc_id in positives]
     if rules.consistency is not None and (not places or places[0] >= rules.consistency):
         return [], f"no positive among the first {rules.consistency} hits"
     ceiling = float("inf")
     if rules.margin is not None and places:
         best = hits[places[0]][1]
-        # below the positive, also where scores are negative
-        ceiling = best - rules.margin * abs(best)
-    found = [
-        (doc_id, score)
-        for doc_id, score in hits[rules.skip :]
-        if doc_id not in positives and score <= ceiling and usable(doc_id)
-    ][: rules.negatives]
-    return found, None if found else "no hit is left as a negative"
+        ceiling = best - rules.margin * abs(best)  # below ``best`` even if scores are negative
+    negatives = []
+    for doc_id, score in hits[rules.skip :]:
+        if doc_id not in positives and score <= ceiling and is_usable(doc_id):
+            negatives.append((doc_id, score))
+    if not negatives:
+        return [], "no hit is left as a negative"
+    return negatives[: rules.negatives], None
 
 
 def check_same_corpus(folder: Path, source: TrainingSource, input: str) -> None:
-    """Raise ``IndexMismatch`` for an index of other documents: their hits
-    would mean nothing here.
-    """
+    """Raise ``IndexMismatch`` for an index of other documents than those of ``source``."""
     known = set(source.doc_ids or ())
-    strange = next((doc_id for doc_id in DocIds(folder) if doc_id not in known), None)
-    if strange is not None:
-        raise IndexMismatch(
-            f"{folder}: its document {strange!r} is not in the corpus of {input}; "
-            "give an index of "
-            "this corpus"
-        )
+    for doc_id in DocIds(folder):
+        if doc_id not in known:
+            raise IndexMismatch(
+                f"{folder}: its document {doc_id!r} is not in the corpus of {input}; give an index "
+                "of this corpus"
+            )
     count = manifest.read_manifest(folder)["counts"]["documents"]
     if count != len(known):
         raise IndexMismatch(
-            f"{folder} is an index of {count} documents, and the corpus of "
-            f"{input} has {len(known)}; "
-            "give an index of this corpus"
+            f"{folder} is an index of {count} documents, but the corpus of {input} has "
+            f"{len(known)}; give an index of this corpus"
         )
 
 
 def dense_finder(teacher: DenseTeacher, source: TrainingSource, depth: int) -> Find:
-    """Exact search over all documents of the source, 8192 at a time."""
-    ids = list(source.doc_ids or ())
+    """Exact search of ``depth`` hits over all documents of the source, in blocks."""
+    doc_ids = list(source.doc_ids or ())
 
-    def find(asked: Sequence[Query]) -> Run:
-        texts = [query.text for query in asked]
-        kept: list[Hits] = [[] for _ in asked]
-        for start in range(0, len(ids), 8192):
-            scores_QD = teacher.scores(texts, source.documents[start : start + 8192])
-            count = min(depth, scores_QD.shape[1])
-            best = np.argpartition(-scores_QD, count - 1, axis=1)[:, :count]
-            for row, columns in enumerate(best):
-                kept[row] += [
-                    (ids[start + column], float(scores_QD[row, column]))
-                    for column in columns.tolist()
-                ]
-                kept[row] = rank_hits(kept[row])[:depth]
-        return {query.query_id: hits for query, hits in zip(asked, kept, strict=True)}
+    def find(queries: Sequence[Query]) -> Run:
+        texts = [query.text for query in queries]
+        run: Run = {query.query_id: [] for query in queries}
+        for start in range(0, len(doc_ids), _DOCUMENTS_PER_BLOCK):
+            block = slice(start, start + _DOCUMENTS_PER_BLOCK)
+            scores_QD = teacher.scores(texts, source.documents[block])
+            for query, scores_D in zip(queries, scores_QD, strict=True):
+                best = _best_of_block(doc_ids[block], scores_D, depth)
+                run[query.query_id] = rank_hits([*run[query.query_id], *best])[:depth]
+        return run
 
     return find
+
+
+def _best_of_block(doc_ids: Sequence[str], scores_D: np.ndarray, depth: int) -> ScoredIds:
+    count = min(depth, len(doc_ids))
+    columns = np.argpartition(-scores_D, count - 1)[:count]
+    return [(doc_ids[column], float(scores_D[column])) for column in columns.tolist()]
 
 
 def mine_block(
     source: TrainingSource, block: range, find: Find, rules: Rules
 ) -> Iterator[dict[str, Any]]:
-    ids = source.doc_ids
-    assert ids is not None  # a BEIR folder has them
-    position = {doc_id: number for number, doc_id in enumerate(ids)}
+    """One record for each query of the block: its negatives, or the reason of its rejection.
+
+    Args:
+        source: A BEIR folder's training pairs.
+        block: Positions of queries in the source.
+        find: Searches with the queries.
+        rules: Which hits become negatives.
+    """
+    doc_ids = source.doc_ids
+    assert doc_ids is not None  # a BEIR folder has them
+    position = {doc_id: number for number, doc_id in enumerate(doc_ids)}
     run = find([Query(source.query_ids[row], source.queries[row]) for row in block])
     for row in block:
-        positives = [ids[document] for document in source.positives[row].tolist()]
-        texts = {source.documents[document] for document in source.positives[row].tolist()}
+        documents = source.positives[row].tolist()
+        positives = [doc_ids[document] for document in documents]
+        texts = {source.documents[document] for document in documents}
 
-        def usable(doc_id: str, texts: set[str] = texts) -> bool:
+        def is_usable(doc_id: str, texts: set[str] = texts) -> bool:
             text = source.documents[position[doc_id]]
             return not is_blank(text) and text not in texts
 
-        found, reason = judge(run.get(source.query_ids[row], []), set(positives), usable, rules)
-        record = {"query_id": source.query_ids[row]}
+        query_id = source.query_ids[row]
+        negatives, reason = judge(run.get(query_id, []), set(positives), is_usable, rules)
         if reason is not None:
-            yield {**record, "reason": reason}
-        else:
-            yield {
-                **record,
-                "positives": positives,
-                "negatives": [doc_id for doc_id, _ in found],
-                "scores": [round(score, 6) for _, score in found],
-            }
+            yield {"query_id": query_id, "reason": reason}
+            continue
+        yield {
+            "query_id": query_id,
+            "positives": positives,
+            "negatives": [doc_id for doc_id, _ in negatives],
+            "scores": [round(score, 6) for _, score in negatives],
+        }
 
 
-def append_records(partial: Path, records: Iterator[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def append_records(partial: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records to the partial file and wait until they are on disk.
+
+    Raises ``OSError``, naming the file, if the disk is full.
+    """
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     try:
         with partial.open("a", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines(lines)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:  # a full disk does not say where
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, error.strerror, str(partial)) from error
 
 
 def resume_output(partial: Path, header: dict[str, Any]) -> int:
-    """How many queries are done; a line that a kill cut in half is taken back. Begins the file
-    where none is done.
+    """Open the partial file, or begin it, and return the number of queries that are done.
+
+    A line that a kill cut in half is removed. Raises ``ConfigError`` if the file was begun with
+    another header.
     """
     header = json.loads(json.dumps(header))
     raw = partial.read_bytes() if partial.exists() else b""
@@ -175,9 +188,8 @@ def resume_output(partial: Path, header: dict[str, Any]) -> int:
         return 0
     if json.loads(lines[0]) != header:
         raise ConfigError(
-            f"{partial} was begun with other input or options; delete it to begin "
-            "anew, or give the old "
-            "ones to go on"
+            f"{partial} was begun with other input or options; delete it to begin anew, or give "
+            "the old ones to go on"
         )
     if len(whole) < len(raw):
         os.truncate(partial, len(whole))
@@ -187,33 +199,34 @@ def resume_output(partial: Path, header: dict[str, Any]) -> int:
 def finish_output(
     partial: Path, output: Path, header: dict[str, Any], input: str
 ) -> dict[str, Any]:
-    """The three files, the negatives last: where they are, the others are too.
+    """Write negatives, rejected queries and provenance, the negatives last; return the counts.
 
-    Raises ``DataError`` where no query has a negative, and leaves what is there.
+    Raises ``DataError`` if no query has a negative; existing files then stay as they are.
     """
-    rejected = output.with_name(output.name + ".rejected.jsonl")
-    found = Counter(reason for _, reason in _read_records(partial))
-    reasons = {reason: count for reason, count in found.items() if reason is not None}
-    if not found[None]:
+    reasons = Counter(reason for _, reason in _read_records(partial))
+    total = reasons.total()
+    kept = reasons.pop(None, 0)
+    if kept == 0:
         partial.unlink()
         causes = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
         raise DataError(
-            f"none of the {found.total()} queries of {input} has a negative "
-            f"({causes}), and {output} is "
-            "not written; allowed: another miner, or options that leave some"
+            f"none of the {total} queries of {input} has a negative ({causes}), so {output} is not "
+            "written; use another miner or other options"
         )
-    counts = {"queries": found.total(), "kept": found[None], "rejected": reasons}
-    with files.atomic_writer(output) as kept, files.atomic_writer(rejected) as others:
+    counts = {"queries": total, "kept": kept, "rejected": dict(reasons)}
+    rejected = output.with_name(output.name + ".rejected.jsonl")
+    with files.atomic_writer(output) as kept_lines, files.atomic_writer(rejected) as other_lines:
         for line, reason in _read_records(partial):
-            (kept if reason is None else others).write(line)
-        files.write_json(output.with_name(output.name + ".json"), {**header, **counts})
+            stream = kept_lines if reason is None else other_lines
+            stream.write(line)
+        files.write_json(output.with_name(output.name + ".json"), header | counts)
     partial.unlink()
-    return {"negatives": str(output), **counts}
+    return {"negatives": str(output)} | counts
 
 
 def _read_records(partial: Path) -> Iterator[tuple[str, str | None]]:
-    """Each line, and why its query is rejected (None: it is not)."""
+    """Each line, and the reason why its query is rejected, else None."""
     with partial.open(encoding="utf-8") as stream:
-        next(stream)
+        next(stream)  # the header
         for line in stream:
             yield line, json.loads(line).get("reason")

@@ -103,7 +103,7 @@ def test_a_value_that_changed_on_the_disk_is_noticed(tmp_path):
     connection.close()
     assert cache.get([key_of("two")]) == {key_of("two"): b"abcdefgh"}
     with pytest.raises(
-        DamagedError, match="the checksum of a value differs; delete it to have it made again"
+        DamagedError, match="the checksum of a value differs; delete it, and it is made again"
     ):
         cache.get([key_of("one")])
 

@@ -1318,7 +1318,7 @@ def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):
 
 
 def test_a_dev_set_that_cannot_hold_its_judged_documents_is_refused(dev_folder):
-    with pytest.raises(ConfigError, match="has 20 judged documents"):
+    with pytest.raises(ConfigError, match="must be at least the 20 judged documents"):
         dev_sets.read_dev_set(str(dev_folder), max_documents=5)
 
 

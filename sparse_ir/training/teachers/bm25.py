@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,13 +53,13 @@ class Bm25Settings(TeacherSettings):
 
 
 class Bm25Teacher:
-    """Lucene's BM25 (Anserini's English analysis) with the statistics of one collection, for any
-    text.
+    """Lucene's BM25 with Anserini's English analysis and the statistics of one collection.
 
-    ``sum over query terms of count x idf x f / (f + k1 (1 - b + b L / avg L))``, ``idf = ln(1 + (N
-    - df + .5) / (df + .5))``; ``N`` and ``avg L`` count documents with at least one term, and ``L``
-    is rounded down as Lucene's one-byte norms are. Equal to an index's scores up to float32
-    rounding.
+    The score is the sum over query terms of ``count x idf x f / (f + k1 (1 - b + b L / avg L))``
+    with ``idf = ln(1 + (N - df + .5) / (df + .5))``. ``N`` and ``avg L`` count documents with at
+    least one term. ``L`` is rounded down like Lucene's one-byte norms. The scores equal those of an
+    index up to float32 rounding. Any text can be scored; a text outside the collection is scored
+    with its statistics, and a term that the collection lacks has ``df = 0``.
     """
 
     in_batch = True
@@ -74,18 +74,23 @@ class Bm25Teacher:
         cache: Path | None = None,
         progress: OnProgress | None = None,
     ) -> None:
-        """Analyse the collection, or read it from ``cache`` (a folder), where the analysed
-        collection is kept.
+        """Analyse the collection, or read the analysed one from the cache.
 
-        A document that is not in the collection is scored with its statistics; a term that the
-        collection lacks has ``df = 0``. ``progress(n)``: n more documents are analysed. Raises
-        ``ConfigError`` for parameters, ``DataError`` for a collection without a term,
-        ``JavaError``.
+        Args:
+            documents: Texts of the collection.
+            k1: Saturation of term frequencies, 0 or more.
+            b: Normalisation of document lengths, 0 to 1.
+            name: Name in reports.
+            cache: Folder for the analysed collection; None does not keep it.
+            progress: ``progress(n)`` is called when n more documents are analysed.
+
+        Raises:
+            ConfigError: A parameter is out of range.
+            DataError: The collection has no term.
+            JavaError: Lucene's analysis does not run.
         """
         if not (math.isfinite(k1) and k1 >= 0 and 0 <= b <= 1):
-            raise ConfigError(
-                f"BM25 with k1 {k1} and b {b} is not allowed; k1 must be 0 or more and b in 0..1"
-            )
+            raise ConfigError(f"k1 is {k1} and b {b}, but k1 must be 0 or more and b 0 to 1")
         self.name = name
         self.forward_passes = 0
         keys = [key_of(text) for text in documents]
@@ -105,12 +110,14 @@ class Bm25Teacher:
                 f"none of the {len(documents)} documents of the BM25 collection has a term"
             )
         self._terms = {term: number for number, term in enumerate(collection.terms)}
-        self._k1, self._b = k1, b
+        self._k1 = k1
+        self._b = b
         self._average = float(collection.lengths.sum() / np.count_nonzero(collection.lengths))
         self._filled = int(np.count_nonzero(collection.lengths))
         frequency = np.bincount(collection.ids, minlength=len(collection.terms))
         self._idf = np.log1p((self._filled - frequency + 0.5) / (frequency + 0.5))
-        self._ids, self._bounds = collection.ids, collection.bounds
+        self._ids = collection.ids
+        self._bounds = collection.bounds
         lengths = np.repeat(collection.lengths, np.diff(collection.bounds))
         self._weights = self._weigh(collection.ids, collection.counts, lengths)
         self._rows = {key: row for row, key in enumerate(keys)}
@@ -120,28 +127,32 @@ class Bm25Teacher:
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
-        """float32 ``[Q, D]`` of all pairs, 0 where no term is shared; ``wanted_QD`` is not needed
-        and not read.
+        """float32 ``[Q, D]`` of all pairs, 0 for a pair without a common term.
+
+        ``wanted_QD`` is ignored.
         """
         self.prepare(queries, documents)
         query_rows = [self._queries[key_of(text)] for text in queries]
         document_rows = [self._document_row(key_of(text)) for text in documents]
         width = len(self._terms)
-        return (rows_to_csr(query_rows, width) @ rows_to_csr(document_rows, width).T).toarray()
+        query_QT = rows_to_csr(query_rows, width)
+        document_DT = rows_to_csr(document_rows, width)
+        scores_QD: np.ndarray = (query_QT @ document_DT.T).toarray()
+        return scores_QD
 
     def prepare(
         self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
-        """Analyse the texts that are not known yet and keep them in memory; ``progress(n)``: n more
-        are there.
-        """
-        new_queries = _unseen(queries, lambda key: key in self._queries)
-        new_documents = _unseen(documents, lambda key: key in self._rows or key in self._others)
+        """Analyse new texts and keep them in memory; ``progress(n)``: n more texts are done."""
+        asked_queries = {key_of(text): text for text in queries}
+        asked_documents = {key_of(text): text for text in documents}
+        new_queries = _without(asked_queries, self._queries)
+        new_documents = _without(_without(asked_documents, self._rows), self._others)
         for key, (ids, counts, _) in self._analyse(new_queries, progress):
             self._queries[key] = ids, counts.astype(np.float32)
         for key, (ids, counts, length) in self._analyse(new_documents, progress):
             self._others[key] = ids, self._weigh(ids, counts, np.array(length))
-        total = len({key_of(text) for text in queries}) + len({key_of(text) for text in documents})
+        total = len(asked_queries) + len(asked_documents)
         if progress is not None:
             progress(total - len(new_queries) - len(new_documents))
         return Prepared(total, 0)  # there is no network
@@ -162,16 +173,16 @@ class Bm25Teacher:
         return self._ids[start:end], self._weights[start:end]
 
     def _weigh(self, ids: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        if (unseen := len(self._terms) - len(self._idf)) > 0:
+        unseen = len(self._terms) - len(self._idf)  # terms with df = 0
+        if unseen > 0:
             self._idf = np.append(self._idf, np.full(unseen, np.log1p((self._filled + 0.5) / 0.5)))
         norms = self._k1 * (1 - self._b + self._b * _length_in_one_byte(lengths) / self._average)
-        return (self._idf[ids] * counts / (counts + norms)).astype(np.float32)
+        weights: np.ndarray = (self._idf[ids] * counts / (counts + norms)).astype(np.float32)
+        return weights
 
 
 class _Collection(NamedTuple):
-    """Analysed documents: term numbers and counts of document d stand at ``bounds[d]:bounds[d +
-    1]``.
-    """
+    """Analysed documents; those of document d are at ``bounds[d]:bounds[d + 1]``."""
 
     terms: list[str]
     ids: np.ndarray  # int32
@@ -200,7 +211,7 @@ def _analysed(
             progress(1)
     ids, counts, lengths = zip(*rows, strict=True) if rows else ((), (), ())
     empty = [np.empty(0, dtype=np.int32)]
-    found = _Collection(
+    collection = _Collection(
         list(numbers),
         np.concatenate([*ids, *empty]),
         np.concatenate([*counts, *empty]),
@@ -208,15 +219,15 @@ def _analysed(
         np.array(lengths, dtype=np.int32),
     )
     if path is not None:
-        _write_collection(path, found)
-    return found
+        _write_collection(path, collection)
+    return collection
 
 
 def _write_collection(path: Path, collection: _Collection) -> None:
     # no term holds white space
     terms = np.frombuffer("\n".join(collection.terms).encode(), dtype=np.uint8)
     with files.atomic_writer(path, "wb") as stream:
-        np.savez(stream, **{**collection._asdict(), "terms": terms})
+        np.savez(stream, **(collection._asdict() | {"terms": terms}))
 
 
 def _read_collection(path: Path, documents: int, progress: OnProgress | None) -> _Collection:
@@ -227,9 +238,8 @@ def _read_collection(path: Path, documents: int, progress: OnProgress | None) ->
         text = values.pop("terms").tobytes().decode()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedError(
-            f"{path} is not readable as an analysed collection ({error}); delete "
-            "it to have it made "
-            "again"
+            f"{path} is not readable as an analysed collection ({error}); delete it, and it is "
+            "made again"
         ) from error
     if progress is not None:
         progress(documents)
@@ -239,8 +249,9 @@ def _read_collection(path: Path, documents: int, progress: OnProgress | None) ->
 def _count_terms(
     terms: Sequence[str], numbers: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Ascending term numbers, their counts, and the length; unknown terms get the next numbers."""
-    counted = sorted(Counter([numbers.setdefault(term, len(numbers)) for term in terms]).items())
+    """Ascending term numbers, their counts, and the length; new terms get the next numbers."""
+    ids = [numbers.setdefault(term, len(numbers)) for term in terms]
+    counted = sorted(Counter(ids).items())
     table = np.array(counted, dtype=np.int32).reshape(-1, 2)
     return table[:, 0].copy(), table[:, 1].copy(), len(terms)
 
@@ -254,6 +265,5 @@ def _length_in_one_byte(lengths: np.ndarray) -> np.ndarray:
     return np.where(lengths < 24, lengths, 24 + ((above >> shift) << shift))
 
 
-def _unseen(texts: Iterable[str], known: Callable[[bytes], bool]) -> dict[bytes, str]:
-    keyed = {key_of(text): text for text in texts}
-    return {key: text for key, text in keyed.items() if not known(key)}
+def _without(texts: Mapping[bytes, str], known: Container[bytes]) -> dict[bytes, str]:
+    return {key: text for key, text in texts.items() if key not in known}

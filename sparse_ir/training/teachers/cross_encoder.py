@@ -78,7 +78,9 @@ class CrossEncoderTeacher(PairTeacher):
             max_seq_length=network.max_length,
             model_kwargs=network.loading_options(),
         )
-        return CrossEncoder(modules=[transformer], device=network.device).eval()
+        model: CrossEncoder = CrossEncoder(modules=[transformer], device=network.device)
+        model.eval()
+        return model
 
     def _describe(self, folder: Path, options: NetworkOptions) -> NetworkFolder:
         return describe_network(folder, options, stated_length=check_cross_encoder(folder))

@@ -57,11 +57,13 @@ class SparseTeacher:
     def __init__(
         self, model: Any, *, name: str | None = None, cache: Path | None = None, **options: Any
     ) -> None:
-        """``model``: a folder or hub name for ``Encoder.load`` (with its ``options``), or a
-        document encoder object.
+        """Load the encoder and open the cache; raises what ``Encoder.load`` raises.
 
-        ``cache``: the folder of the cache files; None keeps vectors in memory while the teacher
-        lives. Raises what ``Encoder.load`` raises.
+        Args:
+            model: Folder or hub name, or a document encoder object.
+            name: Name in reports and of the cache file; by default that of the model.
+            cache: Folder of the cache files; None keeps the vectors in memory.
+            options: Those of ``Encoder.load``, for a folder or hub name.
         """
         if isinstance(model, str | Path):
             with extras.importing():
@@ -70,8 +72,8 @@ class SparseTeacher:
             model = Encoder.load(model, **options)
         elif options:
             raise ConfigError(
-                f"{', '.join(options)}: options belong to a folder or hub name, not "
-                "to an encoder object"
+                f"{', '.join(options)}: options belong to a folder or hub name, not to an encoder "
+                "object"
             )
         self._sides = {"document": model, "query": model.query_encoder()}
         self._width = max(len(side.vocabulary) for side in self._sides.values())
@@ -99,16 +101,17 @@ class SparseTeacher:
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
-        """float32 ``[Q, D]``: dot products of all pairs; ``wanted_QD`` is
-        not needed and not read.
-        """
-        return (self.vectors(queries, "query") @ self.vectors(documents, "document").T).toarray()
+        """float32 ``[Q, D]``: dot products of all pairs; ``wanted_QD`` is ignored."""
+        query_QV = self.vectors(queries, "query")
+        document_DV = self.vectors(documents, "document")
+        scores_QD: np.ndarray = (query_QV @ document_DV.T).toarray()
+        return scores_QD
 
     def vectors(self, texts: Sequence[str], role: TextRole) -> sparse.csr_matrix:
-        """CSR float32 ``[N, V]`` of the texts, from the cache where they are there."""
+        """CSR float32 ``[N, V]`` of the texts; what is not cached is computed."""
         keys = self.keys(texts, role)
-        found = self._cached.fetch(keys, texts, role)
-        return rows_to_csr([_unpack_row(found[key]) for key in keys], self._width)
+        values = self._cached.fetch(keys, texts, role)
+        return rows_to_csr([_unpack_row(values[key]) for key in keys], self._width)
 
     def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
         """The cache key of each text."""
@@ -117,23 +120,23 @@ class SparseTeacher:
     def prepare(
         self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
-        """Fill the cache; ``progress(n)``: n more texts are there."""
+        """Fill the cache; ``progress(n)`` is called when n more texts are done."""
         return prepare_both(self._cached, self.keys, queries, documents, progress)
 
     def _compute(self, texts: Sequence[str], role: str) -> Iterator[Computed]:
         for start in range(0, len(texts), _TEXTS_PER_SPARSE_WINDOW):
             part = texts[start : start + _TEXTS_PER_SPARSE_WINDOW]
             matrix = self._encode(part, "query" if role == "query" else "document")
-            rows = [
-                (matrix.indices[a:b], matrix.data[a:b])
-                for a, b in itertools.pairwise(matrix.indptr)
-            ]
-            for text, (_, weights) in zip(part, rows, strict=True):
+            values = []
+            bounds = itertools.pairwise(matrix.indptr)
+            for text, (first, last) in zip(part, bounds, strict=True):
+                weights = matrix.data[first:last]
                 if not np.isfinite(weights).all():
                     raise ModelError(
                         f"{self.name} gives a weight that is not finite to {shorten(text)}"
                     )
-            yield range(start, start + len(part)), [_pack_row(*row) for row in rows]
+                values.append(_pack_row(matrix.indices[first:last], weights))
+            yield range(start, start + len(part)), values
 
     def _encode(self, texts: Sequence[str], role: TextRole) -> sparse.csr_matrix:
         side = self._sides[role]
