@@ -504,7 +504,7 @@ def test_scores_of_the_file_need_a_file_with_scores(model, tmp_path):
     config = make_config(
         model, folder, loss=[{"name": "kl"}], teacher=[{"kind": "file"}], batch={"negatives": 1}
     )
-    with pytest.raises(ConfigError, match="the source 'toy' has no scores of a teacher in it"):
+    with pytest.raises(ConfigError, match="the source 'toy' has no scores; it must"):
         pipeline.open_teachers(config, pipeline.read_sources(config), tmp_path / "cache")
 
 
