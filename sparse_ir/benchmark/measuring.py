@@ -32,7 +32,7 @@ from sparse_ir.data import readers
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Query, Run
 from sparse_ir.errors import DataError
-from sparse_ir.models.catalog import DEFAULT_MODEL, EncodeOptions
+from sparse_ir.models.options import DEFAULT_MODEL, EncodeOptions
 from sparse_ir.retrieval.encoded_query import EncodedQuery
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files

@@ -214,7 +214,7 @@ class Suite:
 
     def _fit_lexical(self, read: Callable[[], Iterator[Document]]) -> Encoders:
         # the other options are meant for the neural models of the same call
-        options: catalog.EncodeOptions = {"shard_size": self._shard_size}
+        options: EncodeOptions = {"shard_size": self._shard_size}
         return Encoders(*catalog.load_encoder(LEXICAL_MODEL, read, options))
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError
-from sparse_ir.models.catalog import DEFAULT_MODEL, LEXICAL_MODEL
+from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL
 
 # reference systems; the second one differs from Anserini's parameters
 BM25_SYSTEMS = {"bm25": Bm25(), "bm25-multifield": Bm25(title=1.0)}
