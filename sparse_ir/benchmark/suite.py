@@ -34,7 +34,7 @@ from sparse_ir.indexing import builder, encoding
 from sparse_ir.indexing.bm25_builder import build_bm25_index
 from sparse_ir.models import catalog
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
-from sparse_ir.models.options import LEXICAL_MODEL
+from sparse_ir.models.options import LEXICAL_MODEL, EncodeOptions
 from sparse_ir.reports import Report
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
