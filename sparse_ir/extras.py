@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,12 @@ def importing() -> Iterator[None]:
         if name not in EXTRA_OF:
             raise
         raise missing(name) from error
+
+
+def require(package: str) -> None:
+    """Raise ``MissingExtra`` unless an optional package can be imported."""
+    with importing():
+        importlib.import_module(package)
 
 
 def missing(package: str) -> MissingExtra:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sparse_ir import extras
 from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.console import progress_bar
 from sparse_ir.errors import ConfigError
@@ -189,6 +190,7 @@ def teach(config: StrPath, cache: StrPath, *, progress: bool = False) -> Report:
         cache: Folder for scores and vectors.
         progress: Show progress bars.
     """
+    extras.require("tomli_w")  # before torch, whose absence would name a smaller extra
     from sparse_ir.training import pipeline
 
     return pipeline.teach(Path(config), Path(cache), progress=progress)
@@ -211,6 +213,7 @@ def train(
             OUTPUT/teacher-cache.
         progress: Show a progress bar.
     """
+    extras.require("tomli_w")  # before torch, whose absence would name a smaller extra
     from sparse_ir.training import pipeline
 
     folder = None if cache is None else Path(cache)

@@ -441,7 +441,7 @@ def test_places_that_are_wrong_are_one_line(error, root, collection, tmp_path):
     assert error("index", "--vectors", collection, *road).startswith(
         f'{collection / "corpus.jsonl"}:1: "id"'
     )
-    assert error("index", "--vectors", root / "bm25", *road).endswith("choose another folder")
+    assert error("index", "--vectors", root / "bm25", *road).endswith("name another folder")
     assert (
         error("search", "--index", missing, "--queries", collection, *road)
         == f"{missing} does not exist; build an index first"

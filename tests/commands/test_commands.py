@@ -564,7 +564,7 @@ def test_folders_of_another_kind_are_named(root, collection, tmp_path):
         searching.search(root / "lexical.vectors", str(collection), tmp_path / "run")
     with pytest.raises(DamagedError, match="is no index of this package"):
         searching.search(collection, str(collection), tmp_path / "run")
-    with pytest.raises(DamagedError, match="does not belong to vectors"):
+    with pytest.raises(DamagedError, match="must belong to vectors"):
         indexing.index(root / "bm25", tmp_path / "i")
     with pytest.raises(ConfigError, match="is not an index; choose another output"):
         indexing.index(root / "lexical.vectors", collection)

@@ -395,10 +395,11 @@ def test_threads_that_start_the_machine_at_once_share_one():
 
 
 @pytest.mark.parametrize(("heap", "message"), [
-    ("lots", "is not a size; allowed are numbers with m or g, for example 800m or 4g"), ("4", "is not a size"),
-    ("", "is not a size"), ("-1g", "is not a size"), ("4 g", "is not a size"), ("4g -version", "is not a size"),
-    ("1m", "Java heap 1m is out of range; allowed is 64m up to"), ("9999g", ("Java heap 9999g is "
-                                                                            "out of range")),
+    ("lots", "the Java heap is 'lots'; it must be a number with m or g, such as 800m or 4g"),
+    ("4", "the Java heap is '4'; it must be a number"), ("", "the Java heap is ''; it must"),
+    ("-1g", "the Java heap is '-1g'; it must"), ("4 g", "the Java heap is '4 g'; it must"),
+    ("4g -version", "the Java heap is '4g -version'; it must"),
+    ("1m", "the Java heap is 1m; it must be 64m up to"), ("9999g", "the Java heap is 9999g; it must be 64m"),
 ])  # fmt: skip
 def test_bad_heaps_are_refused(heap, message):
     with pytest.raises(ConfigError, match=message):
@@ -421,8 +422,8 @@ def test_the_heap_is_checked_before_the_start_and_then_used():
         environment={"SPARSE_IR_JAVA_HEAP": "tiny"},
     )
     first, second, megabytes = done.stdout.splitlines()
-    assert "'tiny' is not a size" in first
-    assert "'lots' is not a size" in second
+    assert "the Java heap is 'tiny'; it must" in first
+    assert "the Java heap is 'lots'; it must" in second
     assert 180 <= int(megabytes) <= 200
 
 

@@ -46,6 +46,8 @@ FILES = [
     "doc_ids.npy",
     "samples.jsonl",
     "unindexed.jsonl",
+    "statistics.json",
+    "statistics.sparse.npy",
     "query/query.json",
     "query/tokenizer.json",
     "query/weights.safetensors",
@@ -518,7 +520,7 @@ def test_no_part_of_the_old_version_is_left_when_the_new_one_has_none(root, monk
     with Index(root / "index") as opened:
         assert opened.manifest["counts"]["documents"] == 80
         assert opened.forward is None
-        with pytest.raises(ConfigError, match="has no forward index"):
+        with pytest.raises(ConfigError, match="needs a forward index"):
             opened.search("t1 t2", 3, SearchOptions(mass=0.5, candidates=2))
 
 

@@ -346,7 +346,7 @@ def test_what_cannot_be_explained(root, tmp_path):
         match=r"document 'none' is not in .*plain; documents without weights",
     ):
         explain(root / "plain", QUERY, doc=("none",))
-    with pytest.raises(ConfigError, match="0 hits are not allowed"):
+    with pytest.raises(ConfigError, match="hits is 0; it must be at least 1"):
         explain(root / "plain", QUERY, hits=0)
     write_lines(tmp_path / "corpus.jsonl", [{"_id": "x", "text": "x"}])
     with pytest.raises(

@@ -18,7 +18,7 @@ from sparse_ir.errors import BudgetMissed, ConfigError, DataError
 from sparse_ir.indexing import bm25_builder, builder, manifest, verification
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.vectors import Vectors
-from sparse_ir.retrieval import explanation, timing, tuning
+from sparse_ir.retrieval import explanation, opening, timing, tuning
 from sparse_ir.retrieval.options import EXACT, SearchOptions
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.retrieval.timing import Latency
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of all that, whose index is opened with its query encoder."""
     monkeypatch.setattr(
-        searching, "open_index", lambda path, *_: Index(path, query_encoder=TermQueries(VOCABULARY))
+        opening, "open_index", lambda path, *_: Index(path, query_encoder=TermQueries(VOCABULARY))
     )
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
@@ -300,7 +300,7 @@ def test_a_bm25_index_cannot_be_tuned(tmp_path):
     bm25_builder.build_bm25_index(lambda: [Document("d1", "", "red wine")], tmp_path / "i")
     write_lines(tmp_path / "queries.jsonl", [{"_id": "q1", "text": "red"}])
     with pytest.raises(
-        ConfigError, match="has no options to tune; only impact indexes of this package do"
+        ConfigError, match="has no options to tune; it must be an impact index of this package"
     ):
         searching.tune(tmp_path / "i", str(tmp_path / "queries.jsonl"), "p95 <= 1 ms")
 
