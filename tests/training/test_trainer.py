@@ -520,7 +520,7 @@ def test_a_plain_folder_is_a_dense_teacher_when_its_pooling_is_given(
         )
         return pipeline.open_teachers(config, pipeline.read_sources(config), tmp_path)[0][0]
 
-    with pytest.raises(ConfigError, match="states no pooling; give one of"):
+    with pytest.raises(ConfigError, match="states no pooling; pooling must be one of"):
         opened()
     teacher = opened(pooling="mean", similarity="dot", query_prompt="q: ")
     assert teacher.fingerprint["pooling"] == ["mean"] and teacher.fingerprint["similarity"] == "dot"
