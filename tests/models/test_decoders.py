@@ -815,7 +815,7 @@ def test_adapters_that_cannot_be_merged_are_refused(folders, tmp_path):
 def test_an_adapter_without_peft_is_refused(folders, tmp_path, monkeypatch):
     make_adapter(folders["llama"], tmp_path / "adapter")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModelError, match="an adapter needs the package peft"):
+    with pytest.raises(ModelError, match="an adapter: this needs the package peft"):
         Encoder.load(tmp_path / "adapter")
 
 

@@ -148,7 +148,8 @@ def test_rounded_weights_are_not_saved(folders, tmp_path):
             folders["llama"], decoder=settings(), precision=precision, device="cpu"
         )
         with pytest.raises(
-            ConfigError, match=f"precision '{precision}' has rounded the network"
+            ConfigError,
+            match=f"precision '{precision}' has rounded the network; to be saved it must be loaded with",
         ):
             encoder.save(tmp_path / "m")
 

@@ -28,6 +28,7 @@ from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError, T
 from sparse_ir.models import idf, loading, tokenization
 from sparse_ir.models.batching import by_length
 from sparse_ir.models.encoder import Encoder
+from sparse_ir.models.tokenization import Tokens
 from sparse_ir.storage import files
 from sparse_ir.training import (
     config_parser,
@@ -885,7 +886,7 @@ def test_a_damaged_start_of_a_blend_is_refused(model, pairs_file, tmp_path, harm
 def test_the_bag_of_words_loss_by_hand():
     pooled = torch.tensor([[1.0, 2.0, 0.0, 5.0]], requires_grad=True)
     weights = torch.tensor([1.0, 2.0, 1.0, 0.0])  # the last token is special: out of the softmax
-    loss = warm_start.bag_of_words_loss(pooled, [np.array([0, 1, 1, 3])], weights)
+    loss = warm_start.bag_of_words_loss(pooled, [Tokens(np.array([0, 1, 1, 3]))], weights)
     log_sum = np.log(np.exp(1.0) + np.exp(2.0) + 1.0)
     assert float(loss.detach()) == pytest.approx(
         -(1 / 5 * (1 - log_sum) + 4 / 5 * (2 - log_sum)), rel=1e-6
@@ -1305,14 +1306,12 @@ def test_float16_needs_a_gpu(model, pairs_file, tmp_path, monkeypatch):
 def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"model\.max_length is 999; this network reads at most "
-        r"64 tokens",
+        match=r"model\.max_length is 999; for this network it must be at most 64",
     ):
         make_trainer(make_config(model, pairs_file, model={"max_length": 999}), tmp_path)
     with pytest.raises(
         ConfigError,
-        match=r"model\.saved_max_length is 999; this network reads at "
-        r"most 64 tokens",
+        match=r"model\.saved_max_length is 999; for this network it must be at most 64",
     ):
         make_trainer(make_config(model, pairs_file, model={"saved_max_length": 999}), tmp_path)
 
