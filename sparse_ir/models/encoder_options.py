@@ -114,8 +114,10 @@ def fastest_precision(device: str = "cpu") -> Precision:
 
     Accelerators get bfloat16. Processors that multiply bfloat16 faster than float32 get int8: those
     with matrix units (AMX), and AMD's with AVX-512 instructions for bfloat16. Intel's AVX-512
-    instructions for it compute no more products a cycle. All other processors get float32-int8. The
-    answer depends on the kind of processor alone, so that a run can be resumed.
+    instructions for it compute no more products a cycle. Other processors with instructions
+    for 8-bit products (VNNI) get float32-int8. All others get float32, because without them 8-bit
+    products take longer than floats. The answer depends on the kind of processor alone, so that a
+    run can be resumed.
     """
     if device_kind(device) != "cpu":
         return "bfloat16"
@@ -123,7 +125,9 @@ def fastest_precision(device: str = "cpu") -> Precision:
     is_amd = "AMD" in str(capabilities.get("cpu_name"))
     if capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and is_amd):
         return "int8"
-    return "float32-int8"
+    if capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"):
+        return "float32-int8"
+    return "float32"
 
 
 def device_kind(device: str) -> str:

@@ -557,10 +557,12 @@ def test_nothing_and_wrong_input(tiny_folder):
     ("capabilities", "chosen"),
     [
         ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "int8"),
-        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, "float32-int8"),
+        ({"avx512_bf16": True, "avx512_vnni": True, "cpu_name": "Intel Xeon"}, "float32-int8"),
+        ({"avx_vnni": True, "cpu_name": "Intel Core"}, "float32-int8"),
         ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "int8"),
-        ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, "float32-int8"),
-        (None, "float32-int8"),  # an older torch
+        ({"avx512_bf16": False, "avx512_vnni": True, "cpu_name": "AMD EPYC"}, "float32-int8"),
+        ({"avx512_vnni": False, "avx2": True, "cpu_name": "AMD EPYC"}, "float32"),
+        (None, "float32"),  # an older torch
     ],
 )
 def test_auto_is_the_fastest_precision_of_the_processor(
