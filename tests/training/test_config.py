@@ -702,7 +702,7 @@ def test_values_out_of_range(written, section, line, message):
         (
             "dev",
             'path = "x"\nmeasure = "nDGC@10"',
-            "dev.0.measure: measure 'nDGC@10' is unknown (measure not found: nDGC), allowed: names such as nDCG@10, R@100, RR@10, AP, P@5",
+            "dev.0.measure: measure 'nDGC@10' is unknown (measure not found: nDGC); it must be one such as nDCG@10, R@100, RR@10, AP, P@5",
         ),
         (
             "dev",
