@@ -119,14 +119,18 @@ def answer(index):
         return str(error)
 
 
+def answer_with_inherited():
+    return answer(index)
+
+
 if __name__ == "__main__":
     index = Index({str(folders["lucene"])!r})
     before = index.search("t1 t3", 5).doc_ids
     with multiprocessing.get_context({method!r}).Pool(1) as pool:
-        try:
+        if {method!r} == "fork":
+            print(pool.apply(answer_with_inherited))
+        else:
             print(pool.apply(answer, (index,)) == before)
-        except JavaError as error:
-            print(error)
 """,
         encoding="utf-8",
     )
