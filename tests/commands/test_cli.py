@@ -493,7 +493,8 @@ def test_files_that_are_broken_are_one_line_with_the_place(error, root, collecti
 def test_measures_that_are_unknown_are_one_line(error, root, collection):
     evaluate = ["evaluate", "--run", root / "run", "--qrels", collection, "--measures"]
     assert error(*evaluate, "nDGC@10").startswith("measure 'nDGC@10' is unknown (")
-    assert error(*evaluate, "nDCG@0") == "measure 'nDCG@0' has the cut-off 0, allowed: 1 or more"
+    expected = "measure 'nDCG@0' has the cutoff 0; it must be 1 or more"
+    assert error(*evaluate, "nDCG@0") == expected
     assert error(*evaluate, " ").startswith("measures: none given")
 
 

@@ -245,7 +245,7 @@ def test_the_collections_own_idf_enters_static_query_weights(collection, tiny_fo
     assert not np.allclose(weights[0], weights[1])
     assert (used == (weights[1] > 0)).all()
     assert indexing.verify(tmp_path / "index-0.5")
-    with pytest.raises(ConfigError, match="collection_idf is for static query weights"):
+    with pytest.raises(ConfigError, match="collection_idf needs static query weights"):
         indexing.encode(
             str(tiny_folder),
             str(collection),
