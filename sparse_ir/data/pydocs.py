@@ -96,7 +96,7 @@ def _print_documents() -> None:
         sys.stdout.write(json.dumps(value) + "\n")
 
     for document in read_modules(find_modules(), progress=lambda _: print_line(None)):
-        print_line(document)
+        print_line([document.doc_id, document.title, document.text])
 
 
 def read_modules(

@@ -4,19 +4,48 @@ from __future__ import annotations
 
 import array
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import NamedTuple
 
 from sparse_ir.errors import DataError
 
+MetadataValue = str | int | float | bool | list[str]
+Metadata = Mapping[str, MetadataValue]
+
+
+class NoMetadata(Metadata):
+    """The metadata of a document without any: empty, immutable, and shared by all of them."""
+
+    def __getitem__(self, name: str) -> MetadataValue:
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        return "{}"
+
+
+NO_METADATA = NoMetadata()
+
 
 class Document(NamedTuple):
-    """One document; title and text may both be empty."""
+    """One document; title and text may both be empty.
+
+    ``metadata`` holds the other fields of the corpus by name. Encoders do not read it.
+    """
 
     doc_id: str
     title: str
     text: str
+    metadata: Metadata = NO_METADATA
 
     @property
     def contents(self) -> str:

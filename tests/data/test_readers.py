@@ -5,6 +5,7 @@ does not grow.
 import gzip
 import json
 import math
+import pickle
 import random
 import subprocess
 import sys
@@ -56,6 +57,19 @@ def run_python(code, *arguments):
 )
 def test_contents_are_title_and_text_stripped_outside(title, text, contents):
     assert Document("d", title, text).contents == contents
+
+
+def test_a_document_without_metadata_has_an_empty_mapping_that_nobody_can_change():
+    document = Document("d", "t", "x")
+    assert document.metadata == {} and dict(document.metadata) == {} and not document.metadata
+    assert repr(document.metadata) == "{}"
+    assert document == Document("d", "t", "x", {}) != Document("d", "t", "x", {"year": 1})
+    assert pickle.loads(pickle.dumps(document)) == document
+    assert len({document, Document("d", "t", "x")}) == 1
+    with pytest.raises(TypeError):
+        document.metadata["year"] = 1
+    with pytest.raises(KeyError):
+        document.metadata["year"]
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
