@@ -39,4 +39,5 @@ def mean_reciprocal_rank(queries_QV: sparse.csr_matrix, documents_DV: sparse.csr
 
 
 def mean(values: np.ndarray) -> float:
+    """The mean of the values, 0.0 when there are none."""
     return float(values.mean()) if len(values) else 0.0

@@ -91,9 +91,7 @@ class EngineReader(Protocol):
         """The score of one document; 0.0 when no token matches or the document is missing."""
 
     def contributions(self, doc_id: str, query: EngineQuery) -> dict[tuple[str, str], float]:
-        """``(field, token)`` -> its part of the score of one document, for
-        the tokens that match.
-        """
+        """``(field, token)`` -> its part of a document's score, for the tokens that match."""
 
     def has_document(self, doc_id: str) -> bool:
         """True when the index holds a document of this id."""
@@ -139,8 +137,9 @@ class Engine(Protocol):
         """
 
     def check(self, folder: Path) -> None:
-        """Check every file without writing; ``DamagedError`` for damage, ``UncheckedError`` when
-        the files cannot be read.
+        """Check every file without writing.
+
+        Raises ``DamagedError`` for damage, ``UncheckedError`` when the files cannot be read.
         """
 
     def open(self, folder: Path, find_ids: FindIds | None = None) -> EngineReader:

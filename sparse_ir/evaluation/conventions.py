@@ -319,7 +319,7 @@ def _gains(shape: Shape, grades: np.ndarray) -> np.ndarray:
 
 
 def _sum_gains(shape: Shape, gains: np.ndarray, judged: np.ndarray) -> float:
-    """nDCG (Jarvelin and Kekalainen 2002, with log2(rank + 1)), precision and recall."""
+    """The value of nDCG (Järvelin and Kekäläinen 2002, discount log2(rank + 1)), P or R."""
     ideal = np.sort(_gains(shape, judged))[::-1]
     if not ideal.any():
         return 0.0
@@ -333,7 +333,7 @@ def _sum_gains(shape: Shape, gains: np.ndarray, judged: np.ndarray) -> float:
 
 
 def _discounts(count: int) -> np.ndarray:
-    """nDCG's weights of the first places, float64 ``(count,)``."""
+    """The weights of the first places in nDCG, float64 ``(count,)``."""
     weights: np.ndarray = 1 / np.log2(np.arange(2, count + 2))
     return weights
 

@@ -175,7 +175,5 @@ def _translation(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """A read-only array of the file; a plain view, because the class ``memmap`` slows every look-up
-    down.
-    """
+    """A read-only array of the file; a plain view, because ``memmap`` slows every look-up."""
     return np.asarray(np.load(path, mmap_mode="r"))

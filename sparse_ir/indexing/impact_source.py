@@ -1,5 +1,6 @@
-"""Weights become impacts shard by shard, while an engine asks for them; every document is accounted
-for.
+"""Weights become impacts shard by shard, while an engine asks for them.
+
+Every document is accounted for.
 """
 
 from __future__ import annotations

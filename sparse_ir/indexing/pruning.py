@@ -88,7 +88,7 @@ def _kept_in_order(
     # the sum of the heavier impacts of the same row
     heavier = summed[:-1] - np.repeat(summed[bounds[:-1]], lengths)
     totals = np.repeat(np.diff(summed[bounds]), lengths)
-    kept = (values >= pruning.min_impact) & (heavier < pruning.mass * totals)
+    kept: np.ndarray = (values >= pruning.min_impact) & (heavier < pruning.mass * totals)
     if pruning.terms is not None:
         kept &= np.arange(len(values)) - np.repeat(bounds[:-1], lengths) < pruning.terms
     return kept

@@ -152,7 +152,9 @@ def mark(facts: Mapping[str, Any]) -> str:
 def _weight(facts: Mapping[str, Any]) -> float:
     """The weight that the query encoder gave a term; for BM25 how often the query has it."""
     weight = facts["encoder_weight"]
-    return round(facts["weight"] if weight is None else weight, 2)
+    if weight is None:
+        weight = facts["weight"]
+    return round(float(weight), 2)
 
 
 def show(value: float) -> str:

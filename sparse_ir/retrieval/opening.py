@@ -48,9 +48,7 @@ def _open_without_query_side(
     rule: Rule | None,
     tuned: bool,
 ) -> Index:
-    """An index from JSON vectors. Their whole numbers were made by a scale that only their maker
-    knows.
-    """
+    """An index from JSON vectors, whose scale only their maker knows."""
     static = isinstance(query_encoder, StaticQueryEncoder)
     if rule is None and not static and manifest.read_manifest(folder)["rule"]["scale"] == 1.0:
         raise ConfigError(

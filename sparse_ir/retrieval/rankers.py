@@ -148,7 +148,8 @@ class ImpactRanker:
     def _frequencies(self, query: ImpactQuery) -> np.ndarray:
         """The number of documents that hold each token, int64 ``(T,)``."""
         if self._statistics is not None:
-            return self._statistics.frequencies[query.token_ids]
+            frequencies: np.ndarray = self._statistics.frequencies[query.token_ids]
+            return frequencies
         unknown = [token for token in query.tokens if token not in self._known_frequencies]
         if unknown:
             counts = self._reader.document_frequencies(SPARSE, unknown)

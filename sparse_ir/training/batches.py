@@ -38,7 +38,7 @@ class TrainingBatch(NamedTuple):
     scores_QD: np.ndarray | None
 
     def candidates(self, in_batch: bool) -> np.ndarray:
-        """bool ``[Q, D]``: the documents that a query is scored against.
+        """The documents that a query is scored against, bool ``[Q, D]``.
 
         These are all allowed documents with ``in_batch``, else the query's own only.
         """
@@ -435,7 +435,7 @@ class _SourceBatches:
 
 
 def _own(positive_Q: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    """bool ``[Q, D]``: each query's positive, and the negatives of its entry.
+    """Each query's positive, and the negatives of its entry: bool ``[Q, D]``.
 
     The negatives of entry e end before column ``ends[e]``.
     """

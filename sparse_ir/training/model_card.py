@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jinja2
 
 from sparse_ir.errors import DataError, ModelError
-from sparse_ir.models import checkpoint, decoder_settings
+from sparse_ir.models import decoder_settings
+from sparse_ir.models.model_files import is_sparse_encoder
 from sparse_ir.storage import files
 from sparse_ir.training import losses, markdown, penalties
 from sparse_ir.training.config import BlendSettings, TrainConfig
@@ -77,10 +78,7 @@ def write_card(
         DataError: A row lacks its name or a count, or a number is NaN or infinite.
     """
     folder = Path(folder)
-    if (
-        not checkpoint.is_sparse_encoder(folder)
-        and decoder_settings.read_decoder_settings(folder) is None
-    ):
+    if not is_sparse_encoder(folder) and decoder_settings.read_decoder_settings(folder) is None:
         raise ModelError(f"{folder} holds no saved SparseEncoder (modules.json) to describe")
     text = format_card(config, sources=sources, report=report, command=command, versions=versions)
     with files.atomic_writer(folder / "README.md") as stream:

@@ -114,7 +114,7 @@ def merge_equal(texts: Sequence[str]) -> np.ndarray:
 
 
 def pair_keys(lists: Sequence[np.ndarray], same: np.ndarray) -> np.ndarray:
-    """query * N + document for each pair: int64, in the order of the queries.
+    """The key ``query * N + document`` of each pair: int64, in the order of the queries.
 
     ``same`` is what ``merge_equal`` gives for the N documents: equal texts count as one document.
     """

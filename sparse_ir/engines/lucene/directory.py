@@ -1,6 +1,4 @@
-"""Opening Lucene directories, and the similarities and analyzers that go
-with each kind of index.
-"""
+"""Lucene directories, and the similarity and analyzer of each kind of index."""
 
 from __future__ import annotations
 

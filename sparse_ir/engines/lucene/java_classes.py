@@ -24,9 +24,7 @@ _COUNT_ALL = 2**31 - 1  # hits to count, and so to score, before any may be skip
 
 @functools.lru_cache(maxsize=1)
 def top_searcher_class() -> Any:
-    """``IndexSearcher`` whose ``search(query, k)`` may skip documents that cannot be among the
-    best.
-    """
+    """``IndexSearcher`` whose ``search(query, k)`` may skip documents outside the best ``k``."""
     return _searcher_class(f"({_QUERY}I)Lorg/apache/lucene/search/TopDocs;")
 
 

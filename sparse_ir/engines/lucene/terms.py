@@ -22,9 +22,9 @@ def lucene_field(field: str) -> str:
 
 @functools.lru_cache(maxsize=2**16)
 def term_of_token(token: str) -> str:
-    """The Lucene term of a vocabulary token: reversible, and the token itself unless it would be
-    cut or lost.
+    """The Lucene term of a vocabulary token: reversible, and mostly the token itself.
 
+    Only what Lucene or Pyserini would cut or lose is rewritten.
     White space, control characters, lone surrogates and the escape character become ``U+241B hex
     ;``; the empty token becomes ``U+241B ;``. Raises ``DataError`` for a term longer than Lucene's
     32,766 bytes.

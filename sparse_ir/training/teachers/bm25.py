@@ -257,8 +257,10 @@ def _count_terms(
 
 
 def _length_in_one_byte(lengths: np.ndarray) -> np.ndarray:
-    """Document lengths as Lucene remembers them (``SmallFloat``): exact below 40, then four
-    significant bits of the part above 24, rounded down."""
+    """Document lengths as Lucene remembers them (``SmallFloat``).
+
+    They are exact below 40; above, four significant bits of the part above 24 stay.
+    """
     above = np.maximum(np.asarray(lengths, dtype=np.int64) - 24, 0)
     bits = np.frexp(above.astype(np.float64))[1]
     shift = np.maximum(bits - 4, 0)

@@ -67,8 +67,7 @@ def key_of_pair(query_key: bytes, document_key: bytes) -> bytes:
 
 
 class Cache:
-    """Values by key, in the file ``folder/<name>-<hash>-<kind>.sqlite``, or in memory when
-    ``folder`` is None.
+    """Values by key, in ``folder/<name>-<hash>-<kind>.sqlite``, or in memory without a folder.
 
     ``provenance``: JSON-able facts that decide the values, and so the file; nested objects are
     compared key by key. ``information``: JSON-able facts worth keeping (versions of libraries, say)
