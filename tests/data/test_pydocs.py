@@ -133,7 +133,7 @@ def test_collection_is_sound(collection: list[Document]) -> None:
     assert len(ids) > 4000
     assert ids == sorted(set(ids))
     assert len({" ".join(document.text.split()) for document in collection}) == len(ids)
-    for doc_id, title, text in collection:
+    for doc_id, title, text, _ in collection:
         assert not any(part.startswith("_") or not part for part in doc_id.split("."))
         assert doc_id.split() == [doc_id]
         assert title.split()[0] in doc_id
