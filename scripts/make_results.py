@@ -23,7 +23,7 @@ import bench_search
 import compare_decoders
 
 from sparse_ir.benchmark import formats
-from sparse_ir.benchmark.board import read_board
+from sparse_ir.benchmark.board import Board
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "scripts" / "results"
@@ -75,12 +75,12 @@ def format_overview(board: dict[str, Any]) -> str:
 
 def format_summary(figures: dict[str, Any]) -> str:
     """The means of all systems over the collections in common."""
-    return formats.format_summary(read_board(figures))
+    return formats.format_summary(Board.model_validate(figures))
 
 
 def format_datasets(figures: dict[str, Any]) -> str:
     """All systems on each collection."""
-    return formats.format_datasets(read_board(figures))
+    return formats.format_datasets(Board.model_validate(figures))
 
 
 def format_approximations(result: dict[str, Any]) -> str:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from sparse_ir.benchmark import columns
 from sparse_ir.benchmark.columns import mean_of_all
-from sparse_ir.benchmark.rows import (
-    COUNTS,
-    HASHES,
-    DatasetFacts,
-    Efficiency,
-    Result,
-    Row,
-    RunFacts,
-)
+from sparse_ir.benchmark.rows import COUNTS, HASHES, Efficiency, Result, Row, RunFacts
 from sparse_ir.data.datasets import BEIR_13, GROUPS
 from sparse_ir.storage import files
 
 MERGED = "cqadupstack"
+
+Grid = dict[str, dict[str, Row]]  # data set -> system -> row, or the other way round
+
+
+def by_dataset(rows: Iterable[Row]) -> Grid:
+    """Data set -> system -> row."""
+    grid: Grid = {}
+    for row in rows:
+        grid.setdefault(row.dataset, {})[row.system] = row
+    return grid
+
+
+def by_system(rows: Iterable[Row]) -> Grid:
+    """System -> data set -> row."""
+    grid: Grid = {}
+    for row in rows:
+        grid.setdefault(row.system, {})[row.dataset] = row
+    return grid
 
 
 def merge_groups(rows: Sequence[Row]) -> list[Row]:
@@ -28,38 +39,44 @@ def merge_groups(rows: Sequence[Row]) -> list[Row]:
     alike), and its queries are named ``FORUM/QUERY_ID``. The forums of a system that lacks some are
     left out.
     """
-    names = GROUPS[MERGED]
-    forums: dict[str, dict[str, Row]] = {}
-    merged = []
-    for row in rows:
-        if row.dataset in names:
-            forums.setdefault(row.system, {})[row.dataset] = row
-        else:
-            merged.append(row)
-    for by_name in forums.values():
-        if len(by_name) == len(names):
-            merged.append(_merge_forums([by_name[name] for name in names]))
-    return sorted(merged, key=_dataset_and_system)
-
-
-def _dataset_and_system(row: Row) -> tuple[str, str]:
-    return row.dataset, row.system
+    forums = set(GROUPS[MERGED])
+    merged = [row for row in rows if row.dataset not in forums]
+    for own in by_system(rows).values():
+        if own.keys() >= forums:
+            merged.append(_merge_forums([own[name] for name in GROUPS[MERGED]]))
+    return sorted(merged, key=attrgetter("dataset", "system"))
 
 
 def _merge_forums(forums: Sequence[Row]) -> Row:
     first = forums[0].result
     measures = {}
-    per_query = {}
+    per_query: dict[str, dict[str, float]] = {}
     for column in columns.measure_names():
         mean = mean_of_all([row.measures.get(column) for row in forums])
-        if mean is not None:
-            measures[column] = mean
-            per_query[column] = _join_queries(forums, column)
+        if mean is None:
+            continue
+        measures[column] = mean
+        per_query[column] = {}
+        for row in forums:
+            forum = row.dataset.removeprefix(f"{MERGED}-")
+            for query_id, value in row.per_query[column].items():
+                per_query[column][f"{forum}/{query_id}"] = value
+    facts: dict[str, str | int] = {"name": MERGED, "source": MERGED}
+    for field in COUNTS:
+        facts[field] = sum(getattr(row.result.dataset, field) for row in forums)
+    for field in HASHES:
+        hashes = [getattr(row.result.dataset, field) for row in forums]
+        facts[field] = files.sha256_of_json(hashes)
+    costs = dict.fromkeys(Efficiency.model_fields, 0.0)
+    for field in costs:
+        costs[field] = sum(getattr(row.result.efficiency, field) for row in forums)
+        if field != "index_bytes":
+            costs[field] /= len(forums)
     result = Result(
-        dataset=_merge_datasets([row.result.dataset for row in forums]),
+        dataset=first.dataset.model_copy(update=facts),
         system=first.system,
         measures=measures,
-        efficiency=_merge_efficiency([row.result.efficiency for row in forums]),
+        efficiency=Efficiency.model_validate(costs),
         run=RunFacts(hits_per_query=min(row.result.run.hits_per_query for row in forums)),
         versions=first.versions,
         commit=first.commit,
@@ -70,34 +87,6 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
     return Row(result, merged_from=tuple(forums))
 
 
-def _join_queries(forums: Sequence[Row], column: str) -> dict[str, float]:
-    joined = {}
-    for row in forums:
-        forum = row.dataset.removeprefix(f"{MERGED}-")
-        for query_id, value in row.per_query[column].items():
-            joined[f"{forum}/{query_id}"] = value
-    return joined
-
-
-def _merge_datasets(forums: Sequence[DatasetFacts]) -> DatasetFacts:
-    changed: dict[str, str | int] = {"name": MERGED, "source": MERGED}
-    for field in COUNTS:
-        changed[field] = sum(getattr(facts, field) for facts in forums)
-    for field in HASHES:
-        changed[field] = files.sha256_of_json([getattr(facts, field) for facts in forums])
-    return forums[0].model_copy(update=changed)
-
-
-def _merge_efficiency(forums: Sequence[Efficiency]) -> Efficiency:
-    count = len(forums)
-    return Efficiency(
-        mean_query_terms=sum(cost.mean_query_terms for cost in forums) / count,
-        mean_document_terms=sum(cost.mean_document_terms for cost in forums) / count,
-        flops=sum(cost.flops for cost in forums) / count,
-        index_bytes=sum(cost.index_bytes for cost in forums),
-    )
-
-
 def average(
     rows: Sequence[Row], names: Sequence[str] = BEIR_13
 ) -> dict[str, dict[str, float | None]]:
@@ -105,18 +94,11 @@ def average(
 
     None where one of the rows lacks the measure, or its run is too short for it.
     """
-    by_system: dict[str, dict[str, Row]] = {}
-    for row in merge_groups(rows):
-        by_system.setdefault(row.system, {})[row.dataset] = row
-    averages = {}
-    for system, by_name in by_system.items():
-        if by_name.keys() >= set(names):
-            averages[system] = _average_columns(by_name, names)
-    return averages
-
-
-def _average_columns(rows: Mapping[str, Row], names: Sequence[str]) -> dict[str, float | None]:
-    averages = {}
-    for column in columns.measure_names():
-        averages[column] = mean_of_all([rows[name].shown_measure(column) for name in names])
+    averages: dict[str, dict[str, float | None]] = {}
+    for system, own in by_system(merge_groups(rows)).items():
+        if own.keys() >= set(names):
+            averages[system] = {}
+            for column in columns.measure_names():
+                values = [own[name].shown_measure(column) for name in names]
+                averages[system][column] = mean_of_all(values)
     return averages

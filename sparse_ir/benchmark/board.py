@@ -10,7 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+
 from sparse_ir.benchmark import averages, columns, comparison, published_figures
+from sparse_ir.benchmark.averages import Grid
 from sparse_ir.benchmark.columns import Measure, Part, mean_of_all
 from sparse_ir.benchmark.comparison import Standing
 from sparse_ir.benchmark.published_figures import DEFAULT, Published
@@ -23,11 +26,14 @@ LEVEL = 0.05  # adjusted p-values below it are marked
 _BEIR_AVERAGE = "beir-13"
 _SAME_DATA = (*HASHES, "remove_identical", "relevance_level")
 
-Grid = Mapping[str, Mapping[str, Row]]  # data set -> system -> row
+Cells = dict[str, dict[str, "Cell"]]  # data set -> system -> cell
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Cell(_Record):
     """What is known about one system on one data set, or in the mean over several."""
 
     measures: dict[str, float | None]
@@ -44,18 +50,31 @@ class Cell:
         number: float | None = getattr(self.standing, name, None)
         return number
 
-    def to_json(self) -> dict[str, Any]:
-        """The cell as ``leaderboard.json`` holds it."""
-        stored: dict[str, Any] = dict(self.measures)
-        stored |= dataclasses.asdict(self.standing)
+    @model_serializer
+    def flatten(self) -> dict[str, Any]:
+        """The cell in ``leaderboard.json``: measures and standing side by side."""
+        stored: dict[str, Any] = self.measures | dataclasses.asdict(self.standing)
         stored["efficiency"] = self.efficiency
         if self.provenance is not None:
             stored["provenance"] = self.provenance
         return stored
 
+    @model_validator(mode="before")
+    @classmethod
+    def unflatten(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """What ``flatten`` made; measures that it lacks are empty."""
+        if "standing" in stored:
+            return stored
+        standing = {}
+        for field in dataclasses.fields(Standing):
+            standing[field.name] = stored[field.name]
+        measures = dict.fromkeys(columns.measure_names())
+        for name in measures:
+            measures[name] = stored.get(name)
+        return stored | {"measures": measures, "standing": standing}
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+
+class Entry(_Record):
     """A system: its mean over the data sets that all systems have, and its cells."""
 
     name: str
@@ -65,14 +84,12 @@ class Entry:
 
     def cells(self) -> dict[str, Cell]:
         """The mean (if there is one) and all data sets, by their names in the tables."""
-        cells = {}
-        if self.mean is not None:
-            cells["mean"] = self.mean
-        return cells | self.datasets
+        if self.mean is None:
+            return self.datasets
+        return {"mean": self.mean} | self.datasets
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetSize:
+class DatasetSize(_Record):
     """What the page says about a data set."""
 
     split: str
@@ -80,86 +97,25 @@ class DatasetSize:
     queries: int
     judgements: int
 
-
-@dataclasses.dataclass(frozen=True)
-class PublishedEntry:
-    """Published figures of one system on our data sets, and their mean over exactly our sets."""
-
-    system: str
-    kind: str
-    measure: str
-    values: dict[str, float]
-    source: str
-    status: str
-    note: str
-    mean: float | None
+    def is_whole(self, name: str) -> bool:
+        """Whether it has the size of the published set of this name, or none is published."""
+        return datasets.has_published_size(name, self.documents, self.queries)
 
 
-@dataclasses.dataclass(frozen=True)
-class Board:
-    """Everything that the tables and the page show; systems by their mean, the best first."""
+class Board(_Record):
+    """Everything that the tables and the page show; systems by their mean, the best first.
+
+    ``model_dump`` gives the content of ``leaderboard.json``, and ``model_validate`` reads it.
+    """
 
     measure: str
     baseline: str
     datasets: dict[str, DatasetSize]
     common: list[str]  # the data sets that all systems have: those of the mean
     systems: list[Entry]
-    published: list[PublishedEntry]
+    published: list[Published]  # on our data sets; their means are over exactly our sets
     not_shown: list[str]
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The board as ``leaderboard.json`` holds it."""
-        entries = []
-        for entry in self.systems:
-            cells = {name: cell.to_json() for name, cell in entry.datasets.items()}
-            mean = entry.mean
-            entries.append(
-                {
-                    "name": entry.name,
-                    "kind": entry.kind,
-                    "mean": mean and mean.to_json(),
-                    "datasets": cells,
-                }
-            )
-        stored = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        stored["datasets"] = {
-            name: dataclasses.asdict(size) for name, size in self.datasets.items()
-        }
-        stored["systems"] = entries
-        stored["published"] = [dataclasses.asdict(record) for record in self.published]
-        return stored
-
-
-def read_board(stored: Mapping[str, Any]) -> Board:
-    """The board in the JSON of a ``leaderboard.json``; columns that it lacks are empty."""
-    systems = []
-    for entry in stored["systems"]:
-        cells = {name: _read_cell(cell) for name, cell in entry["datasets"].items()}
-        mean = None
-        if entry["mean"] is not None:
-            mean = _read_cell(entry["mean"])
-        systems.append(Entry(entry["name"], entry["kind"], mean, cells))
-    return Board(
-        measure=stored["measure"],
-        baseline=stored["baseline"],
-        datasets={name: DatasetSize(**size) for name, size in stored["datasets"].items()},
-        common=stored["common"],
-        systems=systems,
-        published=[PublishedEntry(**record) for record in stored["published"]],
-        not_shown=stored["not_shown"],
-        notes=stored["notes"],
-    )
-
-
-def _read_cell(stored: Mapping[str, Any]) -> Cell:
-    standing = {field.name: stored[field.name] for field in dataclasses.fields(Standing)}
-    return Cell(
-        measures={name: stored.get(name) for name in columns.measure_names()},
-        standing=Standing(**standing),
-        efficiency={column.name: stored["efficiency"].get(column.name) for column in columns.COSTS},
-        provenance=stored.get("provenance"),
-    )
+    notes: list[str] = []
 
 
 def make_board(
@@ -180,10 +136,8 @@ def make_board(
         DataError: two rows of one data set were measured on different data, or a row lacks the
             measure or has a run that is too short for it.
     """
-    grid: dict[str, dict[str, Row]] = {}
-    for row in merge_forums(rows):
-        grid.setdefault(row.dataset, {})[row.system] = row
-    kinds = {}
+    grid = averages.by_dataset(merge_forums(rows))
+    kinds: dict[str, str] = {}
     for by_system in grid.values():
         for system, row in by_system.items():
             kinds[system] = row.result.system.kind
@@ -191,22 +145,44 @@ def make_board(
         raise ConfigError(
             f"the baseline {baseline!r} has no row; it must be one of {', '.join(sorted(kinds))}"
         )
-    sizes = {name: _describe_dataset(list(by_system.values())) for name, by_system in grid.items()}
-    _check_depths(grid, measure)
-    common = [name for name, by_system in grid.items() if len(by_system) == len(kinds)]
-    cells = {name: _make_cells(grid[name], measure, baseline) for name in grid}
-    means = _make_means({name: grid[name] for name in common}, cells, measure, baseline)
-    whole = [name for name, size in sizes.items() if is_whole(name, size)]
+    sizes = {}
+    cells: Cells = {}
+    common: Grid = {}
+    whole = []
+    for name, by_system in grid.items():
+        sizes[name] = _describe_dataset(list(by_system.values()), measure)
+        cells[name] = _make_cells(by_system, measure, baseline)
+        if len(by_system) == len(kinds):
+            common[name] = by_system
+        if sizes[name].is_whole(name):
+            whole.append(name)
+    means = _make_means(common, cells, measure, baseline) if common else {}
+    entries = []
+    for system in sorted(kinds):
+        own = {name: by_system[system] for name, by_system in cells.items() if system in by_system}
+        entries.append(Entry(name=system, kind=kinds[system], mean=means.get(system), datasets=own))
+    unmerged = []  # forums of a system that lacks others
+    for row in rows:
+        if row.dataset not in grid and row.system not in grid[averages.MERGED]:
+            unmerged.append(f"{row.dataset}/{row.system}")
     board = Board(
         measure=measure,
         baseline=baseline,
         datasets=sizes,
-        common=common,
-        systems=_make_entries(kinds, cells, means, measure),
-        published=_place_published(published, measure, whole, common),
-        not_shown=_find_unmerged(rows, grid),
+        common=list(common),
+        systems=_order(entries, measure),
+        published=_place_published(published, measure, whole, list(common)),
+        not_shown=unmerged,
     )
-    return dataclasses.replace(board, notes=_describe(board))
+    return board.model_copy(update={"notes": _describe(board)})
+
+
+def _order(entries: Sequence[Entry], measure: str) -> list[Entry]:
+    """The best mean first; systems without a mean keep the order of their names at the end."""
+    means = {}
+    for entry in entries:
+        means[entry.name] = (entry.mean and entry.mean.value(measure)) or 0.0
+    return sorted(entries, key=lambda entry: -means[entry.name])
 
 
 def merge_forums(rows: Sequence[Row]) -> list[Row]:
@@ -217,20 +193,12 @@ def merge_forums(rows: Sequence[Row]) -> list[Row]:
     return list(rows)
 
 
-def _find_unmerged(rows: Sequence[Row], grid: Grid) -> list[str]:
-    """Rows of forums whose system lacks others, once the forums are one data set."""
-    unmerged = []
-    for row in rows:
-        if row.dataset not in grid and row.system not in grid[averages.MERGED]:
-            unmerged.append(f"{row.dataset}/{row.system}")
-    return unmerged
-
-
-def _describe_dataset(rows: Sequence[Row]) -> DatasetSize:
-    """The size of a data set; raises ``DataError`` if its rows were measured on different data."""
+def _describe_dataset(rows: Sequence[Row], measure: str) -> DatasetSize:
+    """The size of a data set, whose rows must be of the same data and deep enough."""
     first = rows[0]
     facts = first.result.dataset
-    for row in rows[1:]:
+    for row in rows:
+        place = f"row {row.dataset}/{row.system}"
         changed = []
         for field in _SAME_DATA:
             if getattr(row.result.dataset, field) != getattr(facts, field):
@@ -240,23 +208,20 @@ def _describe_dataset(rows: Sequence[Row]) -> DatasetSize:
                 f"rows {row.dataset}/{first.system} and {row.dataset}/{row.system} were measured "
                 f"on different data ({', '.join(changed)}); make one of them again"
             )
-    return DatasetSize(facts.split, facts.documents, facts.queries, facts.judgements)
-
-
-def _check_depths(grid: Grid, measure: str) -> None:
-    for by_system in grid.values():
-        for row in by_system.values():
-            if row.shown_measure(measure) is not None:
-                continue
-            place = f"row {row.dataset}/{row.system}"
-            if measure not in row.measures:
-                raise DataError(
-                    f"{place} has no {measure}; make the row again, or order by another measure"
-                )
+        remedy = "make the row again, or order by another measure"
+        if measure not in row.measures:
+            raise DataError(f"{place} has no {measure}; {remedy}")
+        if row.shown_measure(measure) is None:
             raise DataError(
                 f"{place} has {row.result.run.hits_per_query} hits per query; there must be as "
-                f"many as {measure} looks at; make the row again, or order by another measure"
+                f"many as {measure} looks at; {remedy}"
             )
+    return DatasetSize(
+        split=facts.split,
+        documents=facts.documents,
+        queries=facts.queries,
+        judgements=facts.judgements,
+    )
 
 
 def _make_cells(by_system: Mapping[str, Row], measure: str, baseline: str) -> dict[str, Cell]:
@@ -273,59 +238,28 @@ def _make_cells(by_system: Mapping[str, Row], measure: str, baseline: str) -> di
     return cells
 
 
-def _make_means(
-    grid: Grid, cells: Mapping[str, Mapping[str, Cell]], measure: str, baseline: str
-) -> dict[str, Cell]:
+def _make_means(grid: Grid, cells: Cells, measure: str, baseline: str) -> dict[str, Cell]:
     """System -> its mean over the data sets of ``grid``, all of which have every system."""
-    if not grid:
-        return {}
     strata = [comparison.split_into_strata(by_system, measure) for by_system in grid.values()]
-    standings = comparison.compare_systems(strata, baseline)
     means = {}
-    for system, standing in standings.items():
-        own = {name: cells[name][system] for name in grid}
+    for system, standing in comparison.compare_systems(strata, baseline).items():
         measures = {}
         for name in columns.measure_names():
-            measures[name] = mean_of_all([cell.measures[name] for cell in own.values()])
+            measures[name] = mean_of_all([cells[place][system].measures[name] for place in grid])
         efficiency = {}
         for column in columns.COSTS:
             parts = []
-            for name, cell in own.items():
-                documents = grid[name][system].result.dataset.documents
-                parts.append(Part(documents, cell.efficiency[column.name]))
+            for name, by_system in grid.items():
+                documents = by_system[system].result.dataset.documents
+                parts.append(Part(documents, cells[name][system].efficiency[column.name]))
             efficiency[column.name] = column.combine(parts)
-        means[system] = Cell(measures, standing, efficiency)
+        means[system] = Cell(measures=measures, standing=standing, efficiency=efficiency)
     return means
 
 
-def _make_entries(
-    kinds: Mapping[str, str],
-    cells: Mapping[str, Mapping[str, Cell]],
-    means: Mapping[str, Cell],
-    measure: str,
-) -> list[Entry]:
-    """The systems by their mean, the best first; equal ones and those without a mean by name."""
-    entries = []
-    for system in sorted(kinds):
-        own = {name: by_system[system] for name, by_system in cells.items() if system in by_system}
-        entries.append(Entry(system, kinds[system], means.get(system), own))
-
-    def negative_mean(entry: Entry) -> float:
-        if entry.mean is None:
-            return 0.0
-        return -(entry.mean.value(measure) or 0.0)
-
-    return sorted(entries, key=negative_mean)
-
-
-def is_whole(name: str, size: DatasetSize) -> bool:
-    """Whether a data set of ours has the size of the published one, or none is published."""
-    return datasets.has_published_size(name, size.documents, size.queries)
-
-
 def _place_published(
-    names: str, measure: str, ours: list[str], common: list[str]
-) -> list[PublishedEntry]:
+    names: str, measure: str, ours: Sequence[str], common: Sequence[str]
+) -> list[Published]:
     """Published figures of this measure for our data sets.
 
     ``ours`` are the sets with the names and the sizes of published ones. A published mean appears
@@ -334,35 +268,26 @@ def _place_published(
     wanted = list(ours)
     if set(common) == set(BEIR_13) <= set(ours):
         wanted.append(_BEIR_AVERAGE)
-    entries = []
+    placed = []
     for record in published_figures.select(names, wanted):
+        values = dict(record.values)
+        mean = values.pop(_BEIR_AVERAGE, None)
+        if common and set(common) <= set(values):
+            mean = mean_of_all([values[name] for name in common])
         if record.measure == measure:
-            entries.append(_place_record(record, common))
-    return entries
-
-
-def _place_record(record: Published, common: list[str]) -> PublishedEntry:
-    values = dict(record.values)
-    mean = values.pop(_BEIR_AVERAGE, None)
-    if common and set(common) <= set(values):
-        mean = mean_of_all([values[name] for name in common])
-    return PublishedEntry(
-        system=record.system,
-        kind=record.kind,
-        measure=record.measure,
-        values=values,
-        source=record.source,
-        status=record.status,
-        note=record.note,
-        mean=mean,
-    )
+            placed.append(dataclasses.replace(record, values=values, mean=mean))
+    return placed
 
 
 def _describe(board: Board) -> list[str]:
     """How to read the figures, in sentences."""
     where = ", ".join(board.common) or "none: no data set has all systems"
-    cells = [cell for entry in board.systems for cell in entry.datasets.values()]
-    machines = columns.join_texts((cell.provenance or {}).get("processor") for cell in cells)
+    machines: set[str] = set()
+    lacks_values = False
+    for entry in board.systems:
+        for cell in entry.datasets.values():
+            machines.add((cell.provenance or {}).get("processor") or "")
+            lacks_values = lacks_values or None in cell.measures.values()
     notes = [
         f"Means are over the data sets that all systems have ({where}), each counting alike.",
         (
@@ -373,17 +298,17 @@ def _describe(board: Board) -> list[str]:
         (
             "Terms and FLOPS are means over queries and documents; MB is the size of the Lucene "
             "indexes; docs/s is the speed of encoding; latency is from text to hits, on one thread "
-            f"(machine: {machines or 'not recorded'})."
+            f"(machine: {'; '.join(sorted(machines - {''})) or 'not recorded'})."
         ),
     ]
-    if any(value is None for cell in cells for value in cell.measures.values()):
+    if lacks_values:
         notes.append(
             "–: some rows lack this measure, or have fewer hits per query than it looks at, and "
             "are not compared by it."
         )
     for name, size in board.datasets.items():
         published = datasets.published_size(name)
-        if published is not None and not is_whole(name, size):
+        if published is not None and not size.is_whole(name):
             documents, queries = published
             notes.append(
                 f"No published figures and no MTEB file for {name}: it is not the published set of "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from sparse_ir.benchmark.rows import Row
 
@@ -27,14 +27,9 @@ class Part(NamedTuple):
 
 def mean_of_all(values: Sequence[float | None]) -> float | None:
     """The mean; None if there is no value or one is missing."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    if not values or None in values:
         return None
-    return sum(known) / len(known)
-
-
-def _mean(parts: Sequence[Part]) -> float | None:
-    return mean_of_all([part.value for part in parts])
+    return sum(cast("Sequence[float]", values)) / len(values)
 
 
 def _total(parts: Sequence[Part]) -> float | None:
@@ -48,14 +43,14 @@ def _total(parts: Sequence[Part]) -> float | None:
 
 def _joint_rate(parts: Sequence[Part]) -> float | None:
     """Documents per second over several corpora: all documents divided by all seconds."""
+    documents = 0
     seconds = 0.0
     for part in parts:
         if not part.value:
             return None
+        documents += part.documents
         seconds += part.documents / part.value
-    if not seconds:
-        return None
-    return sum(part.documents for part in parts) / seconds
+    return documents / seconds if seconds else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,14 +82,20 @@ class CostColumn(Column):
     """What a search costs, computed from a row and combined over several."""
 
     read: Callable[[Row], float | None]
-    combine: Callable[[Sequence[Part]], float | None] = _mean
+    total: Callable[[Sequence[Part]], float | None] | None = None  # by default the mean
 
     def value(self, row: Row) -> float | None:
         """The cost of a row; for a merged row, combined over its parts."""
-        parts = row.parts.values()
-        return self.combine(
-            [Part(part.result.dataset.documents, self.read(part)) for part in parts]
-        )
+        parts = []
+        for part in row.parts.values():
+            parts.append(Part(part.result.dataset.documents, self.read(part)))
+        return self.combine(parts)
+
+    def combine(self, parts: Sequence[Part]) -> float | None:
+        """The value of several corpora together."""
+        if self.total is not None:
+            return self.total(parts)
+        return mean_of_all([part.value for part in parts])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,16 +103,6 @@ class SourceColumn(Column):
     """Where a figure comes from; shown in the files and below the tables of the page."""
 
     read: Callable[[Row], str | None]
-
-
-def join_texts(values: Iterable[str | None]) -> str | None:
-    """The distinct texts, sorted and separated by semicolons; None without a text."""
-    distinct = {value for value in values if value}
-    return "; ".join(sorted(distinct)) or None
-
-
-def _index_megabytes(row: Row) -> float:
-    return row.result.efficiency.index_bytes / 1e6
 
 
 def _latency_column(percentile: str, latex: str = "") -> CostColumn:
@@ -129,14 +120,6 @@ def _latency_column(percentile: str, latex: str = "") -> CostColumn:
         descending=False,
         read=read,
     )
-
-
-def _processors(row: Row) -> str | None:
-    return join_texts(part.timing.hardware.processor for part in row.parts.values())
-
-
-def _latest_date(row: Row) -> str | None:
-    return max(part.timing.date or "" for part in row.parts.values()) or None
 
 
 MEASURES: tuple[MeasureColumn, ...] = (
@@ -218,8 +201,8 @@ COSTS: tuple[CostColumn, ...] = (
         latex="MB",
         digits=1,
         descending=False,
-        read=_index_megabytes,
-        combine=_total,
+        read=lambda row: row.result.efficiency.index_bytes / 1e6,
+        total=_total,
     ),
     CostColumn(
         name="documents_per_second",
@@ -227,7 +210,7 @@ COSTS: tuple[CostColumn, ...] = (
         hint="encoding",
         digits=0,
         read=attrgetter("timing.encode_documents_per_second"),
-        combine=_joint_rate,
+        total=_joint_rate,
     ),
     _latency_column("p50", latex="p50 ms"),
     _latency_column("p95"),
@@ -239,8 +222,8 @@ SOURCES: tuple[SourceColumn, ...] = (
     SourceColumn(name="hash", read=attrgetter("result.system.hash")),
     SourceColumn(name="run_sha256", read=attrgetter("result.run.sha256")),
     SourceColumn(name="commit", read=attrgetter("result.commit")),
-    SourceColumn(name="date", read=_latest_date),
-    SourceColumn(name="processor", read=_processors),
+    SourceColumn(name="date", read=attrgetter("latest_date")),
+    SourceColumn(name="processor", read=attrgetter("processors")),
     SourceColumn(name="command", read=attrgetter("result.command")),
 )
 
@@ -264,9 +247,9 @@ def names_for_ir_measures(relevance_level: int = 1) -> dict[str, str]:
 
 def summary_columns(measure: str) -> list[Column]:
     """The columns of a table of systems: the measure that orders it comes first."""
-    first: list[Column] = [column for column in MEASURES if column.name == measure]
-    others = [column for column in MEASURES if column.name != measure]
-    return [*first, *COMPARISON, *others, *COSTS]
+    others = list(MEASURES)
+    first = others.pop(measure_names().index(measure))
+    return [first, *COMPARISON, *others, *COSTS]
 
 
 def group_by_title(shown: Iterable[Column], *, on_page: bool = False) -> list[list[Column]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 from sparse_ir.benchmark.rows import Row
@@ -52,12 +53,12 @@ def split_into_strata(rows: Mapping[str, Row], measure: str) -> Sequence[Stratum
     any_row = next(iter(rows.values()))
     strata = []
     for prefix in any_row.parts:
-        stratum = {}
+        stratum: dict[str, dict[str, float]] = {}
         for system, row in rows.items():
-            values = row.per_query[measure]
-            stratum[system] = {
-                query_id: value for query_id, value in values.items() if query_id.startswith(prefix)
-            }
+            stratum[system] = {}
+            for query_id, value in row.per_query[measure].items():
+                if query_id.startswith(prefix):
+                    stratum[system][query_id] = value
         strata.append(stratum)
     return strata
 
@@ -70,42 +71,40 @@ def compare_systems(datasets: Sequence[Sequence[Stratum]], baseline: str) -> dic
         for stratum in dataset:
             strata.append(stratum)
             shares.append(1 / (len(datasets) * len(dataset)))
-    pooled = {system: pool([stratum[system] for stratum in strata], shares) for system in strata[0]}
+    pooled = {}
+    for system in strata[0]:
+        pooled[system] = pool([stratum[system] for stratum in strata], shares)
     tests: dict[str, significance.Comparison] = {}
     if baseline in pooled and len(pooled) > 1:
-        others = {system: values for system, values in pooled.items() if system != baseline}
+        others = dict(pooled)
+        del others[baseline]
         tests = significance.compare(pooled[baseline], others, samples=SAMPLES)
     standings = {}
     for system in pooled:
         values = [list(stratum[system].values()) for stratum in strata]
         low, high = _weighted_interval(values, shares)
-        standing = Standing(low, high)
-        if system in tests:
-            differences = [_differences(stratum[system], stratum[baseline]) for stratum in strata]
-            delta_low, delta_high = _weighted_interval(differences, shares)
-            standing = _against_baseline(standing, tests[system], delta_low, delta_high)
-        standings[system] = standing
+        standings[system] = Standing(low, high)
+        if system not in tests:
+            continue
+        differences = []
+        for stratum in strata:
+            pairs = stratum[system].items()
+            differences.append([value - stratum[baseline][query_id] for query_id, value in pairs])
+        test = tests[system]
+        delta_low, delta_high = _weighted_interval(differences, shares)
+        standings[system] = Standing(
+            low=low,
+            high=high,
+            delta=test.difference,
+            delta_low=delta_low,
+            delta_high=delta_high,
+            p=test.p,
+            p_adjusted=test.p_adjusted,
+            wins=test.wins,
+            ties=test.ties,
+            losses=test.losses,
+        )
     return standings
-
-
-def _against_baseline(
-    standing: Standing, test: significance.Comparison, delta_low: float, delta_high: float
-) -> Standing:
-    return dataclasses.replace(
-        standing,
-        delta=test.difference,
-        delta_low=delta_low,
-        delta_high=delta_high,
-        p=test.p,
-        p_adjusted=test.p_adjusted,
-        wins=test.wins,
-        ties=test.ties,
-        losses=test.losses,
-    )
-
-
-def _differences(values: Values, baseline: Values) -> list[float]:
-    return [value - baseline[query_id] for query_id, value in values.items()]
 
 
 def pool(strata: Sequence[Values], shares: Sequence[float]) -> dict[str, float]:
@@ -115,7 +114,7 @@ def pool(strata: Sequence[Values], shares: Sequence[float]) -> dict[str, float]:
     ``s * N / n``. The mean over all ``N`` products is the sum of the strata's means, each times its
     share.
     """
-    total = sum(len(values) for values in strata)
+    total = sum(map(len, strata))
     pooled = {}
     for number, values in enumerate(strata):
         weight = total * shares[number] / len(values)
@@ -133,9 +132,9 @@ def _weighted_interval(
     distance from the mean of its stratum, with the weight that ``pool`` gives it. The variance of
     the overall mean is then that of drawing within each stratum.
     """
-    total = sum(len(values) for values in strata)
+    total = sum(map(len, strata))
     means = [math.fsum(values) / len(values) for values in strata]
-    center = math.fsum(mean * share for mean, share in zip(means, shares, strict=True))
+    center = math.fsum(map(operator.mul, means, shares))
     shifted = []
     for values, mean, share in zip(strata, means, shares, strict=True):
         weight = total * share / len(values)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import importlib.resources
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jinja2
 
 from sparse_ir.benchmark import columns
-from sparse_ir.benchmark.board import LEVEL, Board, Cell, Entry, PublishedEntry
+from sparse_ir.benchmark.board import LEVEL, Board
 from sparse_ir.benchmark.columns import Column
 
 _MISSING = "–"
@@ -24,15 +25,15 @@ _LATEX_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\te
 
 def format_markdown(board: Board) -> str:
     """The whole leaderboard as Markdown: systems, data sets, published figures, and notes."""
-    parts = [
-        "# Leaderboard",
-        format_summary(board),
-        "## Data sets",
-        format_datasets(board),
-        _format_published(board),
-        "\n".join(f"* {note}" for note in board.notes),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = ["# Leaderboard"]
+    summary = format_summary(board)
+    if summary:
+        parts.append(summary)
+    parts += ["## Data sets", format_datasets(board)]
+    if board.published:
+        parts += ["## Published elsewhere, not measured here", _format_published(board)]
+    parts.append("\n".join(f"* {note}" for note in board.notes))
+    return "\n\n".join(parts) + "\n"
 
 
 def format_summary(board: Board) -> str:
@@ -42,27 +43,20 @@ def format_summary(board: Board) -> str:
     """
     groups = columns.group_by_title(columns.summary_columns(board.measure))
     baseline = _escape_markdown(board.baseline)
-    header = ["system"]
-    for group in groups:
-        header.append(group[0].title.format(baseline=baseline))
-    lines = []
+    lines = [["system", *(group[0].title.format(baseline=baseline) for group in groups)]]
     for entry in board.systems:
-        if entry.mean is not None:
-            cells = [_format_group(entry.mean, group) for group in groups]
-            lines.append([_escape_markdown(entry.name), *cells])
-    if not lines:
-        return ""
-    return _markdown_table(header, lines)
-
-
-def _format_group(cell: Cell, group: Sequence[Column]) -> str:
-    """The values of columns that share a cell."""
-    first = group[0]
-    values = [cell.value(column.name) for column in group]
-    if first.form != "number" and None in values:
-        return ""  # the baseline is not compared with itself
-    shown = [_format_value(value, first) for value in values]
-    return first.joiner.join(shown)
+        if entry.mean is None:
+            continue
+        line = [_escape_markdown(entry.name)]
+        for group in groups:
+            first = group[0]
+            values = [entry.mean.value(column.name) for column in group]
+            if first.form != "number" and None in values:
+                line.append("")  # the baseline is not compared with itself
+            else:
+                line.append(first.joiner.join(_format_value(value, first) for value in values))
+        lines.append(line)
+    return _markdown_table(lines) if len(lines) > 1 else ""
 
 
 def _format_value(value: float | None, column: Column) -> str:
@@ -82,56 +76,44 @@ def format_datasets(board: Board) -> str:
 
     ▲ and ▼ mark values that differ significantly from those of the baseline.
     """
-    header = [board.measure]
-    header.extend(_escape_markdown(name) for name in board.datasets)
-    lines = []
+    lines = [[board.measure, *map(_escape_markdown, board.datasets)]]
     for entry in board.systems:
         line = [_escape_markdown(entry.name)]
         for name in board.datasets:
-            line.append(_format_marked(entry.datasets.get(name), board.measure))
+            cell = entry.datasets.get(name)
+            if cell is None:
+                line.append(_MISSING)
+            else:
+                value = _format_number(cell.value(board.measure))
+                line.append(value + _MARKS[cell.standing.verdict(LEVEL)])
         lines.append(line)
-    return _markdown_table(header, lines)
-
-
-def _format_marked(cell: Cell | None, measure: str) -> str:
-    if cell is None:
-        return _MISSING
-    return _format_number(cell.value(measure), 4) + _MARKS[cell.standing.verdict(LEVEL)]
+    return _markdown_table(lines)
 
 
 def _format_published(board: Board) -> str:
-    if not board.published:
-        return ""
     names = []
     for name in board.datasets:
         if any(name in record.values for record in board.published):
             names.append(name)
-    escaped = [_escape_markdown(name) for name in names]
-    header = [board.measure, "kind", *escaped, "mean", "status", "source"]
-    lines = []
+    header = [board.measure, "kind", *map(_escape_markdown, names), "mean", "status", "source"]
+    lines = [header]
     for record in board.published:
         line = [record.system, record.kind]
-        line.extend(_format_number(record.values.get(name), 4) for name in names)
-        line.extend([_format_number(record.mean, 4), record.status, _format_source(record)])
+        line += [_format_number(record.values.get(name)) for name in names]
+        line += [_format_number(record.mean), record.status, record.stated_in]
         lines.append(line)
-    return f"## Published elsewhere, not measured here\n\n{_markdown_table(header, lines)}"
+    return _markdown_table(lines)
 
 
-def _format_source(record: PublishedEntry) -> str:
-    if record.note:
-        return f"{record.source}; {record.note}"
-    return record.source
+def _format_number(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.4f}"
 
 
-def _format_number(value: float | None, digits: int) -> str:
-    if value is None:
-        return _MISSING
-    return f"{value:.{digits}f}"
-
-
-def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The lines as a table; the first one is its header."""
+    header, *others = lines
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *others))
 
 
 def _escape_markdown(text: str) -> str:
@@ -143,40 +125,23 @@ def format_csv(board: Board) -> str:
 
     Published figures have the ``origin`` "published".
     """
-    shown = [*columns.MEASURES, *columns.COMPARISON, *columns.COSTS]
-    numbers = [column.name for column in shown]
-    sources = [column.name for column in columns.SOURCES]
-    header = ["origin", "system", "kind", "dataset", *numbers, *sources]
-    header.extend(["status", "source", "note"])
+    header = ["origin", "system", "kind", "dataset"]
+    for column in (*columns.MEASURES, *columns.COMPARISON, *columns.COSTS, *columns.SOURCES):
+        header.append(column.name)
+    header += ["status", "source", "note"]
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, header, lineterminator="\n")
+    writer = csv.DictWriter(stream, header, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for entry in board.systems:
+        facts: dict[str, object] = {"system": entry.name, "kind": entry.kind}
         for name, cell in entry.cells().items():
-            line: dict[str, object] = {
-                "origin": "measured",
-                "system": entry.name,
-                "kind": entry.kind,
-                "dataset": name,
-            }
-            line |= {number: cell.value(number) for number in numbers}
-            provenance = cell.provenance or {}
-            line |= {source: provenance.get(source) for source in sources}
-            writer.writerow(line)
+            values = cell.measures | dataclasses.asdict(cell.standing) | cell.efficiency
+            own = facts | values | (cell.provenance or {})
+            writer.writerow(own | {"origin": "measured", "dataset": name})
     for record in board.published:
+        facts = dataclasses.asdict(record) | {"origin": "published"}
         for name, value in record.values.items():
-            writer.writerow(
-                {
-                    "origin": "published",
-                    "system": record.system,
-                    "kind": record.kind,
-                    "dataset": name,
-                    board.measure: value,
-                    "status": record.status,
-                    "source": record.source,
-                    "note": record.note,
-                }
-            )
+            writer.writerow(facts | {"dataset": name, board.measure: value})
     return stream.getvalue()
 
 
@@ -188,23 +153,17 @@ def format_latex(board: Board) -> str:
     names = list(board.datasets)
     if board.common:
         names.append("mean")
-    costs = [column for column in columns.summary_columns(board.measure) if column.latex]
-    best = {name: _best_value(board, name) for name in names}
-    systems = []
+    best = dict.fromkeys(names, "")
     for entry in board.systems:
-        cells = entry.cells()
-        line = [_escape_latex(entry.name)]
-        line.extend(_latex_measure(cells.get(name), board.measure, best[name]) for name in names)
-        line.extend(_latex_costs(entry, costs))
-        systems.append(line)
-    published = [_latex_published(record, names, len(costs)) for record in board.published]
+        for name, cell in entry.cells().items():
+            best[name] = max(best[name], _format_number(cell.value(board.measure)))
     return _latex_template().render(
-        measure=board.measure,
+        board=board,
         names=names,
-        costs=costs,
-        systems=systems,
-        published=published,
-        sources=[f"{record.system}: {_format_source(record)}" for record in board.published],
+        costs=[column for column in columns.summary_columns(board.measure) if column.latex],
+        best=best,
+        marks=_LATEX_MARKS,
+        level=LEVEL,
     )
 
 
@@ -224,55 +183,16 @@ def _latex_template() -> jinja2.Template:
         autoescape=False,  # names are escaped for LaTeX by a filter
     )
     environment.filters["latex"] = _escape_latex
+    environment.filters["number"] = _format_number
+    environment.filters["cost"] = _format_value
     path = importlib.resources.files("sparse_ir") / "resources" / "leaderboard.tex"
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 
-def _best_value(board: Board, name: str) -> str:
-    values = []
-    for entry in board.systems:
-        cell = entry.cells().get(name)
-        if cell is not None:
-            values.append(_format_number(cell.value(board.measure), 4))
-    return max(values)
-
-
-def _latex_measure(cell: Cell | None, measure: str, best: str) -> str:
-    if cell is None:
-        return "--"
-    value = cell.value(measure)
-    text = _format_percent(value)
-    if _format_number(value, 4) == best:
-        text = f"\\textbf{{{text}}}"
-    return text + _LATEX_MARKS[cell.standing.verdict(LEVEL)]
-
-
-def _latex_costs(entry: Entry, costs: Sequence[Column]) -> list[str]:
-    """The costs in the mean over the data sets, or on the first one if there is no mean."""
-    cell = next(iter(entry.cells().values()))
-    return [_format_value(cell.value(column.name), column).replace("–", "--") for column in costs]
-
-
-def _latex_published(record: PublishedEntry, names: Sequence[str], costs: int) -> list[str]:
-    line = [_escape_latex(f"{record.system} ({record.status})")]
-    for name in names:
-        if name == "mean":
-            line.append(_format_percent(record.mean))
-        else:
-            line.append(_format_percent(record.values.get(name)))
-    return line + ["--"] * costs
-
-
-def _format_percent(value: float | None) -> str:
-    if value is None:
-        return "--"
-    return f"{100 * value:.1f}"
-
-
 def _escape_latex(text: str) -> str:
-    return re.sub(r"[\\~^&%$#_{}]", _latex_sign, text)
-
-
-def _latex_sign(match: re.Match[str]) -> str:
-    sign = match[0]
-    return _LATEX_SIGNS.get(sign, f"\\{sign}")
+    escaped = ""
+    for sign in text:
+        if sign in "\\~^&%$#_{}":
+            sign = _LATEX_SIGNS.get(sign, f"\\{sign}")
+        escaped += sign
+    return escaped

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from sparse_ir import environment
 from sparse_ir.benchmark import columns, results
 from sparse_ir.benchmark.rows import (
-    HASHES,
     DatasetFacts,
     Efficiency,
     Hardware,
@@ -27,7 +25,7 @@ from sparse_ir.benchmark.rows import (
     Timing,
 )
 from sparse_ir.benchmark.systems import NO_BASELINES, System, read_system
-from sparse_ir.benchmark.verification import Survey
+from sparse_ir.console import progress_bar
 from sparse_ir.data import readers
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Query, Run
@@ -72,110 +70,71 @@ class Data(NamedTuple):
     collection: Collection
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """Everything that decides a row."""
-
-    corpus_sha256: str
-    queries_sha256: str
-    qrels_sha256: str
-    split: str
-    remove_identical: bool
-    relevance_level: int
-    hits: int
-    kind: str
-    options: dict[str, Any]
-    fingerprint: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Searched:
-    """The run of a data set, and the seconds of each query."""
-
-    run: Run
-    search_seconds: np.ndarray  # float64 (Q,), from text to hits
-    encode_seconds: Sequence[float]  # of these, before the engine starts
-
-
 def make_row(
     plan: Plan,
     system: System,
     index: Index,
     work: Path,
     data: Data,
-    survey: Survey,
-    identity: Identity,
+    facts: DatasetFacts,
+    identity: Mapping[str, Any],
 ) -> None:
     """Search, measure and write one row; raises ``DataError`` that names it for a useless run."""
     collection = data.collection
     qrels = readers.read_qrels(collection.qrels)
-    queries = []
-    for query in readers.read_queries(collection.queries):
-        if query.query_id in qrels:
-            queries.append(query)
-    encoded, encode_seconds = _encode_queries(index, queries)
+    encoded = []
+    encode_seconds = []
+    queries = [each for each in readers.read_queries(collection.queries) if each.query_id in qrels]
+    for query in queries:
+        begun = time.perf_counter()
+        one = index.encode(query.text)
+        _ = one.terms  # a BM25 index analyses a text when its terms are read
+        encode_seconds.append(time.perf_counter() - begun)
+        encoded.append(one)
     run, search_seconds = _search(plan, index, queries, collection.remove_identical)
     try:
         measured = results.measure(run, qrels, collection.relevance_level)
     except DataError as error:
         raise DataError(f"{collection.name} / {system.name}: {error}") from error
+    packages = (*_PACKAGES, *_MODEL_PACKAGES.get(system.kind, ()))
+    versions: dict[str, Any] = dict(environment.find_versions(packages))
+    versions["lucene"] = index.manifest["versions"]["lucene"]
     result = Result(
-        dataset=_describe_dataset(data, survey, identity),
+        dataset=facts,
         system=_describe_system(system, index.manifest, plan.impacts),
         measures=measured.means,
         measured_as=columns.names_for_ir_measures(collection.relevance_level),
-        efficiency=_count_costs(index, encoded, survey.documents),
+        efficiency=_count_costs(index, encoded, facts.documents),
         run=RunFacts(hits_per_query=plan.hits),
-        versions=_find_versions(system, index.manifest),
+        versions=versions,
         commit=environment.find_commit(),
         command=_command(plan, system, data.source),
-        identity=dataclasses.asdict(identity),
+        identity=dict(identity),
         per_query=measured.per_query,
     )
-    timing = _describe_timing(work, _Searched(run, search_seconds, encode_seconds))
-    results.write_row(plan.output, Row(result, timing), run)
-
-
-def _describe_dataset(data: Data, survey: Survey, identity: Identity) -> DatasetFacts:
-    collection = data.collection
-    return DatasetFacts(
-        name=collection.name,
-        split=collection.split,
-        source=data.source,
-        **dataclasses.asdict(survey),
-        remove_identical=collection.remove_identical,
-        relevance_level=collection.relevance_level,
-        **{field: getattr(identity, field) for field in HASHES},
+    encoding = _read_encoding_time(work / _ENCODING_TIME)
+    documents_per_second = None
+    if encoding["seconds"]:
+        documents_per_second = round(encoding["documents"] / encoding["seconds"], 2)
+    timing = Timing(
+        encode_documents_per_second=documents_per_second,
+        search_latency_ms=environment.describe_latency(search_seconds),
+        query_encode_ms=environment.describe_latency(encode_seconds),
+        hardware=Hardware.model_validate(environment.describe_machine()),
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def _encode_queries(
-    index: Index, queries: Sequence[Query]
-) -> tuple[list[EncodedQuery], list[float]]:
-    """Each query encoded (analysed for BM25), and the seconds that it took."""
-    encoded = []
-    seconds = []
-    for query in queries:
-        begun = time.perf_counter()
-        one = index.encode(query.text)
-        _ = one.terms  # a BM25 index analyses a text when its terms are read
-        seconds.append(time.perf_counter() - begun)
-        encoded.append(one)
-    return encoded, seconds
+    results.write_row(plan.output, Row(result, timing), run)
 
 
 def _search(
     plan: Plan, index: Index, queries: Sequence[Query], remove_query: bool
 ) -> tuple[Run, np.ndarray]:
-    """The run, and the seconds of each query on one thread and a warm index."""
+    """The run, and the seconds of each query (float64 ``(Q,)``, from text to hits).
+
+    The search runs on one thread and a warm index.
+    """
     index.search_batch(queries[:WARM_UP_QUERIES], plan.hits)
-    bar = tqdm(
-        total=len(queries),
-        desc="searching",
-        unit=" queries",
-        disable=None if plan.progress else True,
-    )
-    with bar:
+    with progress_bar(len(queries), plan.progress, desc="searching", unit=" queries") as bar:
         return index.search_batch(
             queries, plan.hits, remove_query=remove_query, progress=bar.update
         )
@@ -220,20 +179,17 @@ def _count_costs(index: Index, queries: Sequence[EncodedQuery], documents: int) 
     the mean number of postings that a query meets, divided by the number of documents. Document
     terms are counted after quantization; BM25's fields are counted one by one.
     """
-    postings_met = sum(index.count_postings(query) for query in queries)
+    postings_met = 0
+    query_terms = 0
+    for query in queries:
+        postings_met += index.count_postings(query)
+        query_terms += len(query.terms)
     return Efficiency(
-        mean_query_terms=sum(len(query.terms) for query in queries) / len(queries),
+        mean_query_terms=query_terms / len(queries),
         mean_document_terms=index.statistics().postings / documents,
         flops=postings_met / len(queries) / documents,
         index_bytes=files.folder_size(index.engine_folder),
     )
-
-
-def _find_versions(system: System, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    packages = (*_PACKAGES, *_MODEL_PACKAGES.get(system.kind, ()))
-    versions: dict[str, Any] = dict(environment.find_versions(packages))
-    versions["lucene"] = manifest["versions"]["lucene"]
-    return versions
 
 
 def add_encoding_time(work: Path, documents: int, seconds: float) -> None:
@@ -251,20 +207,6 @@ def _read_encoding_time(path: Path) -> dict[str, Any]:
         return {"documents": 0, "seconds": 0.0}
     stored: dict[str, Any] = files.read_json(path)
     return stored
-
-
-def _describe_timing(work: Path, searched: _Searched) -> Timing:
-    encoded = _read_encoding_time(work / _ENCODING_TIME)
-    documents_per_second = None
-    if encoded["seconds"]:
-        documents_per_second = round(encoded["documents"] / encoded["seconds"], 2)
-    return Timing(
-        encode_documents_per_second=documents_per_second,
-        search_latency_ms=environment.describe_latency(searched.search_seconds),
-        query_encode_ms=environment.describe_latency(searched.encode_seconds),
-        hardware=Hardware.model_validate(environment.describe_machine()),
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
 
 
 def _command(plan: Plan, system: System, source: str) -> str:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sparse_ir.benchmark import averages, columns
+from sparse_ir.benchmark import columns
+from sparse_ir.benchmark.averages import by_system, merge_groups
 from sparse_ir.benchmark.rows import HASHES, Row
 from sparse_ir.data import datasets
 from sparse_ir.storage import files
@@ -37,21 +38,31 @@ def make_mteb_files(rows: Sequence[Row]) -> dict[str, Any]:
     and qrels, and not a revision of the hub.
     """
     made: dict[str, Any] = {}
-    distinct = {(row.dataset, row.system): row for row in (*rows, *averages.merge_groups(rows))}
-    by_system: dict[str, list[Row]] = {}
-    for row in distinct.values():
-        if find_task(row):
-            by_system.setdefault(row.system, []).append(row)
-    for system, own in by_system.items():
-        revision = _name_revision(own)
+    for system, own in by_system([*rows, *merge_groups(rows)]).items():
+        results = {}
+        hashes = set()
+        revision = None
+        for row in own.values():
+            task = find_task(row)
+            if task:
+                results[task] = _describe_result(row, task)
+                hashes.add(row.result.system.hash)
+                revision = revision or row.result.system.revision
+        if not results:
+            continue
+        # a safe folder name; without a revision, a hash of the hashes of all rows
+        revision = revision or files.sha256_of_json(sorted(hashes))[:16]
+        revision = re.sub(r"^[.]+|[^A-Za-z0-9._+-]", "_", revision)
         name = f"local/{system}"
         if "--" in system:
             name = system.replace("--", "/", 1)
         folder = f"mteb/results/{name.replace('/', '__')}/{revision}"
-        made[f"{folder}/model_meta.json"] = _describe_model(name, revision)
-        for row in own:
-            task = find_task(row)
-            made[f"{folder}/{task}.json"] = _describe_result(row, task)
+        described: dict[str, Any] = {"name": name, "revision": revision, "languages": ["eng-Latn"]}
+        described |= dict.fromkeys(_UNKNOWN_FACTS)
+        described |= {"framework": [], "similarity_fn_name": "dot", "model_type": ["sparse"]}
+        made[f"{folder}/model_meta.json"] = described
+        for task, result in results.items():
+            made[f"{folder}/{task}.json"] = result
     return made
 
 
@@ -62,15 +73,6 @@ def find_task(row: Row) -> str:
     if facts is None or not datasets.has_published_size(row.dataset, size.documents, size.queries):
         return ""
     return facts.mteb
-
-
-def _name_revision(rows: Sequence[Row]) -> str:
-    """The revision of a system as a safe folder name; without one, a hash of its row hashes."""
-    revision = rows[0].result.system.revision
-    if not revision:
-        hashes = sorted({row.result.system.hash for row in rows})
-        revision = files.sha256_of_json(hashes)[:16]
-    return re.sub(r"^[.]+|[^A-Za-z0-9._+-]", "_", revision)
 
 
 def _describe_result(row: Row, task: str) -> dict[str, Any]:
@@ -91,10 +93,3 @@ def _describe_result(row: Row, task: str) -> dict[str, Any]:
         "evaluation_time": None,
         "kg_co2_emissions": None,
     }
-
-
-def _describe_model(name: str, revision: str) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": name, "revision": revision, "languages": ["eng-Latn"]}
-    described |= dict.fromkeys(_UNKNOWN_FACTS)
-    described |= {"framework": [], "similarity_fn_name": "dot", "model_type": ["sparse"]}
-    return described

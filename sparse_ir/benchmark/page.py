@@ -11,11 +11,11 @@ import functools
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from sparse_ir.benchmark import columns
+from sparse_ir.benchmark.averages import by_dataset
 from sparse_ir.benchmark.board import Board
 from sparse_ir.benchmark.results import RUN, row_folder, sha256_of_content
 from sparse_ir.benchmark.rows import DatasetFacts, Row
@@ -26,10 +26,8 @@ from sparse_ir.errors import DataError
 
 SHOWN_CHARACTERS = 500  # of a document, and of a query
 
-Hits = dict[str, dict[str, list[str]]]  # system -> query_id -> doc_ids, best first
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class ShownQuery:
     """A query on the page."""
 
@@ -63,10 +61,9 @@ class Selection:
 
 def format_page(board: Board, details: Mapping[str, ShownDataset]) -> str:
     """The page as HTML."""
-    shown = {name: dataclasses.asdict(dataset) for name, dataset in details.items()}
     data = {
-        "board": board.to_json(),
-        "details": shown,
+        "board": board.model_dump(),
+        "details": {name: dataclasses.asdict(dataset) for name, dataset in details.items()},
         "columns": columns.describe_for_page(board.measure, board.baseline),
     }
     return _template().render(data=data)
@@ -90,68 +87,83 @@ def collect_queries(rows: Sequence[Row], selection: Selection) -> dict[str, Show
     baseline are left out. Raises ``DataError`` if the data differ from those that the rows were
     measured on.
     """
-    grid: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        grid.setdefault(row.dataset, {})[row.system] = row
     collected = {}
-    for name, by_system in grid.items():
+    for name, by_system in by_dataset(rows).items():
         if selection.baseline in by_system and len(by_system) > 1:
             collected[name] = _collect(by_system, selection)
     return collected
 
 
 def _collect(rows: Mapping[str, Row], selection: Selection) -> ShownDataset:
-    values = {}
-    for system, row in rows.items():
-        values[system] = row.per_query[selection.measure]
-    chosen = _choose(values, selection.baseline, selection.queries)
-    texts: dict[str, str] = {}
-    hits: Hits = {system: {} for system in rows}
-    documents: dict[str, str] = {}
-    qrels: Qrels = {}
-    for prefix, part in rows[selection.baseline].parts.items():
-        facts = part.result.dataset
-        own = [query_id.removeprefix(prefix) for query_id in chosen if query_id.startswith(prefix)]
-        collection = _find_collection(facts, selection.data_dir)
-        part_hits: Hits = {}
-        if selection.documents:
-            part_hits = _read_hits(list(rows), facts.name, own, selection)
-        part_documents, part_qrels = _read_documents(collection, part_hits, own)
-        # the ids of one forum may be those of another: with a prefix, they are different
-        texts |= _with_prefix(prefix, _read_query_texts(collection, own))
-        documents |= _with_prefix(prefix, part_documents)
-        for query_id, judged in part_qrels.items():
-            qrels[prefix + query_id] = _with_prefix(prefix, judged)
-        for system, found in part_hits.items():
-            for query_id, doc_ids in found.items():
-                hits[system][prefix + query_id] = [prefix + doc_id for doc_id in doc_ids]
+    values = {system: row.per_query[selection.measure] for system, row in rows.items()}
     queries = []
-    for query_id in chosen:
-        own_values = {system: round(value[query_id], 4) for system, value in values.items()}
-        own_hits = {}
+    for query_id in _choose(values, selection.baseline, selection.queries):
+        own = {system: round(value[query_id], 4) for system, value in values.items()}
+        hits: dict[str, list[str]] = {}
         if selection.documents:
-            own_hits = {system: found.get(query_id, []) for system, found in hits.items()}
-        queries.append(ShownQuery(query_id, texts.get(query_id), own_values, own_hits))
-    return ShownDataset(len(values[selection.baseline]), queries, documents, qrels)
+            hits = {system: [] for system in rows}
+        queries.append(ShownQuery(query_id, None, own, hits))
+    shown = ShownDataset(len(values[selection.baseline]), queries, {}, {})
+    for prefix, part in rows[selection.baseline].parts.items():
+        # the ids of one forum may be those of another: with a prefix, they are different
+        own_queries = {}
+        for query in queries:
+            if query.id.startswith(prefix):
+                own_queries[query.id.removeprefix(prefix)] = query
+        if selection.documents:
+            _add_hits(own_queries, part.result.dataset.name, prefix, selection)
+        collection = _find_collection(part.result.dataset, selection.data_dir)
+        if collection is not None:
+            _add_texts(shown, own_queries, prefix, collection)
+    return shown
 
 
-def _with_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {prefix + key: value for key, value in values.items()}
+def _add_hits(
+    queries: Mapping[str, ShownQuery], dataset: str, prefix: str, selection: Selection
+) -> None:
+    """The first hits of the queries (by their own ids), from the stored runs."""
+    for system in next(iter(queries.values())).hits if queries else ():
+        run = runs.read_run(row_folder(selection.results, dataset, system) / RUN)
+        for query_id, query in queries.items():
+            for doc_id, _ in run.get(query_id, [])[: selection.documents]:
+                query.hits[system].append(prefix + doc_id)
+
+
+def _add_texts(
+    shown: ShownDataset, queries: Mapping[str, ShownQuery], prefix: str, collection: Collection
+) -> None:
+    """The texts of the queries (by their own ids) and hits, and the grades of relevant hits."""
+    for query in readers.read_queries(collection.queries):
+        if query.query_id in queries:
+            queries[query.query_id].text = _cut(query.text)
+    wanted: set[str] = set()
+    for shown_query in queries.values():
+        wanted.update(*shown_query.hits.values())
+    if not wanted:
+        return
+    for document in readers.read_documents(collection.corpus, check_unique=False):
+        if prefix + document.doc_id in wanted:
+            shown.documents[prefix + document.doc_id] = _cut(document.contents)
+    qrels = readers.read_qrels(collection.qrels)
+    for query_id in queries:
+        relevant = shown.qrels.setdefault(prefix + query_id, {})
+        for doc_id, grade in qrels[query_id].items():
+            if grade > 0 and prefix + doc_id in wanted:
+                relevant[prefix + doc_id] = grade
 
 
 def _choose(values: Mapping[str, Mapping[str, float]], baseline: str, count: int) -> list[str]:
     """The ``count`` queries of each system that differ most, in the order of the data set."""
-    baseline_values = values[baseline]
     chosen: set[str] = set()
     for system in values.keys() - {baseline}:
         differences = {}
         for query_id, value in values[system].items():
-            size = abs(value - baseline_values[query_id])
+            size = abs(value - values[baseline][query_id])
             if size:
                 differences[query_id] = size
         largest_first = sorted(differences, key=differences.__getitem__, reverse=True)
         chosen.update(largest_first[:count])
-    return [query_id for query_id in baseline_values if query_id in chosen]
+    return [query_id for query_id in values[baseline] if query_id in chosen]
 
 
 def _find_collection(facts: DatasetFacts, data_dir: Path) -> Collection | None:
@@ -169,55 +181,6 @@ def _find_collection(facts: DatasetFacts, data_dir: Path) -> Collection | None:
                 f"{facts.name} were measured on; name another data folder"
             )
     return collection
-
-
-def _read_query_texts(collection: Collection | None, chosen: Sequence[str]) -> dict[str, str]:
-    if collection is None:
-        return {}
-    wanted = set(chosen)
-    texts = {}
-    for query in readers.read_queries(collection.queries):
-        if query.query_id in wanted:
-            texts[query.query_id] = _cut(query.text)
-    return texts
-
-
-def _read_hits(
-    systems: Sequence[str], dataset: str, chosen: Sequence[str], selection: Selection
-) -> Hits:
-    """The first hits of the chosen queries, from the stored runs."""
-    hits: Hits = {}
-    for system in systems:
-        run = runs.read_run(row_folder(selection.results, dataset, system) / RUN)
-        hits[system] = {}
-        for query_id in chosen:
-            first = run.get(query_id, [])[: selection.documents]
-            hits[system][query_id] = [doc_id for doc_id, _ in first]
-    return hits
-
-
-def _read_documents(
-    collection: Collection | None, hits: Hits, chosen: Sequence[str]
-) -> tuple[dict[str, str], Qrels]:
-    """The texts of all hits, and the grades of the relevant ones by query."""
-    shown: set[str] = set()
-    for run in hits.values():
-        for doc_ids in run.values():
-            shown.update(doc_ids)
-    if collection is None or not shown:
-        return {}, {}
-    texts = {}
-    for document in readers.read_documents(collection.corpus, check_unique=False):
-        if document.doc_id in shown:
-            texts[document.doc_id] = _cut(document.contents)
-    qrels = readers.read_qrels(collection.qrels)
-    relevant: Qrels = {}
-    for query_id in chosen:
-        relevant[query_id] = {}
-        for doc_id, grade in qrels[query_id].items():
-            if grade > 0 and doc_id in shown:
-                relevant[query_id][doc_id] = grade
-    return texts, relevant
 
 
 def _cut(text: str) -> str:

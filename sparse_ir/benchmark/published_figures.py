@@ -8,10 +8,11 @@ fractions of 1, even if the source prints them times 100. The status says how a 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from sparse_ir.errors import ConfigError
 
@@ -42,7 +43,8 @@ DEFAULT_SYSTEMS = (
 )
 
 
-class Published(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Published:
     """One measure of one system, as one source states it."""
 
     system: str
@@ -52,6 +54,12 @@ class Published(NamedTuple):
     source: str
     status: Status
     note: str = ""
+    mean: float | None = None  # over the data sets of a board
+
+    @property
+    def stated_in(self) -> str:
+        """The source, with the note behind it."""
+        return f"{self.source}; {self.note}" if self.note else self.source
 
 
 def read_published() -> list[Published]:
@@ -78,7 +86,7 @@ def select(systems: str = DEFAULT, datasets: Sequence[str] | None = None) -> lis
             continue
         if datasets is not None:
             values = {name: record.values[name] for name in datasets if name in record.values}
-            record = record._replace(values=values)
+            record = dataclasses.replace(record, values=values)
         if record.values:
             selected.append(record)
     return selected
@@ -91,8 +99,7 @@ def _choose_names(systems: str, known: set[str]) -> set[str]:
         return set()
     if systems == DEFAULT:
         return set(DEFAULT_SYSTEMS)
-    stripped = {name.strip() for name in systems.split(";")}
-    names = {name for name in stripped if name}
+    names = set(filter(None, map(str.strip, systems.split(";"))))
     unknown = sorted(names - known)
     if unknown:
         raise ConfigError(

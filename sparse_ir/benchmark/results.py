@@ -69,10 +69,11 @@ def measure(run: Run, qrels: Qrels, relevance_level: int = 1) -> Measured:
         )
     names = columns.names_for_ir_measures(relevance_level)
     evaluation = evaluate_run(run, qrels, list(names.values()))
-    return Measured(
-        {column: evaluation.mean[name] for column, name in names.items()},
-        {column: evaluation.per_query[name] for column, name in names.items()},
-    )
+    measured = Measured({}, {})
+    for column, name in names.items():
+        measured.means[column] = evaluation.mean[name]
+        measured.per_query[column] = evaluation.per_query[name]
+    return measured
 
 
 def sha256_of_content(path: Path) -> str:
@@ -95,17 +96,16 @@ def row_folder(results: Path, dataset: str, system: str) -> Path:
             f"data set {dataset!r}: the tables use this name for the mean over the data sets; "
             "rename the folder of the data set"
         )
-    _check_name("data set", dataset, "rename the folder of the data set")
-    _check_name("system", system, "give the system a name with NAME=MODEL")
+    for what, name, remedy in (
+        ("data set", dataset, "rename the folder of the data set"),
+        ("system", system, "give the system a name with NAME=MODEL"),
+    ):
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{what} {name!r}: the name must be letters, digits and . _ + -, because its row "
+                f"is a folder; {remedy}"
+            )
     return results / dataset / system
-
-
-def _check_name(what: str, name: str, remedy: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{what} {name!r}: the name must be letters, digits and . _ + -, because its row is a "
-            f"folder; {remedy}"
-        )
 
 
 def write_row(results: Path, row: Row, run: Run) -> Path:
@@ -120,21 +120,15 @@ def write_row(results: Path, row: Row, run: Run) -> Path:
         counts = {
             "sha256": _write_run(folder, run, row.system),
             "queries": len(run),
-            "queries_without_hits": sum(not hits for hits in run.values()),
-            "hits": sum(len(hits) for hits in run.values()),
+            "queries_without_hits": list(run.values()).count([]),
+            "hits": sum(map(len, run.values())),
         }
         facts = row.result.run.model_copy(update=counts)
         result = row.result.model_copy(update={"run": facts})
         files.write_json(folder / TIMING, row.timing.model_dump(exclude_unset=True))
-        files.write_json(folder / RESULT, _dump_result(result))
+        dumped = result.model_dump(exclude_unset=True)
+        files.write_json(folder / RESULT, {"format": FORMAT} | dumped)
     return target
-
-
-def _dump_result(result: Result) -> dict[str, Any]:
-    """The JSON of a result: the format first, then the fields that were set."""
-    dumped: dict[str, Any] = {"format": FORMAT}
-    dumped.update(result.model_dump(exclude_unset=True))
-    return dumped
 
 
 def _write_run(folder: Path, run: Run, tag: str) -> str:
@@ -207,30 +201,25 @@ def _check_columns(path: Path, row: Row) -> None:
 
     A row that was stored before a column existed may lack it.
     """
-    for part, stored in (("measures", row.measures), ("per_query", row.per_query)):
-        missing = []
-        for column in columns.MEASURES:
-            is_expected = column.in_every_row or column.name in row.measures
-            if is_expected and column.name not in stored:
-                missing.append(f"{part}.{column.name}")
+    stored = set(row.measures)
+    expected = [each.name for each in columns.MEASURES if each.in_every_row or each.name in stored]
+    for part, names in (("measures", stored), ("per_query", row.per_query.keys())):
+        missing = [f"{part}.{name}" for name in expected if name not in names]
         if missing:
             raise DamagedError(f"{path} lacks {', '.join(missing)}")
-    for column in columns.MEASURES:
-        if column.name in row.measures:
-            _check_mean(path, row, column.name)
-
-
-def _check_mean(path: Path, row: Row, column: str) -> None:
-    values = row.per_query[column].values()
     queries = row.result.dataset.queries
-    if len(values) != queries:
-        raise DamagedError(f"{path}: {column} has {len(values)} queries, its data set {queries}")
-    mean = math.fsum(values) / max(len(values), 1)
-    if not math.isclose(mean, row.measures[column], rel_tol=1e-9, abs_tol=1e-9):
-        raise DamagedError(
-            f"{path}: {column} is {row.measures[column]}, the mean of its queries {mean}; make the "
-            "row again"
-        )
+    for column in expected:
+        values = row.per_query[column].values()
+        if len(values) != queries:
+            raise DamagedError(
+                f"{path}: {column} has {len(values)} queries, its data set {queries}"
+            )
+        mean = math.fsum(values) / max(len(values), 1)
+        if not math.isclose(mean, row.measures[column], rel_tol=1e-9, abs_tol=1e-9):
+            raise DamagedError(
+                f"{path}: {column} is {row.measures[column]}, the mean of its queries {mean}; make "
+                "the row again"
+            )
 
 
 def row_folders(results: Path) -> list[Path]:
@@ -238,15 +227,15 @@ def row_folders(results: Path) -> list[Path]:
 
     Raises ``DamagedError`` for a folder that has a run, but no result.
     """
-    folders: set[Path] = set()
-    for name in (RESULT, RUN):
-        folders.update(path.parent for path in results.glob(f"[!.]*/[!.]*/{name}"))
-    for folder in sorted(folders):
-        if not (folder / RESULT).is_file():
+    folders = []
+    for folder in sorted(results.glob("[!.]*/[!.]*")):
+        if (folder / RESULT).is_file():
+            folders.append(folder)
+        elif (folder / RUN).exists():
             raise DamagedError(
                 f"{folder / RESULT} is missing, but its {RUN} is there; make the row again"
             )
-    return sorted(folders)
+    return folders
 
 
 def read_rows(results: Path) -> list[Row]:

@@ -145,6 +145,17 @@ class Row:
         """Column -> query_id -> value, for all judged queries."""
         return self.result.per_query
 
+    @property
+    def processors(self) -> str | None:
+        """The processors on which the times were measured."""
+        known = {part.timing.hardware.processor or "" for part in self.parts.values()} - {""}
+        return "; ".join(sorted(known)) or None
+
+    @property
+    def latest_date(self) -> str | None:
+        """When the times were measured."""
+        return max(part.timing.date or "" for part in self.parts.values()) or None
+
     def shown_measure(self, column: str) -> float | None:
         """The mean; None if the row lacks the column or its run is too shallow for the cutoff."""
         cutoff = int(column.partition("@")[2])

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sparse_ir.benchmark import measuring, results, verification
 from sparse_ir.benchmark.averages import average, merge_groups
 from sparse_ir.benchmark.columns import measure_names
-from sparse_ir.benchmark.measuring import Data, Identity, Plan
+from sparse_ir.benchmark.measuring import Data, Plan
 from sparse_ir.benchmark.results import RESULT
 from sparse_ir.benchmark.rows import HASHES
 from sparse_ir.benchmark.systems import BM25_SYSTEMS, System
@@ -50,21 +50,10 @@ class Encoders(NamedTuple):
     queries: QueryEncoder
 
 
-class _Pending(NamedTuple):
-    """A row that is still to be made."""
-
-    data: Data
-    identity: Identity
-
-
 def group_by_corpus(fetched: Iterable[tuple[str, Collection]]) -> Iterator[list[Data]]:
     """Neighboring data sets (by source name) over the same corpus: they share one index."""
-    for _, group in itertools.groupby(fetched, key=_corpus):
-        yield [Data(source, collection) for source, collection in group]
-
-
-def _corpus(fetched: tuple[str, Collection]) -> Path:
-    return fetched[1].corpus
+    for _, group in itertools.groupby(fetched, key=lambda pair: pair[1].corpus):
+        yield [Data(*pair) for pair in group]
 
 
 class Suite:
@@ -82,7 +71,7 @@ class Suite:
         for data in sets:
             identity = self._identify(system, data.collection)
             if not self._is_finished(system, data.collection, identity):
-                pending.append(_Pending(data, identity))
+                pending.append((data, identity))
         corpus = sets[0].collection.corpus.parent.name
         place = self.plan.output / ".work" / corpus / system.name
         if pending:
@@ -94,16 +83,22 @@ class Suite:
             files.remove_folder(place)
         return len(pending)
 
-    def _measure_sets(self, system: System, pending: Sequence[_Pending], place: Path) -> None:
+    def _measure_sets(
+        self, system: System, pending: Sequence[tuple[Data, dict[str, Any]]], place: Path
+    ) -> None:
         # qrels of another data set are refused before any work
-        surveys = [verification.survey(row.data.collection) for row in pending]
-        identity = dataclasses.asdict(pending[0].identity)
-        work = place / files.sha256_of_json({field: identity[field] for field in _ONE_INDEX})[:16]
-        with self._open_index(system, pending[0].data.collection, work) as index:
-            for row, survey in zip(pending, surveys, strict=True):
-                measuring.make_row(self.plan, system, index, work, row.data, survey, row.identity)
+        described = []
+        for data, identity in pending:
+            hashes = {field: identity[field] for field in HASHES}
+            described.append(verification.describe(data.collection, data.source, hashes))
+        first, deciding = pending[0]
+        facts = {field: deciding[field] for field in _ONE_INDEX}
+        work = place / files.sha256_of_json(facts)[:16]
+        with self._open_index(system, first.collection, work) as index:
+            for (data, identity), dataset in zip(pending, described, strict=True):
+                measuring.make_row(self.plan, system, index, work, data, dataset, identity)
 
-    def _identify(self, system: System, collection: Collection) -> Identity:
+    def _identify(self, system: System, collection: Collection) -> dict[str, Any]:
         """Everything that decides a row: data and model by their hashes, rules and options."""
         hashes = {}
         for field in HASHES:
@@ -117,27 +112,25 @@ class Suite:
             # the name says where a model is, which decides nothing
             sides = [side.fingerprint | {"name": None} for side in encoders]
             fingerprint = files.sha256_of_json(sides)
-        options: dict[str, Any] = {}
-        if not system.is_bm25:
-            options = dataclasses.asdict(self.plan.impacts)
-        return Identity(
-            **hashes,
-            split=collection.split,
-            remove_identical=collection.remove_identical,
-            relevance_level=collection.relevance_level,
-            hits=self.plan.hits,
-            kind=system.kind,
-            options=options,
-            fingerprint=fingerprint,
-        )
+        return hashes | {
+            "split": collection.split,
+            "remove_identical": collection.remove_identical,
+            "relevance_level": collection.relevance_level,
+            "hits": self.plan.hits,
+            "kind": system.kind,
+            "options": {} if system.is_bm25 else dataclasses.asdict(self.plan.impacts),
+            "fingerprint": fingerprint,
+        }
 
-    def _is_finished(self, system: System, collection: Collection, identity: Identity) -> bool:
+    def _is_finished(
+        self, system: System, collection: Collection, identity: Mapping[str, Any]
+    ) -> bool:
         folder = results.row_folder(self.plan.output, collection.name, system.name)
         if not (folder / RESULT).exists():
             return False
         recorded = results.read_row(folder).result.identity
         changed = []
-        for field, value in dataclasses.asdict(identity).items():
+        for field, value in identity.items():
             if recorded.get(field) != value:
                 changed.append(f"{field}: {recorded.get(field)} then, {value} now")
         if changed:
@@ -167,8 +160,9 @@ class Suite:
         read = _document_reader(collection)
         if system.is_neural:
             encoders = self._load_neural(system, collection)
-        else:
-            encoders = self._fit_lexical(read)
+        else:  # the other options are meant for the neural models of the same call
+            options: EncodeOptions = {"shard_size": self._shard_size}
+            encoders = Encoders(*catalog.load_encoder(LEXICAL_MODEL, read, options))
         clock = _Stopwatch(encoders.documents)
         made = encoding.write_vectors(
             work / "vectors",
@@ -212,11 +206,6 @@ class Suite:
             self._adapted[key] = catalog.adapt(encoders.queries, read, share)
         return Encoders(encoders.documents, self._adapted[key])
 
-    def _fit_lexical(self, read: Callable[[], Iterator[Document]]) -> Encoders:
-        # the other options are meant for the neural models of the same call
-        options: EncodeOptions = {"shard_size": self._shard_size}
-        return Encoders(*catalog.load_encoder(LEXICAL_MODEL, read, options))
-
 
 def _document_reader(collection: Collection) -> Callable[[], Iterator[Document]]:
     return functools.partial(readers.read_documents, collection.corpus)
@@ -252,8 +241,8 @@ def describe_suite(
     skipped: Mapping[str, str],
 ) -> Report:
     """The report of a call: its rows, and their average over BEIR if they are complete."""
-    folders = {name.replace(":", "-") for name in names}
-    chosen = {system.name for system in systems}
+    folders = [name.replace(":", "-") for name in names]
+    chosen = [system.name for system in systems]
     rows = []
     for row in results.read_rows(plan.output):
         if row.dataset in folders and row.system in chosen:
@@ -277,7 +266,8 @@ def describe_suite(
 
 
 def _round(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    rounded: dict[str, float | None] = {}
+    rounded = dict(values)
     for name, value in values.items():
-        rounded[name] = None if value is None else round(value, 4)
+        if value is not None:
+            rounded[name] = round(value, 4)
     return rounded

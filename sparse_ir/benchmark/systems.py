@@ -39,9 +39,7 @@ def read_systems(model: str, baselines: str) -> list[System]:
     Raises ``ConfigError`` for two systems of one name, for an unknown baseline, and if there is no
     system at all.
     """
-    references = []
-    if baselines != NO_BASELINES:
-        references = _split(baselines)
+    references = [] if baselines == NO_BASELINES else _split(baselines)
     for name in references:
         if name not in BM25_SYSTEMS and name != LEXICAL_MODEL:
             raise ConfigError(
@@ -49,22 +47,19 @@ def read_systems(model: str, baselines: str) -> list[System]:
                 f"{LEXICAL_MODEL}, or {NO_BASELINES} alone"
             )
     texts = [*_split(model), *references]
-    systems = list(dict.fromkeys(read_system(text) for text in texts))
-    if not systems:
-        raise ConfigError("no system is named; name a model, or baselines")
-    names: set[str] = set()
-    for system in systems:
-        if system.name in names:
+    systems: dict[str, System] = {}
+    for system in map(read_system, texts):
+        if systems.setdefault(system.name, system) != system:
             raise ConfigError(
                 f"two systems would be called {system.name!r}; name one of them with NAME=MODEL"
             )
-        names.add(system.name)
-    return systems
+    if not systems:
+        raise ConfigError("no system is named; name a model, or baselines")
+    return list(systems.values())
 
 
 def _split(names: str) -> list[str]:
-    stripped = [name.strip() for name in names.split(",")]
-    return [name for name in stripped if name]
+    return list(filter(None, map(str.strip, names.split(","))))
 
 
 def read_system(text: str) -> System:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from collections.abc import Collection as Sized
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +15,15 @@ from sparse_ir.benchmark.results import (
     row_folders,
     sha256_of_content,
 )
-from sparse_ir.benchmark.rows import HASHES, Row
+from sparse_ir.benchmark.rows import HASHES, DatasetFacts, Row
 from sparse_ir.data import datasets, readers, runs
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Run
 from sparse_ir.errors import DamagedError, DataError
 
-_RULES = ("name", "split", "remove_identical", "relevance_level")  # of a data set
-
-
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """Counts of a data set."""
-
-    documents: int
-    queries: int  # with judgements
-    judgements: int
-    absent_documents: int  # judged, but not in the corpus
-    absent_queries: int  # judged, but not among the queries
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What a row says about its data set, read again from the files."""
-
-    hashes: dict[str, str]  # corpus_sha256, queries_sha256, qrels_sha256
-    facts: dict[str, Any]  # name, rules and counts
-
 
 def verify_row(
-    folder: Path, collection: Collection, known: Description | None = None
+    folder: Path, collection: Collection, known: DatasetFacts | None = None
 ) -> dict[str, Any]:
     """Measure the stored run again; every measure must be the stored one to the last digit.
 
@@ -63,34 +40,33 @@ def verify_row(
     """
     row = read_row(folder)
     path = folder / RESULT
-    _check_dataset(path, row, collection, known or describe(collection))
+    _check_dataset(path, row, collection, known or describe(collection, row.result.dataset.source))
     run = _read_stored_run(folder, row)
     qrels = readers.read_qrels(collection.qrels)
     means, per_query = measure(run, qrels, row.result.dataset.relevance_level)
-    verified = {column: mean for column, mean in means.items() if column in row.measures}
-    for column, mean in verified.items():
-        stored = row.measures[column]
-        if mean != stored:
-            raise DamagedError(f"{path}: {column} is {stored}, its run gives {mean}")
-        _check_values(path, row, column, per_query[column])
-    return {
+    report: dict[str, Any] = {
         "dataset": row.dataset,
         "system": row.system,
         "ok": True,
         "queries": len(qrels),
-        **verified,
     }
-
-
-def _check_values(path: Path, row: Row, column: str, values: dict[str, float]) -> None:
-    stored = row.per_query[column]
-    if set(values) != set(stored):
-        raise DamagedError(f"{path}: {column} has values for other queries than its qrels")
-    for query_id, value in values.items():
-        if stored[query_id] != value:
-            raise DamagedError(
-                f"{path}: {column} of query {query_id} is {stored[query_id]}, its run gives {value}"
-            )
+    for column, stored in row.measures.items():
+        mean = means.get(column)
+        if mean is None:
+            continue
+        if mean != stored:
+            raise DamagedError(f"{path}: {column} is {stored}, its run gives {mean}")
+        values = row.per_query[column]
+        if per_query[column].keys() != values.keys():
+            raise DamagedError(f"{path}: {column} has values for other queries than its qrels")
+        for query_id, value in per_query[column].items():
+            if values[query_id] != value:
+                raise DamagedError(
+                    f"{path}: {column} of query {query_id} is {values[query_id]}, its run gives "
+                    f"{value}"
+                )
+        report[column] = mean
+    return report
 
 
 def verify_rows(results: Path, data_dir: Path) -> list[dict[str, Any]]:
@@ -102,7 +78,7 @@ def verify_rows(results: Path, data_dir: Path) -> list[dict[str, Any]]:
     folders = row_folders(results)
     if not folders:
         raise DataError(f"{results} holds no row (DATASET/SYSTEM/{RESULT})")
-    known: dict[Collection, Description] = {}
+    known: dict[Collection, DatasetFacts] = {}
     reports = []
     for folder in folders:
         row = read_row(folder)
@@ -113,52 +89,42 @@ def verify_rows(results: Path, data_dir: Path) -> list[dict[str, Any]]:
                 f"row {row.dataset}/{row.system}: its data set {source!r} is not in {data_dir}"
             )
         if collection not in known:
-            known[collection] = describe(collection)
+            known[collection] = describe(collection, source)
         reports.append(verify_row(folder, collection, known[collection]))
     return reports
 
 
-def _check_dataset(path: Path, row: Row, collection: Collection, known: Description) -> None:
+def _check_dataset(path: Path, row: Row, collection: Collection, known: DatasetFacts) -> None:
     """Check that the row's data set is this one, by its files, its rules and its counts."""
-    facts = row.result.dataset
-    for field, sha256 in known.hashes.items():
-        stored = getattr(facts, field)
-        part = field.removesuffix("_sha256")
-        if stored != sha256:
+    facts = row.result.dataset.model_dump()
+    for field in (*HASHES, *facts):
+        stored = facts[field]
+        value = getattr(known, field)
+        if stored == value:
+            continue
+        if field in HASHES:
+            part = field.removesuffix("_sha256")
             raise DataError(
-                f"{getattr(collection, part)}: sha256 is {sha256}, but must be {stored}, the "
+                f"{getattr(collection, part)}: sha256 is {value}, but must be {stored}, the "
                 f"{part} that {path} was measured with"
             )
-    for field, value in known.facts.items():
-        stored = getattr(facts, field)
-        if stored != value:
-            raise DamagedError(
-                f"row {row.dataset}/{row.system}: {field} is {stored!r}, its data set "
-                f"{facts.source!r} has {value!r}"
-            )
-    stated = facts.model_dump()
-    stated["hits"] = row.result.run.hits_per_query
-    stated["kind"] = row.result.system.kind
+        raise DamagedError(
+            f"row {row.dataset}/{row.system}: {field} is {stored!r}, its data set "
+            f"{known.source!r} has {value!r}"
+        )
+    facts["hits"] = row.result.run.hits_per_query
+    facts["kind"] = row.result.system.kind
     for field, value in row.result.identity.items():
-        if field in stated and value != stated[field]:
+        if field in facts and value != facts[field]:
             raise DamagedError(
-                f"{path}: identity.{field} is {value!r}, elsewhere in it {stated[field]!r}"
+                f"{path}: identity.{field} is {value!r}, elsewhere in it {facts[field]!r}"
             )
 
 
-def describe(collection: Collection) -> Description:
-    """The hashes, rules and counts of a data set, read from its files."""
-    hashes = {}
-    for field in HASHES:
-        part = field.removesuffix("_sha256")
-        hashes[field] = sha256_of_content(getattr(collection, part))
-    facts = {field: getattr(collection, field) for field in _RULES}
-    facts |= dataclasses.asdict(survey(collection))
-    return Description(hashes, facts)
-
-
-def survey(collection: Collection) -> Survey:
-    """Count a data set, and what its qrels name that does not exist.
+def describe(
+    collection: Collection, source: str, hashes: Mapping[str, Any] | None = None
+) -> DatasetFacts:
+    """The rules, counts and hashes of a data set (by default made here), read from its files.
 
     Raises ``DataError`` if none of the judged queries, or none of the judged documents, exists: the
     files do not belong together.
@@ -172,28 +138,39 @@ def survey(collection: Collection) -> Survey:
     for document in readers.read_documents(collection.corpus, check_unique=False):
         documents += 1
         absent_documents.discard(document.doc_id)
-    query_ids = {query.query_id for query in readers.read_queries(collection.queries)}
-    absent_queries = qrels.keys() - query_ids
-    _check_overlap(collection, "documents", absent_documents, judged, collection.corpus)
-    _check_overlap(collection, "queries", absent_queries, qrels, collection.queries)
-    return Survey(
+    absent_queries = set(qrels)
+    for query in readers.read_queries(collection.queries):
+        absent_queries.discard(query.query_id)
+    for what, absent, known, place in (
+        ("documents", absent_documents, judged, collection.corpus),
+        ("queries", absent_queries, qrels, collection.queries),
+    ):
+        if len(absent) == len(known):
+            raise DataError(
+                f"{collection.qrels}: none of its {len(known)} {what} is in {place} (first: "
+                f"{min(absent)!r}); these must be the qrels of this data set"
+            )
+    return DatasetFacts(
+        name=collection.name,
+        split=collection.split,
+        source=source,
         documents=documents,
         queries=len(qrels),
-        judgements=sum(len(judgements) for judgements in qrels.values()),
+        judgements=sum(map(len, qrels.values())),
         absent_documents=len(absent_documents),
         absent_queries=len(absent_queries),
+        remove_identical=collection.remove_identical,
+        relevance_level=collection.relevance_level,
+        **(hashes or hash_files(collection)),
     )
 
 
-def _check_overlap(
-    collection: Collection, what: str, absent: Iterable[str], judged: Sized[str], place: Path
-) -> None:
-    missing = sorted(absent)
-    if len(missing) == len(judged):
-        raise DataError(
-            f"{collection.qrels}: none of its {len(judged)} {what} is in {place} (first: "
-            f"{missing[0]!r}); these must be the qrels of this data set"
-        )
+def hash_files(collection: Collection) -> dict[str, Any]:
+    """The SHA-256 of corpus, queries and qrels, by the names in a row."""
+    hashes = {}
+    for field in HASHES:
+        hashes[field] = sha256_of_content(getattr(collection, field.removesuffix("_sha256")))
+    return hashes
 
 
 def _read_stored_run(folder: Path, row: Row) -> Run:
@@ -208,7 +185,7 @@ def _read_stored_run(folder: Path, row: Row) -> Run:
     if sha256 != facts.sha256:
         raise DamagedError(f"{path}: sha256 of the run is {sha256}, {RESULT} says {facts.sha256}")
     run = runs.read_run(path)
-    depths = [len(hits) for hits in run.values()]
+    depths = list(map(len, run.values()))
     deepest = max(depths, default=0)
     if deepest > facts.hits_per_query:
         raise DamagedError(

@@ -155,7 +155,7 @@ def leaderboard(
         "leaderboard.md": formats.format_markdown(board),
         "leaderboard.csv": formats.format_csv(board),
         "leaderboard.tex": formats.format_latex(board),
-        "leaderboard.json": files.format_json(board.to_json()),
+        "leaderboard.json": files.format_json(board.model_dump()),
         "leaderboard.html": page.format_page(board, details),
     }
     for name, content in make_mteb_files(rows).items():

@@ -62,7 +62,7 @@ def cell_of(board: Board, system: str, dataset: str | None = None) -> dict[str, 
     entry = next(entry for entry in board.systems if entry.name == system)
     cell = entry.mean if dataset is None else entry.datasets[dataset]
     assert cell is not None
-    return cell.to_json()
+    return cell.model_dump()
 
 
 def read_markdown(text: str) -> list[list[list[str]]]:
@@ -489,7 +489,7 @@ def test_the_command_writes_everything_and_twice_the_same(folders, tmp_path):
     assert report["verified_rows"] == 6
     assert report["systems"]["weak"]["losses"] == 23
     assert report["mean_over"] == ["made", "scifact"]
-    assert json.loads(written["leaderboard.json"]) == make_board(read_rows(results)).to_json()
+    assert json.loads(written["leaderboard.json"]) == make_board(read_rows(results)).model_dump()
     benchmarking.leaderboard(results, tmp_path / "two", data_dir=data_dir, documents=2)
     assert read_tree(tmp_path / "two") == written
 

@@ -13,7 +13,7 @@ import pytest
 from made_rows import make_run, write_dataset, write_results, write_row
 
 from sparse_ir.benchmark import columns, formats, mteb, verification
-from sparse_ir.benchmark.board import make_board, read_board
+from sparse_ir.benchmark.board import Board, make_board
 from sparse_ir.benchmark.columns import CostColumn, MeasureColumn, Part, SourceColumn
 from sparse_ir.benchmark.comparison import Standing
 from sparse_ir.benchmark.results import RESULT, measure, read_row, read_rows
@@ -163,7 +163,7 @@ def test_costs_of_several_data_sets_by_hand():
 
 def test_a_kept_board_comes_back_as_it_was_written():
     stored = json.loads(KEPT.read_text(encoding="utf-8"))
-    board = read_board(stored)
-    assert board.to_json() == stored
-    assert list(board.to_json()) == list(stored)
+    board = Board.model_validate(stored)
+    assert board.model_dump() == stored
+    assert list(board.model_dump()) == list(stored)
     assert formats.format_summary(board)

@@ -150,7 +150,7 @@ def test_the_page_holds_the_data_as_they_are_and_no_element_of_theirs(page, fold
     assert len(parsed.scripts) == 2  # the data, and the one script
     found = json.loads(parsed.scripts[0])
     made = board.make_board(read_rows(folders[0]))
-    assert found["board"] == made.to_json()
+    assert found["board"] == made.model_dump()
     shown = collect(folders, documents=2)
     assert found["details"] == {name: dataclasses.asdict(one) for name, one in shown.items()}
     described = columns.describe_for_page("nDCG@10", "bm25")

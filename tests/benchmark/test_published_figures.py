@@ -4,6 +4,7 @@ data sets.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -175,4 +176,4 @@ def test_our_kept_bm25_is_the_published_one_to_the_last_digit(dataset, measure):
 
 
 def test_records_are_json_able():
-    assert Published(**json.loads(json.dumps(RECORDS[0]._asdict()))) == RECORDS[0]
+    assert Published(**json.loads(json.dumps(dataclasses.asdict(RECORDS[0])))) == RECORDS[0]
