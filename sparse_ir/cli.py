@@ -17,6 +17,7 @@ import signal
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -33,7 +34,13 @@ from docstring_parser import google
 import sparse_ir
 from sparse_ir.commands.arguments import StrPath, option_types
 from sparse_ir.console import format_report
-from sparse_ir.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNHEALTHY, SparseIRError
+from sparse_ir.errors import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_UNHEALTHY,
+    SparseIRError,
+    SparseIRWarning,
+)
 
 COMMANDS = {
     "Build": ("build", "encode", "index", "bm25", "export", "idf", "verify"),
@@ -70,6 +77,7 @@ class Option(NamedTuple):
 
 def run() -> None:
     """Entry point of ``sparse-ir`` and of ``python -m sparse_ir``."""
+    warnings.showwarning = _show_warning
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -251,6 +259,14 @@ def _format(name: str, report: Mapping[str, Any], as_json: bool) -> str:
 
         return explanation_view.format_terminal(report)
     return format_report(report)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a warning of this package on one line, and any other as Python does."""
+    text = f"sparse-ir: warning: {message}\n"
+    if not issubclass(category, SparseIRWarning):
+        text = warnings.formatwarning(message, category, *place[:2])
+    sys.stderr.write(text)
 
 
 def _describe_error(error: Exception) -> str:

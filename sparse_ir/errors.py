@@ -87,6 +87,10 @@ class MissingExtra(SparseIRError, ImportError):
     """An optional package is not installed; the message names the extra that installs it."""
 
 
+class SparseIRWarning(UserWarning):
+    """Something works, but probably not as its user expects."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()

@@ -31,6 +31,7 @@ from sparse_ir.models.model_files import (
     files_hash,
     first_module_path,
     is_sparse_encoder,
+    read_config,
     read_json,
     read_object,
     read_tensors,
@@ -180,11 +181,12 @@ def read_static_weights(side: StaticSide, *, allow_pickle: bool = False) -> np.n
 def _read_plain_layout(request: FolderRequest) -> Checkpoint:
     """Describe a folder of transformers without further files."""
     folder = request.folder
-    config = read_object(folder / "config.json", required=True)
-    if not config.get("model_type"):
+    if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder / 'config.json'} names no model_type, so this is not a transformers model"
+            f"{folder} is no model: it has neither config.json nor modules.json; fetch or copy the "
+            "whole folder"
         )
+    read_config(folder)
     side = NeuralSide(folder, DEFAULT_FAMILY)
     query: NeuralSide | StaticSide = side
     if request.idf_path is not None:
@@ -275,9 +277,10 @@ def _read_side(folder: Path, modules: Sequence[_Module], task: str) -> NeuralSid
 
 def _read_route(folder: Path, task: str) -> list[_Module]:
     """Read the modules of a router's route."""
-    config = read_object(folder / "router_config.json", required=False)
-    if not config:
-        config = read_object(folder / "config.json", required=True)
+    path = folder / "router_config.json"
+    if not path.is_file() and (folder / "config.json").is_file():
+        path = folder / "config.json"  # of older versions
+    config = read_object(path, required=True)
     structure = config.get("structure")
     types = config.get("types")
     if not isinstance(structure, dict) or not isinstance(types, dict):

@@ -90,6 +90,7 @@ def _from_tensor(
     request: StaticSideRequest, side: StaticSide, hf_tokenizer: PreTrainedTokenizerBase
 ) -> StaticQueryEncoder:
     weights = read_static_weights(side, allow_pickle=request.allow_pickle)
+    tokenization.check_tokenizer(hf_tokenizer.backend_tokenizer, len(weights), side.folder)
     missing = max(request.vocabulary_size - len(weights), 0)
     return StaticQueryEncoder(
         hf_tokenizer.backend_tokenizer,

@@ -448,7 +448,7 @@ class NeuralQueryEncoder:
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Tokenizer:
     """Return the tokenizer of a model's document side, without loading the network."""
     side = open_checkpoint(model, revision=revision, allow_pickle=True).document
-    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder)
+    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder, side.folder)
     return tokenization.rules_of(hf_tokenizer, side.lowercase)
 
 
@@ -490,7 +490,7 @@ def load_neural_query_encoder(
 
 def _load_parts(checkpoint: Checkpoint, side: NeuralSide, options: EncoderOptions) -> _Parts:
     """Load a network for encoding."""
-    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder)
+    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder, side.folder)
     family = side.family
     network = networks.open_network(side, family.load(side, options), hf_tokenizer)
     limit = networks.usable_max_length(side, network, options.max_length)

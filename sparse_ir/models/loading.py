@@ -117,6 +117,7 @@ def _load(
     """Load a network; return it and the names of missing weights."""
     import transformers
 
+    model_files.read_config(folder)
     weight_files = model_files.weight_files(folder, allow_pickle=allow_pickle)
     try:
         model, report = getattr(transformers, model_class).from_pretrained(

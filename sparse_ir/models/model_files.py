@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,19 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
+# each of these holds the vocabulary of a tokenizer
+_VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "bpe.codes",
+    "spm.model",
+)
+VOCABULARY_NAMES = "tokenizer.json, or vocab.txt, or spiece.model ..."
+_SHARD_NAME = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _DESCRIPTION_FILES = ("*.json", "*.txt", "*.model")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DECODER_FILE = "sparse_ir.json"
@@ -38,11 +51,14 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
     """
     paths = _first_match(folder, ("model*.safetensors", "adapter_model*.safetensors"))
     if paths:
+        _check_shards(folder, paths)
         for path in paths:
             _check_whole(path)
         return paths
     paths = _first_match(folder, ("pytorch_model*.bin", "adapter_model*.bin"))
-    if not paths:
+    if paths:
+        _check_shards(folder, paths)
+    else:
         raise ModelError(
             f"{folder} holds no weights; expected: model.safetensors (or pytorch_model.bin)"
         )
@@ -62,6 +78,76 @@ def _first_match(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
         if paths:
             return paths
     return []
+
+
+def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
+    """Raise ``ModelError`` unless every shard of a divided weight file is there.
+
+    The shards are those that the index file names and those that the file names count.
+    """
+    names = {path.name for path in paths}
+    expected: set[str] = set()
+    if f"model{paths[0].suffix}" in names:
+        return  # the whole file is read, whatever lies beside it
+    for path in paths:
+        match = _SHARD_NAME.fullmatch(path.name)
+        if match:
+            stem, _, count, suffix = match.groups()
+            for number in range(1, int(count) + 1):
+                expected.add(f"{stem}-{number:0{len(count)}}-of-{count}.{suffix}")
+    for path in folder.glob(f"*{paths[0].suffix}.index.json"):
+        expected.update(map(str, _named_shards(path)))
+    missing = sorted(expected - names)
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of {len(expected)} weight files ({missing[0]}); fetch "
+            "or copy the model again"
+        )
+
+
+def _named_shards(path: Path) -> Iterable[str]:
+    """Return the files that the index of a divided weight file names."""
+    weight_map = read_object(path, required=True).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{path}: weight_map must be an object")
+    return weight_map.values()
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise ``ModelError`` unless a folder holds a file with the vocabulary of a tokenizer."""
+    present = [name for name in _VOCABULARY_FILES if (folder / name).is_file()]
+    if not present:
+        raise ModelError(
+            f"{folder} has no tokenizer, without which a network reads no words; copy the "
+            f"tokenizer files of the model ({VOCABULARY_NAMES}) into the folder"
+        )
+    if present == ["vocab.json"] and not (folder / "merges.txt").is_file():
+        raise ModelError(
+            f"{folder} has vocab.json, but not the merges.txt that belongs to it; copy it, or a "
+            "tokenizer.json, into the folder"
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a network.
+
+    Raises ``ModelError`` when it is missing or does not name the kind of network.
+    """
+    path = folder / "config.json"
+    config = read_object(path, required=True)
+    if not config.get("model_type"):
+        raise ModelError(f"{path} names no model_type, so this is not a transformers model")
+    return config
+
+
+def stated_vocabulary_size(folder: Path) -> int | None:
+    """Return the number of output rows by ``config.json``, None where nothing is stated."""
+    config = read_object(folder / "config.json", required=False)
+    text_config = config.get("text_config")
+    size = config.get("vocab_size")
+    if size is None and isinstance(text_config, dict):
+        size = text_config.get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _check_whole(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from sparse_ir import extras
-from sparse_ir.errors import DataError, ModelError, first_line
+from sparse_ir.errors import DataError, ModelError, SparseIRWarning, first_line
+from sparse_ir.models import model_files
 from sparse_ir.storage import files
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9 !\"'(),\-./:;?]*")
 _PLAIN_WORD = re.compile(r"[a-z0-9]+|[^a-z0-9 ]")
 _NO_LIMIT = 10**9  # transformers writes 1e30 for a tokenizer without a limit
+_SMALLEST_COVERAGE = 0.9  # share of the output rows that have a token
 
 
 class Tokens(NamedTuple):
@@ -54,26 +57,69 @@ class TermPlace(NamedTuple):
     end: int
 
 
-def load_hf_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of transformers in a folder.
+def load_hf_tokenizer(folder: Path, network: Path | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of transformers in a folder, and check that it belongs to its network.
 
-    Raises ``ModelError`` when there is none, or none with a fast form.
+    Args:
+        folder: Where the tokenizer is.
+        network: The folder of the network if that is another one. Its ``config.json`` states how
+            many rows the output layer has.
+
+    Raises ``ModelError`` when there is no tokenizer, when it has no fast form, and when
+    ``check_tokenizer`` refuses it.
     """
     with extras.importing():
         import transformers
 
+    model_files.check_tokenizer_files(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    # the tokenizers library raises bare Exception for every defect of tokenizer.json
+    except Exception as error:
         raise ModelError(
             f"{folder}: the tokenizer cannot be loaded ({first_line(error)})"
         ) from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         raise ModelError(
             f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json); convert it "
             "first"
         )
+    check_tokenizer(backend, model_files.stated_vocabulary_size(network or folder), folder)
     return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, rows: int | None, folder: Path) -> None:
+    """Check that a tokenizer knows words, and that its tokens reach the rows of an output layer.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: The number of rows, None if it is not known.
+        folder: Where the tokenizer is, for messages.
+
+    Raises ``ModelError`` for a tokenizer that has special tokens only, and for one whose tokens
+    reach less than 90 % of the rows. Warns when they reach less than all.
+    """
+    token_ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+    if token_ids <= set(special_token_ids(tokenizer)):
+        raise ModelError(
+            f"{folder}: the tokenizer knows no words, only {len(token_ids)} special tokens; copy "
+            f"the tokenizer files of the model ({model_files.VOCABULARY_NAMES}) into the folder"
+        )
+    if rows is None:
+        return
+    reached = sum(1 for token_id in token_ids if token_id < rows)
+    if reached < _SMALLEST_COVERAGE * rows:
+        raise ModelError(
+            f"{folder}: the tokens of the tokenizer reach {reached} of the {rows} rows of the "
+            "output layer, so it belongs to another model; they must reach at least 90 %"
+        )
+    if reached < rows:
+        warnings.warn(
+            f"{folder}: no token reaches {rows - reached} of the {rows} rows of the output layer",
+            SparseIRWarning,
+            stacklevel=2,
+        )
 
 
 def rules_of(hf_tokenizer: PreTrainedTokenizerBase, lowercase: bool) -> Tokenizer:

@@ -79,7 +79,7 @@ def start_network(config: TrainConfig) -> Start:
             f"{side.adapter} is an adapter, and an adapter to it could not name its base; merge it "
             "first (Encoder.save), or train without [lora]"
         )
-    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder)
+    hf_tokenizer = tokenization.load_hf_tokenizer(side.tokenizer_folder, side.folder)
     model, grown = side.family.load_for_training(
         side,
         allow_pickle=settings.allow_pickle,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiny_models
 import torch
 import transformers
 from tiny_models import SENTENCES
@@ -52,21 +53,24 @@ def build(
     seed: int = 0,
     tokenizer: str | None = None,
     extra_outputs: int = 0,
+    unused_tokens: int = 0,
     **changes: Any,
 ) -> Path:
-    """Save a random decoder of the family with its tokenizer and nothing
-    else; returns ``folder``.
+    """Save a random decoder of the family with its tokenizer and nothing else; returns ``folder``.
+
+    ``extra_outputs`` and ``unused_tokens`` are those of ``tiny_models.build``.
     """
     owner = TOKENIZERS[tokenizer or _TOKENIZER_OF[family]]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = make_config(family, len(owner) + extra_outputs, **changes)
+        config = make_config(family, len(owner) + extra_outputs + unused_tokens, **changes)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     owner.save_pretrained(folder)
+    tiny_models.add_unused_tokens(folder, unused_tokens)
     return folder
 
 
@@ -209,6 +213,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
+import tiny_models
 from tiny_models import SENTENCES
 
 def mib(field):

@@ -8,6 +8,7 @@ vectors are sparse as SPLADE's are.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,40 @@ TEXTS = (
 )
 
 
-def build(family: str, folder: Path, *, seed: int = 0, extra_outputs: int = 0) -> Path:
+def build(
+    family: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    extra_outputs: int = 0,
+    unused_tokens: int = 0,
+) -> Path:
     """Save a random masked LM of the family with its tokenizer, in the plain layout; returns
     ``folder``.
 
     ``extra_outputs`` makes the head wider than the tokenizer, as vocabularies padded to a multiple
-    of 64 are.
+    of 64 are. ``unused_tokens`` makes both wider, by tokens that no text holds.
     """
     tokenizer = _TOKENIZERS[family]()
-    model = _random_model(family, len(tokenizer) + extra_outputs, tokenizer, seed)
+    width = len(tokenizer) + extra_outputs + unused_tokens
+    model = _random_model(family, width, tokenizer, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_unused_tokens(folder, unused_tokens)
     return folder
+
+
+def add_unused_tokens(folder: Path, count: int) -> None:
+    """Write tokens that no text holds into the vocabulary of a WordPiece or BPE tokenizer."""
+    if count == 0:
+        return
+    path = folder / "tokenizer.json"
+    rules = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = rules["model"]["vocab"]
+    start = len(vocabulary)
+    for token_id in range(start, start + count):
+        vocabulary[f"<unused {token_id}>"] = token_id
+    path.write_text(json.dumps(rules), encoding="utf-8")
 
 
 def build_backbone(source: Path, folder: Path) -> Path:

@@ -1031,6 +1031,7 @@ def read_terms(folder):
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.* no token reaches 3 of the")
 @pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
 @pytest.mark.parametrize("kind", tiny_decoders.TOKENIZERS)
 def test_every_token_reaches_lucene_and_comes_back(kind, folded, tmp_path):
@@ -1074,7 +1075,7 @@ def test_peak_memory_does_not_grow_with_length_times_vocabulary(sentences, tmp_p
     long text 240.
     """
     folder = tiny_decoders.build(
-        "llama", tmp_path / "m", extra_outputs=128_000, max_position_embeddings=1024
+        "llama", tmp_path / "m", unused_tokens=128_000, max_position_embeddings=1024
     )
     growth, _ = tiny_decoders.measure_growth(
         f"""

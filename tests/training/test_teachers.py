@@ -392,7 +392,7 @@ def test_options_that_cannot_be(dense_folder, options, message):
         (
             "config.json",
             {"model_type": ""},
-            "no config.json with a model_type, so it is not a model",
+            "config.json names no model_type",
         ),
     ],
 )

@@ -751,7 +751,7 @@ def first_state_sees_more(states):
 @pytest.mark.slow
 def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
     folder = tiny_decoders.build(
-        "llama", tmp_path / "m", extra_outputs=64_000, max_position_embeddings=1024
+        "llama", tmp_path / "m", unused_tokens=64_000, max_position_embeddings=1024
     )
     used, tokens = tiny_decoders.measure_growth(
         f"""

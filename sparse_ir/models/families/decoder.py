@@ -35,6 +35,7 @@ from sparse_ir.models.model_files import (
     DECODER_FILE,
     first_module_path,
     is_sparse_encoder,
+    read_config,
     read_object,
     resolve_folder,
     weights_hash,
@@ -241,11 +242,7 @@ def _describe(request: FolderRequest, settings: DecoderSettings) -> Checkpoint:
     if (place / ADAPTER_FILE).is_file():
         adapter = place
         base = _find_base(place, request.allow_pickle)
-    config = read_object(base / "config.json", required=True)
-    if not config.get("model_type"):
-        raise ModelError(
-            f"{base / 'config.json'} names no model_type, so this is not a transformers model"
-        )
+    read_config(base)
     document = NeuralSide(
         base,
         Decoder(settings),

@@ -114,9 +114,7 @@ def describe_network(
         ModelError: The folder holds no network or no weights.
         ConfigError: An option has a value that the network does not support.
     """
-    config = model_files.read_object(folder / "config.json", required=False)
-    if not config.get("model_type"):
-        raise ModelError(f"{folder} has no config.json with a model_type, so it is not a model")
+    config = model_files.read_config(folder)
     check_option("dtype", options.dtype, get_args(Dtype))
     device = choose_device(options.device)
     batch_size = options.batch_size
