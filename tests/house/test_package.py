@@ -18,7 +18,7 @@ from sparse_ir import cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sparse_ir"
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "sparse_ir")
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "sparse_ir")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,24 @@ def test_the_wheel_has_name_version_and_licence(wheel):
     assert "\nName: sparse-ir-toolkit\n" in metadata
     assert f"\nVersion: {sparse_ir.__version__}\n" in metadata
     assert "\nLicense-File: LICENSE\n" in metadata
+    assert "\nLicense-File: NOTICE\n" in metadata
+
+
+def test_no_licence_is_claimed_for_the_weights():
+    """13 % of the training pairs are for research only, and 32 % have no licence."""
+    card = (PACKAGE / "resources" / "model" / "README.md").read_text(encoding="utf-8")
+    front_matter = card.split("---")[1]
+    assert "\nlicense: unknown\n" in front_matter
+    assert "apache" not in front_matter
+    for name in ("NOTICE", "README.md", "docs/faq.md", "sparse_ir/resources/model/README.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert "13 %" in text and "32 %" in text, name
+        assert "non-commercial research" in text and "papercopilot/paperlists" in text, name
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    for source in re.findall(r"^path = \"(.+)\"$", card, re.MULTILINE):
+        assert source in notice
+    shares = [int(share) for share in re.findall(r"^ *(\d+) %", notice, re.MULTILINE)]
+    assert sum(shares) == 100
 
 
 def test_the_wheel_holds_every_module_and_resource_and_nothing_else(wheel):

@@ -291,7 +291,9 @@ def test_static_side_without_weights(tmp_path):
 
 
 def test_no_model_at_all(tmp_path):
-    with pytest.raises(ModelError, match=r"is no model: it has neither config\.json nor modules\.json"):
+    with pytest.raises(
+        ModelError, match=r"is no model: it has neither config\.json nor modules\.json"
+    ):
         checkpoint.open_checkpoint(tmp_path)
     with pytest.raises(ModelError, match="names no model_type"):
         checkpoint.open_checkpoint(write(tmp_path, {"config.json": {}}))
