@@ -19,7 +19,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TextIO
 
 from cyclopts import (
     App,
@@ -261,12 +261,19 @@ def _format(name: str, report: Mapping[str, Any], as_json: bool) -> str:
     return format_report(report)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Print a warning of this package on one line, and any other as Python does."""
     text = f"sparse-ir: warning: {message}\n"
     if not issubclass(category, SparseIRWarning):
-        text = warnings.formatwarning(message, category, *place[:2])
-    sys.stderr.write(text)
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _describe_error(error: Exception) -> str:
