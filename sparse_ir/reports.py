@@ -19,6 +19,7 @@ class VectorsReport(TypedDict):
     empty_documents: int  # without a text
     without_weights: int  # with a text, but no term
     weights: int
+    document_megabytes: float  # of titles, texts and metadata; 0 where they are not kept
     mean_terms: float
     seconds: float
 
@@ -40,6 +41,7 @@ class IndexReport(TypedDict):
     rule: NotRequired[dict[str, Any]]
     pruning: NotRequired[dict[str, Any]]
     megabytes: float
+    document_megabytes: float  # part of it: titles, texts and metadata
     seconds: float
 
 

@@ -147,7 +147,8 @@ class Suite:
         if system.is_bm25:
             if not folder.exists():
                 parameters = BM25_SYSTEMS[system.kind]
-                build_bm25_index(read, folder, parameters, progress=self.plan.progress)
+                progress = self.plan.progress
+                build_bm25_index(read, folder, parameters, store=False, progress=progress)
             return Index(folder)
         if not folder.exists():
             self._build_impacts(system, collection, work)
@@ -170,6 +171,7 @@ class Suite:
             clock,
             query_encoder=encoders.queries,
             shard_size=self._shard_size,
+            store=False,
             progress=progress,
         )
         measuring.add_encoding_time(work, clock.documents, clock.seconds)

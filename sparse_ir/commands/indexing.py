@@ -31,6 +31,7 @@ def encode(
     input: Source,
     output: StrPath,
     *,
+    store: bool | None = None,
     progress: bool = False,
     **options: Unpack[EncodeOptions],
 ) -> VectorsReport:
@@ -45,6 +46,8 @@ def encode(
         input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
             BeIR/scifact.
         output: Folder for the vectors.
+        store: Keep the documents (titles, texts, metadata) beside their vectors, so that an index
+            can show them. By default, this is done.
         progress: Show a progress bar.
     """
 
@@ -61,6 +64,7 @@ def encode(
         encoder,
         query_encoder=query_encoder,
         shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
+        store=store is not False,
         progress=progress,
     )
     return _report_vectors(vectors, started)
@@ -78,6 +82,7 @@ def index(
     prune_impact: int | None = None,
     prune_mass: float | None = None,
     forward: bool | None = None,
+    store: bool | None = None,
     engine: EngineName = "lucene",
     threads: int = 1,
     progress: bool = False,
@@ -98,6 +103,8 @@ def index(
             impacts, such as 0.9.
         forward: Also store impacts by document (3 bytes each), which two-phase search needs. By
             default, this is done if queries carry weights.
+        store: Keep the documents (titles, texts, metadata) in the index, so that hits show them. By
+            default, this is done if the vectors have them.
         engine: Search engine that holds the impacts: "lucene", or "exact" (needs no Java; for small
             collections).
         threads: Number of threads that write the index.
@@ -120,6 +127,7 @@ def index(
             threads=threads,
             pruning=pruning,
             forward_index=forward,
+            store=store,
             engine=engine,
             progress=progress,
         )
@@ -140,6 +148,7 @@ def build(
     prune_impact: int | None = None,
     prune_mass: float | None = None,
     forward: bool | None = None,
+    store: bool | None = None,
     engine: EngineName = "lucene",
     threads: int = 1,
     progress: bool = False,
@@ -167,6 +176,8 @@ def build(
             impacts, such as 0.9.
         forward: Also store impacts by document (3 bytes each), which two-phase search needs. By
             default, this is done if queries carry weights.
+        store: Keep the documents (titles, texts, metadata) in the index, so that hits show them. By
+            default, this is done if the vectors have them.
         engine: Search engine that holds the impacts: "lucene", or "exact" (needs no Java; for small
             collections).
         threads: Number of threads that write the index.
@@ -179,7 +190,7 @@ def build(
     _make_pruning(prune_terms, prune_impact, prune_mass)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
-    encoded = encode(model, input, folder, progress=progress, **options)
+    encoded = encode(model, input, folder, store=store, progress=progress, **options)
     report = index(
         folder,
         output,
@@ -190,6 +201,7 @@ def build(
         prune_impact=prune_impact,
         prune_mass=prune_mass,
         forward=forward,
+        store=store,
         engine=engine,
         threads=threads,
         progress=progress,
@@ -199,7 +211,13 @@ def build(
 
 @command
 def bm25(
-    input: Source, output: StrPath, *, k1: float = 0.9, b: float = 0.4, progress: bool = False
+    input: Source,
+    output: StrPath,
+    *,
+    k1: float = 0.9,
+    b: float = 0.4,
+    store: bool | None = None,
+    progress: bool = False,
 ) -> IndexReport:
     """Build a BM25 index of a corpus, as a baseline.
 
@@ -211,6 +229,8 @@ def bm25(
         output: Folder for the index.
         k1: Saturation of the term frequency, at least 0.
         b: Strength of the length normalization, 0 to 1.
+        store: Keep the documents (titles, texts, metadata) in the index, so that hits show them. By
+            default, this is done.
         progress: Show a progress bar.
     """
 
@@ -224,7 +244,9 @@ def bm25(
         raise ConfigError(f"b is {b}; it must be between 0 and 1")
     started = time.perf_counter()
     read = functools.partial(readers.read_documents, input)
-    manifest = build_bm25_index(read, Path(output), Bm25(k1, b), progress=progress)
+    manifest = build_bm25_index(
+        read, Path(output), Bm25(k1, b), store=store is not False, progress=progress
+    )
     return _report_index(Path(output), manifest, started)
 
 
@@ -317,13 +339,14 @@ def _report_vectors(vectors: Vectors, started: float) -> VectorsReport:
         "empty_documents": manifest["empty_documents"],
         "without_weights": manifest["without_weights"],
         "weights": manifest["weights"],
+        "document_megabytes": round(vectors.document_bytes / 1e6, 2),
         "mean_terms": round(manifest["weights"] / max(manifest["documents"], 1), 1),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
 def _report_index(output: Path, manifest: IndexManifest, started: float) -> IndexReport:
-
+    from sparse_ir.indexing.manifest import document_bytes
     from sparse_ir.storage import files
 
     report: dict[str, Any] = {"index": str(output), "kind": manifest["kind"]} | manifest["counts"]
@@ -331,5 +354,6 @@ def _report_index(output: Path, manifest: IndexManifest, started: float) -> Inde
         if part in manifest:
             report[part] = manifest[part]
     report["megabytes"] = round(files.folder_size(output) / 1e6, 2)
+    report["document_megabytes"] = round(document_bytes(manifest) / 1e6, 2)
     report["seconds"] = round(time.perf_counter() - started, 2)
     return cast("IndexReport", report)

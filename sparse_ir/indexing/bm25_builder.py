@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from sparse_ir.data.records import Document
 from sparse_ir.engines.lucene.bm25 import Bm25, write_texts
 from sparse_ir.engines.lucene.checking import lucene_version
 from sparse_ir.errors import DataError
+from sparse_ir.indexing import document_store
 from sparse_ir.indexing.building import building, progress_bar
+from sparse_ir.indexing.document_store import StoreWriter
 from sparse_ir.indexing.impact_source import Unindexed
 from sparse_ir.indexing.manifest import (
     IndexManifest,
@@ -24,20 +27,23 @@ def build_bm25_index(
     output: Path,
     parameters: Bm25 | None = None,
     *,
+    store: bool = True,
     progress: bool = False,
 ) -> IndexManifest:
     """Build, verify and swap in a BM25 index; returns its manifest.
 
     Title and text are one field (Anserini's "flat"). With a weight for titles in the parameters
     they are two ("multifield"); then, as in Anserini, a document without text is not indexed,
-    whatever its title.
+    whatever its title. ``store`` also keeps the documents themselves.
     """
     parameters = parameters or Bm25()
     doc_ids: list[str] = []
     unindexed: list[Unindexed] = []
 
-    def texts() -> Iterator[tuple[str, ...]]:
+    def texts(writer: StoreWriter | None) -> Iterator[tuple[str, ...]]:
         for document in read():
+            if writer is not None:
+                writer.add(document)
             parts: tuple[str, ...] = (document.contents,)
             if parameters.title:
                 parts = (document.text, document.title)
@@ -48,8 +54,12 @@ def build_bm25_index(
                 unindexed.append({"doc_id": document.doc_id, "reason": "empty text"})
 
     with building(output) as folder:
-        with progress_bar("indexing", None, progress) as bar:
-            write_texts(folder / "lucene", texts(), parameters, bar.update)
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(progress_bar("indexing", None, progress))
+            writer = None
+            if store:
+                writer = stack.enter_context(StoreWriter(folder / document_store.FOLDER))
+            write_texts(folder / "lucene", texts(writer), parameters, bar.update)
         if not doc_ids and not unindexed:
             raise DataError("the corpus holds no documents")
         write_lines(folder / "unindexed.jsonl", unindexed)

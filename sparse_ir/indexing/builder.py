@@ -4,6 +4,7 @@ INDEX/manifest.json     kind, engine, encoder, query side, rule, counts, checksu
 INDEX/lucene/           the engine's files; Pyserini's searchers open those of Lucene
 INDEX/query/            the query side (impact indexes that have one)
 INDEX/forward/          the impacts document by document (on request, or if queries are boosted)
+INDEX/documents/        ids, titles, texts and metadata (if the vectors have them)
 INDEX/statistics.json   document frequencies and the rule, frozen with the index
 INDEX/tuned.json        search options found by ``tune``; the only file that comes later
 INDEX/doc_ids.txt       the doc_id of each document number; doc_ids.npy: where each begins
@@ -21,8 +22,9 @@ import numpy as np
 from sparse_ir.engines.base import LARGEST_IMPACT, SPARSE
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, find_engine
 from sparse_ir.errors import ConfigError, IndexMismatch
-from sparse_ir.indexing import quantization
+from sparse_ir.indexing import document_store, quantization
 from sparse_ir.indexing.building import building, progress_bar
+from sparse_ir.indexing.document_store import StoreWriter
 from sparse_ir.indexing.forward import FOLDER, ForwardWriter
 from sparse_ir.indexing.impact_source import ImpactSource
 from sparse_ir.indexing.manifest import (
@@ -108,14 +110,17 @@ def build_impact_index(
     threads: int = 1,
     pruning: Pruning | None = None,
     forward_index: bool | None = None,
+    store: bool | None = None,
     progress: bool = False,
 ) -> IndexManifest:
     """Build, verify and swap in an impact index; returns its manifest.
 
     ``forward_index`` also keeps the impacts document by document, for two-phase search; by default
-    wherever queries are boosted, that is, the rule is not folded. Documents are accounted for:
+    wherever queries are boosted, that is, the rule is not folded. ``store`` also keeps the documents
+    themselves, by default wherever the vectors have them. Documents are accounted for:
     documents = indexed + empty + rounded to nothing + pruned to nothing. Raises ``IndexMismatch``
-    when the query side has another vocabulary, ``LockedError`` when another process builds the same
+    when the query side has another vocabulary, ``ConfigError`` when the documents are to be kept and
+    the vectors have none, ``LockedError`` when another process builds the same
     index; a failed build leaves the index at ``output`` as it was.
     """
     if query_encoder is not None:
@@ -123,6 +128,11 @@ def build_impact_index(
     pruning = pruning or Pruning()
     chosen = find_engine(engine)
     keeps_forward = not rule.folded if forward_index is None else forward_index
+    if store and not vectors.has_documents:
+        raise ConfigError(
+            f"{vectors.folder} keeps no documents to store; run the encode command again, without "
+            "--no-store, to add them"
+        )
     with building(output) as folder:
         forward_writer = ForwardWriter(folder / FOLDER) if keeps_forward else None
         query_weights = folded_weights(query_encoder, rule)
@@ -137,6 +147,8 @@ def build_impact_index(
             )
         if forward_writer is not None:
             forward_writer.finish(vectors.vocabulary)
+        if vectors.has_documents and store is not False:
+            _copy_documents(vectors, folder / document_store.FOLDER)
         if query_encoder is not None:
             query_encoder.save(folder / "query")
         counts = source.counts()
@@ -155,6 +167,12 @@ def build_impact_index(
         if pruning:
             facts["pruning"] = pruning.to_json()
         return write_manifest(folder, "impact", facts, {chosen.name: chosen.version()})
+
+
+def _copy_documents(vectors: Vectors, folder: Path) -> None:
+    with StoreWriter(folder) as writer:
+        for number in range(vectors.num_shards):
+            writer.add_blocks(vectors.read_blocks(number))
 
 
 def check_vocabulary(vocabulary: Sequence[str], query_encoder: QueryEncoder, place: str) -> None:

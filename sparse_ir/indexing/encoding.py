@@ -58,6 +58,20 @@ class Shard(NamedTuple):
         return digest.hexdigest()
 
 
+class _Job(NamedTuple):
+    """What is written, and where."""
+
+    output: Path
+    plan: EncodingPlan
+    encoder: DocumentEncoder
+    store: bool  # keep the documents themselves
+
+    def is_done(self, number: int) -> bool:
+        """True when a shard has all that it should have."""
+        is_whole = shards.is_whole(self.output, number)
+        return is_whole and (not self.store or shards.has_documents(self.output, number))
+
+
 def write_vectors(
     output: Path,
     read: ReadCorpus,
@@ -65,17 +79,20 @@ def write_vectors(
     *,
     query_encoder: QueryEncoder | None = None,
     shard_size: int = 1024,
+    store: bool = True,
     progress: bool = False,
 ) -> Vectors:
     """Encode a corpus into ``output``; after a kill, do only what is missing or damaged.
 
     ``query_encoder`` replaces the encoder's own query side. An empty document gets an empty vector
-    without a call of the model. Raises ``ConfigError`` when ``output`` was begun with another
-    encoder or shard size, and ``DataError`` when the corpus is not the one of the plan.
+    without a call of the model. ``store`` keeps the documents themselves beside their vectors, and
+    adds them to vectors that were encoded without them. Raises ``ConfigError`` when ``output`` was
+    begun with another encoder or shard size, and ``DataError`` when the corpus is not the one of
+    the plan.
     """
     query_side = query_encoder or encoder.query_encoder()
     plan = _make_plan(output, read, encoder, query_side, shard_size, progress)
-    _fill_shards(output, plan, read, encoder, progress)
+    _fill_shards(_Job(output, plan, encoder, store), read, progress)
     finish_folder(output, plan)
     return Vectors(output)
 
@@ -153,46 +170,38 @@ def _split(documents: Iterable[Document], shard_size: int) -> Iterator[Shard]:
         yield Shard(number, part)
 
 
-def _fill_shards(
-    output: Path, plan: EncodingPlan, read: ReadCorpus, encoder: DocumentEncoder, progress: bool
-) -> None:
+def _fill_shards(job: _Job, read: ReadCorpus, progress: bool) -> None:
     """Pass over the corpus until every shard is there.
 
     A second pass is for shards whose process was killed. Where all shards are there already, one
     pass still checks that the corpus is the one that was encoded.
     """
-    counts = [shard["documents"] for shard in plan["shards"]]
-    done = {number for number in range(len(counts)) if shards.is_whole(output, number)}
+    counts = [shard["documents"] for shard in job.plan["shards"]]
+    done = {number for number in range(len(counts)) if job.is_done(number)}
     with _progress_bar("encoding", sum(counts), progress) as bar:
         bar.update(sum(counts[number] for number in done))
         while True:
             before = len(done)
-            _pass_over(output, plan, read(), encoder, done, bar)
+            _pass_over(job, read(), done, bar)
             if len(done) == len(counts):
                 return
             if len(done) == before:
                 time.sleep(0.5)  # other processes are working on all that is missing
 
 
-def _pass_over(
-    output: Path,
-    plan: EncodingPlan,
-    documents: Iterable[Document],
-    encoder: DocumentEncoder,
-    done: set[int],
-    bar: tqdm,
-) -> None:
+def _pass_over(job: _Job, documents: Iterable[Document], done: set[int], bar: tqdm) -> None:
     """Check the corpus against the plan, and encode the missing shards that nobody else holds."""
     seen = 0
-    for shard in _split(documents, plan["shard_size"]):
-        _check_input(plan, shard)
+    planned = len(job.plan["shards"])
+    for shard in _split(documents, job.plan["shard_size"]):
+        _check_input(job.plan, shard)
         seen += 1
-        if shard.number not in done and _take(output, shard, encoder, bar):
+        if shard.number not in done and _take(job, shard, bar):
             done.add(shard.number)
-    if seen < len(plan["shards"]):
+    if seen < planned:
         raise DataError(
             f"the corpus has changed since encoding began (it ends after {seen} of "
-            f"{len(plan['shards'])} shards); restore it, or choose another output"
+            f"{planned} shards); restore it, or choose another output"
         )
 
 
@@ -208,18 +217,24 @@ def _check_input(plan: EncodingPlan, shard: Shard) -> None:
     )
 
 
-def _take(output: Path, shard: Shard, encoder: DocumentEncoder, bar: tqdm) -> bool:
-    """Encode one shard, unless another process holds it; True when it is there."""
+def _take(job: _Job, shard: Shard, bar: tqdm) -> bool:
+    """Write what a shard lacks, unless another process holds it; True when all is there."""
+    output = job.output
     try:
         with files.write_lock(shards.shard_path(output, shard.number)):
-            if shards.is_whole(output, shard.number):
+            if job.is_done(shard.number):
                 bar.update(len(shard.documents))
                 return True
             shards.remove_leftovers(output, shard.number)
+            if shards.is_whole(output, shard.number):
+                shards.add_documents(output, shard.number, shard.documents)
+                bar.update(len(shard.documents))
+                return True
             doc_ids = [document.doc_id for document in shard.documents]
             texts = [document.contents for document in shard.documents]
-            weights = _encode(encoder, texts, bar.update)
-            shards.write_shard(output, shard.number, doc_ids, weights)
+            weights = _encode(job.encoder, texts, bar.update)
+            stored = shard.documents if job.store else None
+            shards.write_shard(output, shard.number, doc_ids, weights, stored)
             return True
     except LockedError:
         return False

@@ -13,6 +13,7 @@ import numpy as np
 import sparse_ir
 from sparse_ir.engines.catalog import DEFAULT_ENGINE
 from sparse_ir.errors import DamagedError
+from sparse_ir.indexing import document_store
 from sparse_ir.indexing.forward import FOLDER
 from sparse_ir.storage import files, sealed
 
@@ -195,6 +196,20 @@ def is_lucene_folder(folder: Path) -> bool:
 def has_forward_index(manifest: IndexManifest) -> bool:
     """True for an index that keeps its impacts document by document."""
     return any(name.startswith(FOLDER + "/") for name in manifest["files"])
+
+
+def has_documents(manifest: IndexManifest) -> bool:
+    """True for an index that keeps the documents themselves."""
+    return bool(document_bytes(manifest))
+
+
+def document_bytes(manifest: IndexManifest) -> int:
+    """Bytes of the kept documents on disk; 0 where none are kept."""
+    sizes = []
+    for name, facts in manifest["files"].items():
+        if name.startswith(document_store.FOLDER + "/"):
+            sizes.append(facts["bytes"])
+    return sum(sizes)
 
 
 def needs_query_encoder(folder: Path) -> bool:

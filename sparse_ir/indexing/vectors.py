@@ -2,6 +2,7 @@
 
 VECTORS/plan.json         written first: what is being encoded (see ``encoding``)
 VECTORS/shards/           one file for each run of documents (see ``shards``)
+VECTORS/documents/        their ids, titles, texts and metadata (see ``document_store``), if kept
 VECTORS/vocabulary.json   the token of each id
 VECTORS/query/            the query side
 VECTORS/manifest.json     written last: everything is there
@@ -15,8 +16,10 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from scipy import sparse
 
+from sparse_ir.data.records import Document
 from sparse_ir.errors import DamagedError
-from sparse_ir.indexing import shards
+from sparse_ir.indexing import document_store, shards
+from sparse_ir.indexing.document_store import Blocks
 from sparse_ir.indexing.shards import ShardFacts
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.query_side import load_query_encoder
@@ -91,6 +94,37 @@ class Vectors:
         """``doc_ids`` and weights CSR float32 ``(N, V)`` of one shard, its checksum verified."""
         sha256 = self.manifest["shards"][number]["sha256"]
         return shards.read_shard(self.folder, number, sha256, len(self.vocabulary))
+
+    @property
+    def has_documents(self) -> bool:
+        """True when the documents themselves are kept beside their vectors."""
+        return all("stored_documents" in facts for facts in self.manifest["shards"])
+
+    @property
+    def document_bytes(self) -> int:
+        """Bytes of the kept documents on disk; 0 where none are kept."""
+        sizes = []
+        for facts in self.manifest["shards"]:
+            if "stored_documents" in facts:
+                sizes.append(facts["stored_documents"]["bytes"])
+        return sum(sizes)
+
+    def read_blocks(self, number: int) -> Blocks:
+        """The documents of one shard, still compressed, their checksum verified.
+
+        Raises ``DamagedError`` where the documents are not kept.
+        """
+        facts = self.manifest["shards"][number]
+        if "stored_documents" not in facts:
+            raise DamagedError(
+                f"{self.folder} keeps no documents; run the same encode command again, without "
+                "--no-store, to add them"
+            )
+        return shards.read_blocks(self.folder, number, facts["stored_documents"]["sha256"])
+
+    def read_documents(self, number: int) -> list[Document]:
+        """The documents of one shard, in the order of ``read_shard``; errors as ``read_blocks``."""
+        return list(document_store.unpack(self.read_blocks(number)))
 
     def query_encoder(self) -> QueryEncoder | None:
         """The query side that was stored with the vectors, if any."""

@@ -13,14 +13,17 @@ from sparse_ir.engines.base import SPARSE, EngineReader, EngineStatistics, Field
 from sparse_ir.engines.catalog import find_engine
 from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader
 from sparse_ir.errors import DamagedError, IndexMismatch
-from sparse_ir.indexing import statistics
+from sparse_ir.indexing import document_store, statistics
+from sparse_ir.indexing.document_store import DocumentStore
 from sparse_ir.indexing.forward import FOLDER, ForwardIndex
 from sparse_ir.indexing.manifest import (
     TUNED,
     DocIds,
     IndexManifest,
     check_files,
+    document_bytes,
     engine_of,
+    has_documents,
     has_forward_index,
     read_manifest,
 )
@@ -46,7 +49,7 @@ def verify_index(folder: Path) -> dict[str, object]:
 
     Checksums of all files; the engine's own check; documents, postings and the sum of all impacts
     as the engine counts them against the manifest; the engine's scores of sampled documents against
-    their exact vectors. Raises ``DamagedError`` at the first difference.
+    their exact vectors; where documents are kept, their number and sampled ones. Raises ``DamagedError`` at the first difference.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)
@@ -55,6 +58,8 @@ def verify_index(folder: Path) -> dict[str, object]:
         counted, num_samples = _verify_impacts(folder, manifest)
     else:
         counted, num_samples = _verify_bm25(folder, manifest)
+    if has_documents(manifest):
+        _check_documents(folder, manifest["counts"]["documents"])
     if (folder / TUNED).exists():
         _check_tuned(folder / TUNED, manifest["sha256"])
     report: dict[str, object] = {"index": str(folder), "ok": True, "kind": manifest["kind"]}
@@ -63,6 +68,7 @@ def verify_index(folder: Path) -> dict[str, object]:
         "terms": counted.terms,
         "files": len(manifest["files"]),
         "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+        "document_bytes": document_bytes(manifest),
         "sampled_documents": num_samples,
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -168,6 +174,20 @@ def _check_statistics(folder: Path, counted: EngineStatistics) -> None:
     _check_count(place, "documents", counted.documents, record.documents)
     _check_count(place, "terms", counted.terms, int(np.count_nonzero(record.frequencies)))
     _check_count(place, "postings", counted.postings, int(record.frequencies.sum()))
+
+
+def _check_documents(folder: Path, promised: int) -> None:
+    """Every document is kept, and sampled documents of the engine are found by their ids."""
+    store = DocumentStore(folder / document_store.FOLDER)
+    if len(store) != promised:
+        raise DamagedError(
+            f"{folder / document_store.FOLDER} holds {len(store)} documents, the manifest promises "
+            f"{promised}"
+        )
+    doc_ids = DocIds(folder)
+    for doc_id in doc_ids.find(_spaced(len(doc_ids))):
+        if store.find(doc_id) is None:
+            raise DamagedError(f"{folder / document_store.FOLDER} has no document {doc_id!r}")
 
 
 def _spaced(count: int) -> list[int]:
