@@ -119,9 +119,9 @@ def build_impact_index(
     wherever queries are boosted, that is, the rule is not folded. ``store`` also keeps the documents
     themselves, by default wherever the vectors have them. Documents are accounted for:
     documents = indexed + empty + rounded to nothing + pruned to nothing. Raises ``IndexMismatch``
-    when the query side has another vocabulary, ``ConfigError`` when the documents are to be kept and
-    the vectors have none, ``LockedError`` when another process builds the same
-    index; a failed build leaves the index at ``output`` as it was.
+    when the query side has another vocabulary, ``ConfigError`` when the documents are to be kept
+    and the vectors have none, ``LockedError`` when another process builds the same index; a failed
+    build leaves the index at ``output`` as it was.
     """
     if query_encoder is not None:
         check_vocabulary(vectors.vocabulary, query_encoder, str(vectors.folder))

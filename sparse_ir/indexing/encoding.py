@@ -51,10 +51,13 @@ class Shard(NamedTuple):
     documents: list[Document]
 
     def digest(self) -> str:
-        """SHA-256 over ids and texts, so that a change of the corpus between runs is noticed."""
+        """SHA-256 over the documents, so that a change of the corpus between runs is noticed."""
         digest = hashlib.sha256()
         for document in self.documents:
-            digest.update(json.dumps([document.doc_id, document.contents]).encode())
+            record: list[object] = [document.doc_id, document.contents]
+            if document.metadata:  # older versions did not read any
+                record.append(dict(document.metadata))
+            digest.update(json.dumps(record).encode())
         return digest.hexdigest()
 
 

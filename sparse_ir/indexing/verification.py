@@ -49,7 +49,8 @@ def verify_index(folder: Path) -> dict[str, object]:
 
     Checksums of all files; the engine's own check; documents, postings and the sum of all impacts
     as the engine counts them against the manifest; the engine's scores of sampled documents against
-    their exact vectors; where documents are kept, their number and sampled ones. Raises ``DamagedError`` at the first difference.
+    their exact vectors; where documents are kept, their number and sampled ones. Raises
+    ``DamagedError`` at the first difference.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)
