@@ -116,8 +116,8 @@ def build_impact_index(
     """Build, verify and swap in an impact index; returns its manifest.
 
     ``forward_index`` also keeps the impacts document by document, for two-phase search; by default
-    wherever queries are boosted, that is, the rule is not folded. ``store`` also keeps the documents
-    themselves, by default wherever the vectors have them. Documents are accounted for:
+    wherever queries are boosted, that is, the rule is not folded. ``store`` also keeps the
+    documents themselves, by default wherever the vectors have them. Documents are accounted for:
     documents = indexed + empty + rounded to nothing + pruned to nothing. Raises ``IndexMismatch``
     when the query side has another vocabulary, ``ConfigError`` when the documents are to be kept
     and the vectors have none, ``LockedError`` when another process builds the same index; a failed
