@@ -164,7 +164,7 @@ class StoreWriter:
     def _write_tables(self) -> None:
         hashes = np.concatenate(self._hashes)
         order = np.argsort(hashes, kind="stable")
-        tables = {
+        tables: dict[str, np.ndarray] = {
             _BLOCK_OFFSETS: np.cumsum(np.concatenate(self._lengths)),
             _FIRST_DOCUMENTS: np.cumsum(np.concatenate(self._counts)),
             _ID_HASHES: hashes[order],
