@@ -9,9 +9,10 @@ import functools
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.engines.catalog import DEFAULT_ENGINE, EngineName
 from sparse_ir.errors import ConfigError
 from sparse_ir.models.options import EncodeOptions
 from sparse_ir.reports import BuildReport, ExportReport, IdfReport, IndexReport, VectorsReport
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sparse_ir.indexing.vectors import Vectors
 
 DEFAULT_SHARD_SIZE = 1024
-EngineName = Literal["lucene", "exact"]
 
 
 @command
@@ -83,7 +83,7 @@ def index(
     prune_mass: float | None = None,
     forward: bool | None = None,
     store: bool | None = None,
-    engine: EngineName = "lucene",
+    engine: EngineName = DEFAULT_ENGINE,
     threads: int = 1,
     progress: bool = False,
 ) -> IndexReport:
@@ -149,7 +149,7 @@ def build(
     prune_mass: float | None = None,
     forward: bool | None = None,
     store: bool | None = None,
-    engine: EngineName = "lucene",
+    engine: EngineName = DEFAULT_ENGINE,
     threads: int = 1,
     progress: bool = False,
     **options: Unpack[EncodeOptions],

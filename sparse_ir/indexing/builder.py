@@ -63,8 +63,7 @@ def choose_rule(
     if fold and not static:
         raise ConfigError(
             "only static query weights (IDF, learned weights, ones) can be folded into the "
-            "impacts; "
-            "this query side is neural or missing"
+            "impacts; this query side is neural or missing"
         )
     folded = static if fold is None else fold
     if bits is not None and not 2 <= bits <= 16:

@@ -134,9 +134,8 @@ def check_files(folder: Path, manifest: IndexManifest, *, checksums: bool) -> No
             raise DamagedError(f"{path} is missing; build the index again")
         if path.stat().st_size != facts["bytes"]:
             raise DamagedError(
-                f"{path} has {path.stat().st_size} bytes instead of "
-                f"{facts['bytes']}; "
-                "build the index again"
+                f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}; build the "
+                "index again"
             )
         if checksums and files.sha256_of_file(path) != facts["sha256"]:
             raise DamagedError(

@@ -114,10 +114,9 @@ def read_layout(
 ) -> Checkpoint:
     """Describe a local model folder. Raises ``ModelError`` when it cannot be used."""
     request = FolderRequest(folder, name or folder.name, revision, decoder, allow_pickle)
-    for family in FAMILIES:
-        checkpoint = family.read_folder(request)
-        if checkpoint is not None:
-            return checkpoint
+    checkpoint = _read_by_family(request)
+    if checkpoint is not None:
+        return checkpoint
     if (folder / "modules.json").is_file():
         return _read_modules_layout(request)
     return _read_plain_layout(request)
@@ -144,9 +143,12 @@ def find_start(
 
     A network that is not a sparse encoder yet has no query side.
     """
-    if decoder is None and not is_sparse_encoder(folder):
-        return NeuralSide(folder, DEFAULT_FAMILY), None
-    checkpoint = read_layout(folder, decoder=decoder, allow_pickle=allow_pickle)
+    request = FolderRequest(folder, folder.name, None, decoder, allow_pickle)
+    checkpoint = _read_by_family(request)
+    if checkpoint is None:
+        if not is_sparse_encoder(folder):
+            return NeuralSide(folder, DEFAULT_FAMILY), None
+        checkpoint = _read_modules_layout(request)
     return checkpoint.document, checkpoint.query
 
 
@@ -176,6 +178,15 @@ def read_static_weights(side: StaticSide, *, allow_pickle: bool = False) -> np.n
             f'{path}: tensor "weight" has the shape {weights.shape}; it must have one dimension'
         )
     return weights
+
+
+def _read_by_family(request: FolderRequest) -> Checkpoint | None:
+    """Describe a folder that one of the families recognizes by files of its own."""
+    for family in FAMILIES:
+        checkpoint = family.read_folder(request)
+        if checkpoint is not None:
+            return checkpoint
+    return None
 
 
 def _read_plain_layout(request: FolderRequest) -> Checkpoint:

@@ -52,8 +52,7 @@ def _open_without_query_side(
     static = isinstance(query_encoder, StaticQueryEncoder)
     if rule is None and not static and manifest.read_manifest(folder)["rule"]["scale"] == 1.0:
         raise ConfigError(
-            f"{folder} was built from whole numbers: name the scale that made them "
-            "(often 100), by which "
-            "the query weights are multiplied"
+            f"{folder} was built from whole numbers: pass the scale that the weights were "
+            "multiplied by (often 100), so that query weights can be multiplied by it too"
         )
     return Index(folder, query_encoder=query_encoder, query_rule=rule, tuned=tuned)

@@ -90,9 +90,8 @@ class SearchOptions:
         removed = sorted(_REMOVED & set(value))
         if removed:
             warnings.warn(
-                f"search option {', '.join(removed)} was removed and is ignored; run sparse-ir "
-                "tune "
-                "again",
+                f"search option {', '.join(removed)} was removed and is ignored; run "
+                "sparse-ir tune again",
                 stacklevel=2,
             )
         unknown = sorted(set(value) - known - _REMOVED)

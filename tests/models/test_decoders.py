@@ -572,7 +572,7 @@ def test_other_layouts_and_token_weights_are_refused(folders, tiny_folder, tmp_p
         with pytest.raises(ConfigError, match="a decoder must be saved in the layout 'causal-lm'"):
             encoder.save(tmp_path / "m", **options)
     with pytest.raises(
-        ConfigError, match="'causal-lm' is for decoders, and this is a masked language model"
+        ConfigError, match="cannot be saved in the layout 'causal-lm'; it must be sparse-encoder"
     ):
         Encoder.load(tiny_folder).save(tmp_path / "m", layout="causal-lm")
     with pytest.raises(ConfigError, match="precision 'bfloat16' has rounded the network"):

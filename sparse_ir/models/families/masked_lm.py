@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from sparse_ir.models.encoder_options import EncoderOptions
 
+_LAYOUTS = ("sparse-encoder", "router", "masked-lm")
+
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(Family):
@@ -106,9 +108,10 @@ class MaskedLanguageModel(Family):
         has_weights = weights_given or weights_stored
         if layout is None:
             return "router" if has_weights else "sparse-encoder"
-        if layout == "causal-lm":
+        if layout not in _LAYOUTS:
             raise ConfigError(
-                "the layout 'causal-lm' is for decoders, and this is a masked language model"
+                f"a masked language model cannot be saved in the layout {layout!r}; it must be "
+                f"{', '.join(_LAYOUTS)}"
             )
         if layout == "router" and not has_weights:
             raise ConfigError("the layout 'router' needs query_weights, one per token")
