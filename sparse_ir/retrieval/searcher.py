@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from sparse_ir.engines.base import EngineStatistics, Hits
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, find_engine
 from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader
 from sparse_ir.engines.threads import run_threads
-from sparse_ir.errors import ConfigError, DamagedError, DataError, IndexMismatch
+from sparse_ir.errors import ClosedError, ConfigError, DamagedError, DataError, IndexMismatch
 from sparse_ir.indexing import statistics
 from sparse_ir.indexing.forward import FOLDER, ForwardIndex
 from sparse_ir.indexing.manifest import (
@@ -91,9 +92,8 @@ class Index:
             self._ranker = self._open_one_version(query_encoder, query_model, rule, query_rule)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled index opens its folder again where it is unpickled."""
-        reopen = functools.partial(Index, **self._arguments)
-        return reopen, (self.folder.absolute(),)
+        """A pickled index opens its folder again when it is first used."""
+        return UnopenedIndex, (self.folder.absolute(), self._arguments)
 
     def _open_foreign(self, query_encoder: QueryEncoder | None, rule: Rule | None) -> Ranker:
         """Open a Lucene index that Pyserini built."""
@@ -324,3 +324,40 @@ class Index:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class UnopenedIndex(Index):
+    """An unpickled index, which becomes a plain ``Index`` when it is first used.
+
+    A pool unpickles the arguments of a task outside the task, where an error, such as that of Java
+    after a fork, would end or hang the worker. Here it is raised by the first use.
+    """
+
+    _opening = threading.Lock()
+    _known = frozenset({"__class__", "__dict__", "__reduce__", "__reduce_ex__", "close", "folder"})
+
+    def __init__(self, folder: Path, arguments: dict[str, Any]) -> None:
+        vars(self).update(folder=folder, _arguments=arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = vars(self)
+        return UnopenedIndex, (state["folder"], state["_arguments"])
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in UnopenedIndex._known:
+            with UnopenedIndex._opening:
+                if type(self) is UnopenedIndex:
+                    UnopenedIndex._open(self)
+        return object.__getattribute__(self, name)
+
+    def _open(self) -> None:
+        state = vars(self)
+        if "_is_closed" in state:
+            raise ClosedError(f"{state['folder']}: the index is closed")
+        opened = Index(state["folder"], **state["_arguments"])
+        state.update(vars(opened))
+        self.__class__ = Index
+
+    def close(self) -> None:
+        """Refuse to open from now on."""
+        vars(self)["_is_closed"] = True
