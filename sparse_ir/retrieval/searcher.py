@@ -356,7 +356,7 @@ class UnopenedIndex(Index):
             raise ClosedError(f"{state['folder']}: the index is closed")
         opened = Index(state["folder"], **state["_arguments"])
         state.update(vars(opened))
-        self.__class__ = Index
+        self.__class__ = Index  # type: ignore[assignment]
 
     def close(self) -> None:
         """Refuse to open from now on."""
