@@ -183,8 +183,11 @@ def resolve_folder(
 ) -> tuple[Path, str | None]:
     """Return the folder of a model and the commit of a hub model, which is downloaded once.
 
-    Raises ``ModelError`` when there is no such model, ``ConfigError`` for a revision of a folder.
+    Raises ``ModelError`` when there is no such model, ``ConfigError`` for a revision of a folder or
+    for a model that is not a name.
     """
+    if not isinstance(model, str | Path):
+        raise ConfigError(f"model is {model!r}; it must be a folder or the name of a hub model")
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:

@@ -11,6 +11,7 @@ from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import checkpoint, checkpoint_writer, model_files
 from sparse_ir.models.checkpoint import NeuralSide, StaticSide
 from sparse_ir.models.decoder_settings import DecoderSettings
+from sparse_ir.models.encoder import Encoder
 from sparse_ir.models.families.masked_lm import MaskedLanguageModel
 
 NEW = "sentence_transformers.sparse_encoder.modules."
@@ -301,6 +302,8 @@ def test_no_model_at_all(tmp_path):
         checkpoint.open_checkpoint(tmp_path / "absent")
     with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
         checkpoint.open_checkpoint("./absent/model/deep")
+    with pytest.raises(ConfigError, match="model is 5; it must be a folder or the name of a hub"):
+        Encoder.load(5)
 
 
 def test_revision_is_for_the_hub(tiny_folder):

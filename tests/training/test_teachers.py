@@ -510,17 +510,15 @@ def test_a_query_side_without_a_network_is_a_teacher_too():
 # --- cross-encoders ---
 
 
-@pytest.mark.parametrize("activation", ["identity", "sigmoid"])
-def test_pair_scores_are_those_of_sentence_transformers(cross_folder, activation):
+def test_pair_scores_are_those_of_sentence_transformers(cross_folder):
     from sentence_transformers import CrossEncoder
 
     texts = [text for text in TEXTS if text]
     pairs = [(query, document) for query in QUERIES for document in texts]
-    function = torch.nn.Identity() if activation == "identity" else torch.nn.Sigmoid()
-    expected = CrossEncoder(str(cross_folder), device="cpu").predict(pairs, activation_fn=function)
-    found = CrossEncoderTeacher(cross_folder, activation=activation, batch_size=5).scores(
-        QUERIES, texts
+    expected = CrossEncoder(str(cross_folder), device="cpu").predict(
+        pairs, activation_fn=torch.nn.Identity()
     )
+    found = CrossEncoderTeacher(cross_folder, batch_size=5).scores(QUERIES, texts)
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -570,10 +568,6 @@ def test_wanted_pairs_have_the_shape_of_the_batch(cross_folder):
         teacher.scores(["a"], ["b", "c"], np.ones((1, 1), dtype=bool))
     with pytest.raises(DataError, match="wanted_QD is float64"):
         teacher.scores(["a"], ["b"], np.ones((1, 1)))
-    with pytest.raises(
-        ConfigError, match="activation is 'tanh' but must be one of identity, sigmoid"
-    ):
-        CrossEncoderTeacher(cross_folder, activation="tanh")
 
 
 def test_what_is_no_pair_scorer_with_one_label_is_refused(tiny_folder, cross_folder, tmp_path):

@@ -8,51 +8,109 @@ Q queries, D documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from sparse_ir import environment
+from sparse_ir.environment import package_versions
 from sparse_ir.training import markdown
 from sparse_ir.training.fields import SECTION, Flag, Length, Positive, Text
 from sparse_ir.training.markdown import Markdown
-from sparse_ir.training.teachers.cache import OnProgress, Prepared
+from sparse_ir.training.teachers.cache import Cache, OnProgress, Prepared, key_of
 from sparse_ir.training.training_source import TrainingSource
 
 _SHOWN = 80  # characters of a text in a message
+_ITEMS_PER_WINDOW = 4096
+Item = Any  # a text, or a (query, document) pair of texts
+Computed = tuple[Sequence[int], list[bytes]]  # positions of items, and their values
 
 
-class Teacher(Protocol):
-    """Scores of (query, document) pairs, each computed once."""
+class Teacher:
+    """Base of all teachers: scores of (query, document) pairs, each computed once."""
 
-    @property
-    def name(self) -> str:
-        """Name in reports and of the cache file."""
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """JSON-able facts that decide the scores."""
-
-    @property
-    def in_batch(self) -> bool:
-        """Whether all pairs of a batch are cheap; if not, only wanted pairs are scored."""
-
-    @property
-    def forward_passes(self) -> int:
-        """Texts or pairs that went through a network since this teacher was made."""
+    name: str  # in reports and of the cache file
+    fingerprint: dict[str, Any]  # JSON-able facts that decide the scores
+    in_batch = True  # all pairs of a batch are cheap; if False, only wanted pairs are scored
+    forward_passes = 0  # texts or pairs that went through a network since this teacher was made
 
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
         """float32 ``[Q, D]``; NaN for a pair that a teacher without ``in_batch`` did not score."""
+        raise NotImplementedError
 
     def prepare(
         self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
-        """Compute and keep what ``scores`` will need for these texts."""
+        """Compute and keep what ``scores`` will need; ``progress(n)``: n more texts are done."""
+        raise NotImplementedError
+
+
+class CachedTeacher(Teacher):
+    """A teacher whose values, of texts or of pairs, are kept in a cache."""
+
+    cache: Cache
+
+    def _open_cache(self, folder: Path | None, kind: str, facts: Mapping[str, Any]) -> None:
+        """Open the cache of the values that ``facts`` decide; without a folder, in memory."""
+        # versions change values only by rounding, so they are kept and not compared
+        versions = package_versions(("torch", "transformers", "tokenizers", "numpy"))
+        self.cache = Cache(folder, self.name, kind, facts, versions)
+
+    def _compute(self, items: Sequence[Item], role: str) -> Iterator[Computed]:
+        raise NotImplementedError
+
+    def _fetch(self, keys: Sequence[bytes], items: Sequence[Item], role: str = "") -> list[bytes]:
+        """The value of every key."""
+        values = self.cache.get(keys)
+        absent = {key: item for key, item in zip(keys, items, strict=True) if key not in values}
+        if absent:
+            self._fill(list(absent), list(absent.values()), role)
+            values |= self.cache.get(list(absent))
+        return [values[key] for key in keys]
+
+    def _fill(
+        self,
+        keys: Sequence[bytes],
+        items: Sequence[Item],
+        role: str = "",
+        progress: OnProgress | None = None,
+    ) -> Prepared:
+        """Compute what is missing, the longest items first, in windows of similar lengths."""
+        distinct = dict(zip(keys, items, strict=True))
+        missing = self.cache.missing(list(distinct))
+        missing.sort(key=lambda key: -_characters(distinct[key]))
+        if progress is not None:
+            progress(len(distinct) - len(missing))
+        for start in range(0, len(missing), _ITEMS_PER_WINDOW):
+            window = missing[start : start + _ITEMS_PER_WINDOW]
+            for positions, values in self._compute([distinct[key] for key in window], role):
+                window_keys = [window[position] for position in positions]
+                self.cache.put(zip(window_keys, values, strict=True))
+                self.forward_passes += len(values)
+                if progress is not None:
+                    progress(len(values))
+        return Prepared(len(distinct), len(missing))
+
+
+class TextTeacher(CachedTeacher):
+    """A teacher that keeps one vector for each text."""
+
+    def keys(self, texts: Sequence[str], role: str) -> list[bytes]:
+        """The cache key of each text."""
+        return [key_of(text, role) for text in texts]
+
+    def prepare(
+        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
+    ) -> Prepared:
+        """Fill the cache; ``progress(n)`` is called when n more texts are done."""
+        first = self._fill(self.keys(queries, "query"), queries, "query", progress)
+        second = self._fill(self.keys(documents, "document"), documents, "document", progress)
+        return first.plus(second)
 
 
 @dataclass(frozen=True, config=SECTION, kw_only=True)
@@ -79,6 +137,7 @@ class TeacherSettings:
 class NetworkSettings(TeacherSettings):
     """The settings of every teacher that runs a network."""
 
+    teacher: ClassVar[Callable[..., Teacher]]
     model: Text
     """Folder or hub name."""
     revision: Text | None = None
@@ -90,13 +149,16 @@ class NetworkSettings(TeacherSettings):
     allow_pickle: Flag = False
     """Read the weights in a pytorch_model.bin if there is no safetensors file."""
 
-    def network_options(self) -> dict[str, Any]:
-        """The fields of ``NetworkOptions``."""
-        return {
-            "dtype": self.dtype,
-            "max_length": self.max_length,
-            "allow_pickle": self.allow_pickle,
-        }
+    def options(self) -> dict[str, Any]:
+        """The options of the teacher."""
+        own = dataclasses.asdict(self)
+        for key in ("kind", "weight", "model"):
+            del own[key]
+        return own
+
+    def open(self, sources: Sequence[TrainingSource], cache: Path) -> Teacher:
+        """The teacher with its cache in the folder ``cache``."""
+        return type(self).teacher(self.model, cache=cache, **self.options())
 
     def sentence(self) -> Markdown:
         """The model card's words, without the weight."""
@@ -109,9 +171,8 @@ class NetworkSettings(TeacherSettings):
         return Markdown(sentence)
 
 
-def package_versions() -> dict[str, str]:
-    """Information for a cache file; versions change scores only by rounding."""
-    return environment.package_versions(("torch", "transformers", "tokenizers", "numpy"))
+def _characters(item: str | tuple[str, str]) -> int:
+    return len(item) if isinstance(item, str) else sum(map(len, item))
 
 
 def shorten(text: str) -> str:

@@ -25,7 +25,7 @@ from sparse_ir.models.batching import rows_to_csr
 from sparse_ir.storage import files
 from sparse_ir.training.fields import SECTION, NotNegative, Probability
 from sparse_ir.training.markdown import Markdown, number
-from sparse_ir.training.teachers.base import TeacherSettings
+from sparse_ir.training.teachers.base import Teacher, TeacherSettings
 from sparse_ir.training.teachers.cache import OnProgress, Prepared, key_of
 from sparse_ir.training.training_source import TrainingSource
 
@@ -52,7 +52,7 @@ class Bm25Settings(TeacherSettings):
         return Markdown(f"BM25 with k1 {number(self.k1)} and b {number(self.b)}")
 
 
-class Bm25Teacher:
+class Bm25Teacher(Teacher):
     """Lucene's BM25 with Anserini's English analysis and the statistics of one collection.
 
     The score is the sum over query terms of ``count x idf x f / (f + k1 (1 - b + b L / avg L))``
@@ -61,8 +61,6 @@ class Bm25Teacher:
     index up to float32 rounding. Any text can be scored; a text outside the collection is scored
     with its statistics, and a term that the collection lacks has ``df = 0``.
     """
-
-    in_batch = True
 
     def __init__(
         self,
@@ -92,9 +90,8 @@ class Bm25Teacher:
         if not (math.isfinite(k1) and k1 >= 0 and 0 <= b <= 1):
             raise ConfigError(f"k1 is {k1} and b {b}, but k1 must be 0 or more and b 0 to 1")
         self.name = name
-        self.forward_passes = 0
         keys = [key_of(text) for text in documents]
-        self.fingerprint: dict[str, Any] = {
+        self.fingerprint = {
             "kind": "bm25",
             "name": name,
             "k1": k1,

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 from sparse_ir.errors import DamagedError, IndexMismatch, LockedError
 from sparse_ir.storage import files
-from sparse_ir.training.teachers.layouts import TextRole
 
 KEY_BYTES = 16
 _CACHE_FORMAT = 2
@@ -35,10 +34,7 @@ _NAME_DIGITS = 12  # of the provenance's hash in the name of the file
 _KEYS_PER_SELECT = 500  # far below SQLite's limit on parameters
 _SECONDS_TO_WAIT = 120
 _PAGE_CACHE_KIB = 65536
-_ITEMS_PER_WINDOW = 4096
 OnProgress = Callable[[int], None]  # called with the number of texts that are newly done
-Item = Any  # a text, or a (query, document) pair of texts
-Computed = tuple[Sequence[int], list[bytes]]  # positions of items, and their values
 
 
 class Prepared(NamedTuple):
@@ -97,25 +93,42 @@ class Cache:
         self._connections: dict[int, sqlite3.Connection] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        with self._opening():
-            _compare(self._place, self._found_or_stored(facts, information or {}), facts)
+        # one process at a time decides whether the file is new
+        lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.path is not None:
+            lock = files.write_lock(self.path, timeout=_SECONDS_TO_WAIT)
+        with lock:
+            stored = self._found_or_stored(facts, information or {})
+        differences = []
+        for key in sorted({*stored, *facts}):
+            if stored.get(key) != facts.get(key):
+                differences.append(f"{key} is {facts.get(key)!r}, stored is {stored.get(key)!r}")
+        if differences:
+            raise IndexMismatch(
+                f"{self._place} holds values of another teacher: {'; '.join(differences)}; give "
+                "the file its old name back, or delete it"
+            )
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that have one."""
         values: dict[bytes, bytes] = {}
         for part, marks in _parts(keys):
             rows = self._select(f"SELECT key, value FROM entries WHERE key IN ({marks})", part)
-            values.update((key, self._unsealed(key, value)) for key, value in rows)
+            for key, stored in rows:
+                values[key] = stored[:-_SEAL_BYTES]
+                if stored[-_SEAL_BYTES:] != _seal(key, values[key]):
+                    raise DamagedError(
+                        f"{self._place} is damaged: the checksum of a value differs; delete it, "
+                        "and it is made again"
+                    )
         return values
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """The distinct keys without a value, in the given order; no value is read."""
         known: set[bytes] = set()
         for part, marks in _parts(keys):
-            known.update(
-                row[0]
-                for row in self._select(f"SELECT key FROM entries WHERE key IN ({marks})", part)
-            )
+            rows = self._select(f"SELECT key FROM entries WHERE key IN ({marks})", part)
+            known.update(*rows)
         return [key for key in dict.fromkeys(keys) if key not in known]
 
     def put(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
@@ -126,15 +139,6 @@ class Cache:
         sealed = [(key, value + _seal(key, value)) for key, value in entries]
         with self._transaction() as connection:
             connection.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?)", sealed)
-
-    def _unsealed(self, key: bytes, stored: bytes) -> bytes:
-        value = stored[:-_SEAL_BYTES]
-        if stored[-_SEAL_BYTES:] != _seal(key, value):
-            raise DamagedError(
-                f"{self._place} is damaged: the checksum of a value differs; delete it, and it is "
-                "made again"
-            )
-        return value
 
     def __len__(self) -> int:
         return int(self._select("SELECT count(*) FROM entries", ())[0][0])
@@ -168,15 +172,6 @@ class Cache:
                 )
                 return dict(facts)
         return {key: json.loads(value) for key, value in rows}
-
-    @contextlib.contextmanager
-    def _opening(self) -> Iterator[None]:
-        """One process at a time decides whether the file is new."""
-        if self.path is None:
-            yield
-            return
-        with files.write_lock(self.path, timeout=_SECONDS_TO_WAIT):
-            yield
 
     def _connection(self) -> sqlite3.Connection:
         connection = self._connections.get(os.getpid())
@@ -243,56 +238,9 @@ class Cache:
             ) from error
 
 
-class CachedValues:
-    """Values of texts or pairs, computed if they are not in the cache, and counted."""
-
-    def __init__(
-        self, cache: Cache, compute: Callable[[Sequence[Item], str], Iterator[Computed]]
-    ) -> None:
-        self.cache = cache
-        self.forward_passes = 0
-        self._compute = compute
-
-    def fetch(self, keys: Sequence[bytes], items: Sequence[Item], role: str) -> dict[bytes, bytes]:
-        """The value of every key."""
-        values = self.cache.get(keys)
-        absent = {key: item for key, item in zip(keys, items, strict=True) if key not in values}
-        if absent:
-            self.fill(list(absent), list(absent.values()), role)
-            values.update(self.cache.get(list(absent)))
-        return values
-
-    def fill(
-        self,
-        keys: Sequence[bytes],
-        items: Sequence[Item],
-        role: str,
-        progress: OnProgress | None = None,
-    ) -> Prepared:
-        """Compute what is missing, the longest items first, in windows of similar lengths."""
-        distinct = dict(zip(keys, items, strict=True))
-        missing = self.cache.missing(list(distinct))
-        missing.sort(key=lambda key: -_characters(distinct[key]))
-        if progress is not None:
-            progress(len(distinct) - len(missing))
-        for start in range(0, len(missing), _ITEMS_PER_WINDOW):
-            window = missing[start : start + _ITEMS_PER_WINDOW]
-            for positions, values in self._compute([distinct[key] for key in window], role):
-                window_keys = [window[position] for position in positions]
-                self.cache.put(zip(window_keys, values, strict=True))
-                self.forward_passes += len(values)
-                if progress is not None:
-                    progress(len(values))
-        return Prepared(len(distinct), len(missing))
-
-
 def _seal(key: bytes, value: bytes) -> bytes:
     """A checksum of a value at its place: SQLite has none of its own."""
     return zlib.crc32(value, zlib.crc32(key)).to_bytes(_SEAL_BYTES, "little")
-
-
-def _characters(item: str | tuple[str, str]) -> int:
-    return len(item) if isinstance(item, str) else len(item[0]) + len(item[1])
 
 
 def _parts(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
@@ -310,29 +258,3 @@ def _flatten(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return flat
-
-
-def _compare(place: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differences = [
-        f"{key} is {asked.get(key)!r}, stored is {stored.get(key)!r}"
-        for key in sorted({*stored, *asked})
-        if stored.get(key) != asked.get(key)
-    ]
-    if differences:
-        raise IndexMismatch(
-            f"{place} holds values of another teacher: {'; '.join(differences)}; give the file its "
-            "old name back, or delete it"
-        )
-
-
-def prepare_both(
-    cached: CachedValues,
-    keys: Callable[[Sequence[str], TextRole], list[bytes]],
-    queries: Sequence[str],
-    documents: Sequence[str],
-    progress: OnProgress | None,
-) -> Prepared:
-    """Fill the cache for queries and documents; ``keys`` gives the keys of texts of a role."""
-    first = cached.fill(keys(queries, "query"), queries, "query", progress)
-    second = cached.fill(keys(documents, "document"), documents, "document", progress)
-    return first.plus(second)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -13,55 +12,29 @@ from pydantic.dataclasses import dataclass
 from sparse_ir import extras
 from sparse_ir.training.fields import SECTION
 from sparse_ir.training.teachers.base import NetworkSettings
-from sparse_ir.training.teachers.layouts import check_cross_encoder, check_option
+from sparse_ir.training.teachers.layouts import check_cross_encoder
 from sparse_ir.training.teachers.network_folder import (
     NetworkFolder,
     NetworkOptions,
     describe_network,
 )
 from sparse_ir.training.teachers.pairwise import PairTeacher
-from sparse_ir.training.training_source import TrainingSource
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-
-ScoreActivation = Literal["identity", "sigmoid"]
-
-
-@dataclass(frozen=True, config=SECTION, kw_only=True)
-class CrossEncoderSettings(NetworkSettings):
-    """A cross-encoder: one score for each pair."""
-
-    kind: Literal["cross-encoder"] = "cross-encoder"
-
-    def open(self, sources: Sequence[TrainingSource], cache: Path) -> CrossEncoderTeacher:
-        """The teacher with its cache in the folder ``cache``."""
-        return CrossEncoderTeacher(
-            self.model, revision=self.revision, cache=cache, **self.network_options()
-        )
 
 
 class CrossEncoderTeacher(PairTeacher):
     """A sequence classifier with one label; in a pair that is too long the longer text is cut."""
 
-    def __init__(
-        self, model: str | Path, *, activation: ScoreActivation = "identity", **options: Any
-    ) -> None:
-        """Describe the model and open its cache.
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        """Describe the model and open its cache; ``options`` are those of ``PairTeacher``.
 
-        Args:
-            model: Folder or hub name.
-            activation: ``"identity"`` gives the logit, which suits distillation, because a sigmoid
-                is flat where a teacher is sure; ``"sigmoid"`` gives values in 0..1.
-            options: Those of ``PairTeacher``.
-
-        Raises:
-            ModelError: The folder is not a pair scorer with one label.
-            ConfigError: An option has a wrong value.
+        Raises ``ModelError`` for a folder that is not a pair scorer with one label, ``ConfigError``
+        for an option with a wrong value.
         """
-        check_option("activation", activation, get_args(ScoreActivation))
-        self._activation = activation
-        super().__init__(model, {"kind": "cross-encoder", "activation": activation}, **options)
+        # scores are logits: a sigmoid would be flat where a teacher is sure
+        super().__init__(model, {"kind": "cross-encoder", "activation": "identity"}, **options)
 
     @functools.cached_property
     def model(self) -> CrossEncoder:
@@ -95,7 +68,13 @@ class CrossEncoderTeacher(PairTeacher):
             convert_to_tensor=True,
             show_progress_bar=False,
         ).float()
-        if self._activation == "sigmoid":
-            logits_B = logits_B.sigmoid()
         scores: np.ndarray = logits_B.cpu().numpy()
         return scores
+
+
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class CrossEncoderSettings(NetworkSettings):
+    """A cross-encoder: one score for each pair."""
+
+    teacher: ClassVar = CrossEncoderTeacher
+    kind: Literal["cross-encoder"] = "cross-encoder"

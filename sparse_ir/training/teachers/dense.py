@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -14,16 +14,7 @@ from sparse_ir import extras
 from sparse_ir.errors import DamagedError, ModelError
 from sparse_ir.models import model_files
 from sparse_ir.training.fields import SECTION, Text
-from sparse_ir.training.teachers.base import NetworkSettings, package_versions, shorten
-from sparse_ir.training.teachers.cache import (
-    Cache,
-    CachedValues,
-    Computed,
-    OnProgress,
-    Prepared,
-    key_of,
-    prepare_both,
-)
+from sparse_ir.training.teachers.base import Computed, NetworkSettings, TextTeacher, shorten
 from sparse_ir.training.teachers.layouts import (
     DensePooling,
     Similarity,
@@ -32,48 +23,17 @@ from sparse_ir.training.teachers.layouts import (
     read_dense_layout,
 )
 from sparse_ir.training.teachers.network_folder import NetworkOptions, describe_network
-from sparse_ir.training.training_source import TrainingSource
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-@dataclass(frozen=True, config=SECTION, kw_only=True)
-class DenseSettings(NetworkSettings):
-    """A bi-encoder: one vector for each text."""
-
-    kind: Literal["dense"] = "dense"
-    pooling: DensePooling | None = None
-    """Pooling of a model whose folder states none."""
-    similarity: Similarity | None = None
-    """Similarity of two vectors; by default what the folder states, else cosine."""
-    query_prompt: Text | None = None
-    """Text before every query; by default what the folder states."""
-    document_prompt: Text | None = None
-    """Text before every document; by default what the folder states."""
-
-    def open(self, sources: Sequence[TrainingSource], cache: Path) -> DenseTeacher:
-        """The teacher with its cache in the folder ``cache``."""
-        return DenseTeacher(
-            self.model,
-            revision=self.revision,
-            cache=cache,
-            pooling=self.pooling,
-            similarity=self.similarity,
-            query_prompt=self.query_prompt,
-            document_prompt=self.document_prompt,
-            **self.network_options(),
-        )
-
-
-class DenseTeacher:
+class DenseTeacher(TextTeacher):
     """A bi-encoder: a folder of sentence-transformers, or a plain one of transformers.
 
     Vectors are cached as float16, and scores are computed from these, so that a score does not
     depend on whether its vectors were cached.
     """
-
-    in_batch = True
 
     def __init__(
         self,
@@ -95,10 +55,7 @@ class DenseTeacher:
             name: Name in reports and of the cache file; by default that of the model.
             revision: Commit of a hub model.
             cache: Folder of the cache files; None keeps the vectors in memory.
-            pooling: Pooling of a plain transformers folder.
-            similarity: By default what the folder states, else cosine.
-            query_prompt: Text before every query; by default what the folder states.
-            document_prompt: Text before every document; by default what the folder states.
+            pooling, similarity, query_prompt, document_prompt: As in ``DenseSettings``.
             options: Fields of ``NetworkOptions``.
 
         Raises:
@@ -124,20 +81,8 @@ class DenseTeacher:
             lowercase=self._layout.lowercase,
         )
         self.dimension = self._network.hidden_size * len(self._layout.poolings)
-        facts = self._facts(commit)
-        self._cached = CachedValues(
-            Cache(cache, self.name, "dense", facts, package_versions()), self._compute
-        )
-        # the similarity decides scores, but not the cached vectors
-        self.fingerprint: dict[str, Any] = facts | {"similarity": self._similarity}
-
-    def _facts(self, commit: str | None) -> dict[str, Any]:
-        """JSON-able facts that decide the vectors."""
-        facts = {
-            "kind": "dense",
-            "name": self.name,
-            "revision": commit,
-            **self._network.provenance,
+        facts = {"kind": "dense", "name": self.name, "revision": commit} | self._network.provenance
+        facts |= {
             "pooling": list(self._layout.poolings),
             "normalize": self._layout.normalize,
             "prompts": dict(self._prompts),
@@ -146,17 +91,9 @@ class DenseTeacher:
         }
         if not self._layout.include_prompt and any(self._prompts.values()):
             facts["include_prompt"] = False
-        return facts
-
-    @property
-    def forward_passes(self) -> int:
-        """Texts that went through the network since this teacher was made."""
-        return self._cached.forward_passes
-
-    @property
-    def cache(self) -> Cache:
-        """Where the vectors are kept."""
-        return self._cached.cache
+        self._open_cache(cache, "dense", facts)
+        # the similarity decides scores, but not the cached vectors
+        self.fingerprint = facts | {"similarity": self._similarity}
 
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
@@ -177,27 +114,19 @@ class DenseTeacher:
             DamagedError: A cached vector has another dimension.
             ModelError: A vector holds a number that float16 cannot hold.
         """
-        keys = self.keys(texts, role)
-        values = self._cached.fetch(keys, texts, role)
-        if any(len(value) != 2 * self.dimension for value in values.values()):
+        values = self._fetch(self.keys(texts, role), texts, role)
+        if not set(map(len, values)) <= {2 * self.dimension}:
             raise DamagedError(
                 f"{self.cache.path}: a vector does not have {self.dimension} dimensions; delete "
                 "the file"
             )
-        joined = b"".join(values[key] for key in keys)
-        halves = np.frombuffer(joined, dtype="<f2").reshape(len(keys), self.dimension)
-        return halves.astype(np.float32)
+        halves = np.frombuffer(b"".join(values), dtype="<f2")
+        return halves.reshape(len(texts), self.dimension).astype(np.float32)
 
     def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
         """The cache key of each text; the role matters only if the prompts differ."""
-        key_role = role if self._prompts["query"] != self._prompts["document"] else ""
-        return [key_of(text, key_role) for text in texts]
-
-    def prepare(
-        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
-    ) -> Prepared:
-        """Fill the cache; ``progress(n)`` is called when n more texts are done."""
-        return prepare_both(self._cached, self.keys, queries, documents, progress)
+        is_asymmetric = self._prompts["query"] != self._prompts["document"]
+        return super().keys(texts, role if is_asymmetric else "")
 
     @functools.cached_property
     def model(self) -> SentenceTransformer:
@@ -265,3 +194,19 @@ def _half_precision(vectors: np.ndarray, texts: Sequence[str], name: str) -> lis
             "numbers up to 65504"
         )
     return [half.tobytes() for half in halves]
+
+
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class DenseSettings(NetworkSettings):
+    """A bi-encoder: one vector for each text."""
+
+    teacher: ClassVar = DenseTeacher
+    kind: Literal["dense"] = "dense"
+    pooling: DensePooling | None = None
+    """Pooling of a model whose folder states none."""
+    similarity: Similarity | None = None
+    """Similarity of two vectors; by default what the folder states, else cosine."""
+    query_prompt: Text | None = None
+    """Text before every query; by default what the folder states."""
+    document_prompt: Text | None = None
+    """Text before every document; by default what the folder states."""

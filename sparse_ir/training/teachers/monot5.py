@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -26,24 +26,10 @@ from sparse_ir.training.teachers.network_folder import (
     describe_network,
 )
 from sparse_ir.training.teachers.pairwise import PairTeacher
-from sparse_ir.training.training_source import TrainingSource
 
 _MAX_LENGTH = 512
 _QUESTION = "Relevant:"
 _ANSWERS = ("\u2581true", "\u2581false")
-
-
-@dataclass(frozen=True, config=SECTION, kw_only=True)
-class MonoT5Settings(NetworkSettings):
-    """monoT5: one score for each pair."""
-
-    kind: Literal["monot5"] = "monot5"
-
-    def open(self, sources: Sequence[TrainingSource], cache: Path) -> MonoT5Teacher:
-        """The teacher with its cache in the folder ``cache``."""
-        return MonoT5Teacher(
-            self.model, revision=self.revision, cache=cache, **self.network_options()
-        )
 
 
 class MonoT5Teacher(PairTeacher):
@@ -118,3 +104,11 @@ class MonoT5Teacher(PairTeacher):
         answers_BA = logits_BLV[:, 0, self._answers].float().log_softmax(dim=1)
         scores: np.ndarray = answers_BA[:, 0].cpu().numpy()
         return scores
+
+
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class MonoT5Settings(NetworkSettings):
+    """monoT5: one score for each pair."""
+
+    teacher: ClassVar = MonoT5Teacher
+    kind: Literal["monot5"] = "monot5"

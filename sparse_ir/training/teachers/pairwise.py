@@ -12,22 +12,14 @@ import numpy as np
 
 from sparse_ir.errors import DataError, ModelError
 from sparse_ir.models import model_files
-from sparse_ir.training.teachers.base import package_versions, shorten
-from sparse_ir.training.teachers.cache import (
-    Cache,
-    CachedValues,
-    Computed,
-    OnProgress,
-    Prepared,
-    key_of,
-    key_of_pair,
-)
+from sparse_ir.training.teachers.base import CachedTeacher, Computed, shorten
+from sparse_ir.training.teachers.cache import OnProgress, Prepared, key_of, key_of_pair
 from sparse_ir.training.teachers.network_folder import NetworkFolder, NetworkOptions
 
 _PAIRS_AT_ONCE = 100_000
 
 
-class PairTeacher:
+class PairTeacher(CachedTeacher):
     """Base of teachers that score a pair at a time, and only the pairs asked for.
 
     A subclass describes its folder (``_describe``) and scores pairs (``_score_pairs``).
@@ -63,39 +55,17 @@ class PairTeacher:
         folder, commit = model_files.resolve_folder(model, revision, network_options.allow_pickle)
         self._network = self._describe(folder, network_options)
         self.name = name or (folder.name if commit is None else str(model))
-        self.fingerprint: dict[str, Any] = {
-            "name": self.name,
-            **self._network.provenance,
-            **facts,
-            "revision": commit,
-        }
-        self._cached = CachedValues(
-            Cache(cache, self.name, "pairs", self.fingerprint, package_versions()), self._compute
-        )
-
-    @property
-    def forward_passes(self) -> int:
-        """Pairs that went through the network since this teacher was made."""
-        return self._cached.forward_passes
-
-    @property
-    def cache(self) -> Cache:
-        """Where the scores are kept."""
-        return self._cached.cache
+        self.fingerprint = {"name": self.name} | self._network.provenance | facts
+        self.fingerprint["revision"] = commit
+        self._open_cache(cache, "pairs", self.fingerprint)
 
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
     ) -> np.ndarray:
         """float32 ``[Q, D]``: scores of the wanted pairs, NaN elsewhere.
 
-        Args:
-            queries: Q texts.
-            documents: D texts.
-            wanted_QD: bool ``[Q, D]``; by default all pairs are wanted.
-
-        Raises:
-            DataError: ``wanted_QD`` has another shape or type.
-            ModelError: A score is not finite.
+        ``wanted_QD`` is bool ``[Q, D]``; by default all pairs are wanted. Raises ``ModelError`` for
+        a score that is not finite.
         """
         shape = (len(queries), len(documents))
         if wanted_QD is None:
@@ -107,10 +77,9 @@ class PairTeacher:
             )
         places = np.argwhere(wanted_QD).tolist()
         pairs = [(queries[query], documents[document]) for query, document in places]
-        keys = self.keys(pairs)
-        values = self._cached.fetch(keys, pairs, "")
+        values = self._fetch(self.keys(pairs), pairs)
         scores_QD = np.full(shape, np.nan, dtype=np.float32)
-        scores_QD[wanted_QD] = np.frombuffer(b"".join(values[key] for key in keys), dtype="<f4")
+        scores_QD[wanted_QD] = np.frombuffer(b"".join(values), dtype="<f4")
         return scores_QD
 
     def keys(self, pairs: Iterable[tuple[str, str]]) -> list[bytes]:
@@ -137,7 +106,7 @@ class PairTeacher:
             block = list(itertools.islice(remaining, _PAIRS_AT_ONCE))
             if not block:
                 return total
-            total = total.plus(self._cached.fill(self.keys(block), block, "", progress))
+            total = total.plus(self._fill(self.keys(block), block, progress=progress))
 
     def _describe(self, folder: Path, options: NetworkOptions) -> NetworkFolder:
         """Check and describe the folder without loading its weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -15,44 +15,14 @@ from sparse_ir import extras
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models.batching import encode_queries, rows_to_csr
 from sparse_ir.training.fields import SECTION
-from sparse_ir.training.teachers.base import NetworkSettings, package_versions, shorten
-from sparse_ir.training.teachers.cache import (
-    Cache,
-    CachedValues,
-    Computed,
-    OnProgress,
-    Prepared,
-    key_of,
-    prepare_both,
-)
+from sparse_ir.training.teachers.base import Computed, NetworkSettings, TextTeacher, shorten
 from sparse_ir.training.teachers.layouts import TextRole
-from sparse_ir.training.training_source import TrainingSource
 
 _TEXTS_PER_SPARSE_WINDOW = 256
 
 
-@dataclass(frozen=True, config=SECTION, kw_only=True)
-class SparseSettings(NetworkSettings):
-    """A learned-sparse encoder with its own query side."""
-
-    kind: Literal["sparse"] = "sparse"
-
-    def open(self, sources: Sequence[TrainingSource], cache: Path) -> SparseTeacher:
-        """The teacher with its cache in the folder ``cache``."""
-        return SparseTeacher(
-            self.model,
-            cache=cache,
-            revision=self.revision,
-            precision=self.dtype,
-            max_length=self.max_length,
-            allow_pickle=self.allow_pickle,
-        )
-
-
-class SparseTeacher:
+class SparseTeacher(TextTeacher):
     """A learned-sparse encoder with its own query side; scores are dot products."""
-
-    in_batch = True
 
     def __init__(
         self, model: Any, *, name: str | None = None, cache: Path | None = None, **options: Any
@@ -78,25 +48,13 @@ class SparseTeacher:
         self._sides = {"document": model, "query": model.query_encoder()}
         self._width = max(len(side.vocabulary) for side in self._sides.values())
         self.name: str = name or str(model.fingerprint.get("name") or model.fingerprint["kind"])
-        self.fingerprint: dict[str, Any] = {
+        self.fingerprint = {
             "kind": "sparse",
             "name": self.name,
             "document": model.fingerprint,
             "query": self._sides["query"].fingerprint,
         }
-        self._cached = CachedValues(
-            Cache(cache, self.name, "sparse", self.fingerprint, package_versions()), self._compute
-        )
-
-    @property
-    def forward_passes(self) -> int:
-        """Texts that were encoded since this teacher was made."""
-        return self._cached.forward_passes
-
-    @property
-    def cache(self) -> Cache:
-        """Where the vectors are kept."""
-        return self._cached.cache
+        self._open_cache(cache, "sparse", self.fingerprint)
 
     def scores(
         self, queries: Sequence[str], documents: Sequence[str], wanted_QD: np.ndarray | None = None
@@ -109,46 +67,42 @@ class SparseTeacher:
 
     def vectors(self, texts: Sequence[str], role: TextRole) -> sparse.csr_matrix:
         """CSR float32 ``[N, V]`` of the texts; what is not cached is computed."""
-        keys = self.keys(texts, role)
-        values = self._cached.fetch(keys, texts, role)
-        return rows_to_csr([_unpack_row(values[key]) for key in keys], self._width)
-
-    def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
-        """The cache key of each text."""
-        return [key_of(text, role) for text in texts]
-
-    def prepare(
-        self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
-    ) -> Prepared:
-        """Fill the cache; ``progress(n)`` is called when n more texts are done."""
-        return prepare_both(self._cached, self.keys, queries, documents, progress)
+        rows = []
+        for value in self._fetch(self.keys(texts, role), texts, role):
+            half = len(value) // 2  # token ids, then their weights
+            ids = np.frombuffer(value[:half], dtype="<i4")
+            rows.append((ids, np.frombuffer(value[half:], dtype="<f4")))
+        return rows_to_csr(rows, self._width)
 
     def _compute(self, texts: Sequence[str], role: str) -> Iterator[Computed]:
         for start in range(0, len(texts), _TEXTS_PER_SPARSE_WINDOW):
             part = texts[start : start + _TEXTS_PER_SPARSE_WINDOW]
-            matrix = self._encode(part, "query" if role == "query" else "document")
+            if role == "query":
+                matrix = encode_queries(self._sides["query"], part)
+            else:
+                matrix = self._sides["document"].encode(part)
             values = []
             bounds = itertools.pairwise(matrix.indptr)
             for text, (first, last) in zip(part, bounds, strict=True):
-                weights = matrix.data[first:last]
+                weights = matrix.data[first:last].astype("<f4")
                 if not np.isfinite(weights).all():
                     raise ModelError(
                         f"{self.name} gives a weight that is not finite to {shorten(text)}"
                     )
-                values.append(_pack_row(matrix.indices[first:last], weights))
+                ids = matrix.indices[first:last].astype("<i4")
+                values.append(ids.tobytes() + weights.tobytes())
             yield range(start, start + len(part)), values
 
-    def _encode(self, texts: Sequence[str], role: TextRole) -> sparse.csr_matrix:
-        side = self._sides[role]
-        if role == "document":
-            return side.encode(texts)
-        return encode_queries(side, texts)
 
+@dataclass(frozen=True, config=SECTION, kw_only=True)
+class SparseSettings(NetworkSettings):
+    """A learned-sparse encoder with its own query side."""
 
-def _pack_row(token_ids: np.ndarray, weights: np.ndarray) -> bytes:
-    return token_ids.astype("<i4").tobytes() + weights.astype("<f4").tobytes()
+    teacher: ClassVar = SparseTeacher
+    kind: Literal["sparse"] = "sparse"
 
-
-def _unpack_row(value: bytes) -> tuple[np.ndarray, np.ndarray]:
-    half = len(value) // 2
-    return np.frombuffer(value[:half], dtype="<i4"), np.frombuffer(value[half:], dtype="<f4")
+    def options(self) -> dict[str, Any]:
+        """The options of ``Encoder.load``."""
+        options = super().options()
+        options["precision"] = options.pop("dtype")
+        return options
