@@ -42,10 +42,9 @@ from sparse_ir.training.config_parser import (
 from sparse_ir.training.teachers.bm25 import Bm25Settings
 from sparse_ir.training.teachers.cross_encoder import CrossEncoderSettings
 from sparse_ir.training.teachers.dense import DenseSettings
-from sparse_ir.training.teachers.kinds import TEACHERS
+from sparse_ir.training.teachers.kinds import TEACHERS, FileSettings
 from sparse_ir.training.teachers.monot5 import MonoT5Settings
 from sparse_ir.training.teachers.sparse import SparseSettings
-from sparse_ir.training.teachers.training_file import FileSettings
 
 SMALLEST = '[model]\nstart = "org/base"\n[[data]]\npath = "data/x"\n[run]\nsteps = 1000\n'
 NETWORK: dict[str, typing.Any] = {

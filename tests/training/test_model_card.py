@@ -36,7 +36,7 @@ from sparse_ir.training.model_card import format_card, write_card
 from sparse_ir.training.teachers.bm25 import Bm25Settings
 from sparse_ir.training.teachers.cross_encoder import CrossEncoderSettings
 from sparse_ir.training.teachers.dense import DenseSettings
-from sparse_ir.training.teachers.training_file import FileSettings
+from sparse_ir.training.teachers.kinds import FileSettings
 
 CONFIG = TrainConfig(
     model=ModelSettings(

@@ -123,7 +123,7 @@ class DenseTeacher(TextTeacher):
         halves = np.frombuffer(b"".join(values), dtype="<f2")
         return halves.reshape(len(texts), self.dimension).astype(np.float32)
 
-    def keys(self, texts: Sequence[str], role: TextRole) -> list[bytes]:
+    def keys(self, texts: Sequence[str], role: str) -> list[bytes]:
         """The cache key of each text; the role matters only if the prompts differ."""
         is_asymmetric = self._prompts["query"] != self._prompts["document"]
         return super().keys(texts, role if is_asymmetric else "")
