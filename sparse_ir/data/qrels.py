@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ir.data.lines import read_lines, split_columns
-from sparse_ir.data.records import Qrels, check_id, show
+from sparse_ir.data.records import Qrels, check_id, check_trec_id, show
 from sparse_ir.data.sources import find_hub_name, only_one, read_hub
 from sparse_ir.errors import DataError
 
@@ -119,6 +119,8 @@ def _parse_trec_line(where: str, line: str) -> Judgement:
             "relevance"
         )
     query_id, _, doc_id, relevance = columns
+    check_trec_id(f"{where}: query id", query_id)
+    check_trec_id(f"{where}: doc id", doc_id)
     return _check(where, query_id, doc_id, relevance)
 
 

@@ -63,6 +63,7 @@ class Query(NamedTuple):
 Qrels = dict[str, dict[str, int]]  # query_id -> doc_id -> relevance (> 0: relevant)
 Run = dict[str, list[tuple[str, float]]]  # query_id -> (doc_id, score), best first
 FORBIDDEN_IN_ID = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_FORBIDDEN_EVERYWHERE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]|\A\s|\s\Z")
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 FLOAT32_MAX = 3.4028234663852886e38
 _SHOWN_CHARACTERS = 80
@@ -106,21 +107,31 @@ def check_string(what: str, value: object) -> str:
 
 
 def check_id(what: str, value: object) -> str:
-    """The id itself, if runs and qrels can hold it.
+    """The id itself, if it is a non-empty ``str`` without control characters.
 
-    Such is a non-empty ``str`` without white space and control characters. Raises ``DataError``
-    that begins with ``what`` (a place and a field) for anything else.
+    Blanks inside are legal (``check_trec_id`` is stricter). Raises ``DataError`` that begins with
+    ``what`` (a place and a field) for anything else.
     """
     if not isinstance(value, str):
         raise DataError(f'{what} is {show(value)}; it must be a string, such as "42" in quotes')
     if not value:
         raise DataError(f"{what} is empty; it must be a string of at least one character")
-    if FORBIDDEN_IN_ID.search(value):
+    if _FORBIDDEN_EVERYWHERE.search(value):
         raise DataError(
-            f"{what} is {show(value)}; it must be without white space, control characters and lone "
-            "surrogates (runs and qrels are columns between spaces)"
+            f"{what} is {show(value)}; it must be without white space at its ends, control "
+            "characters and lone surrogates"
         )
     return value
+
+
+def check_trec_id(what: str, value: object) -> str:
+    """The id itself, if TREC files can hold it: like ``check_id``, and without white space."""
+    if isinstance(value, str) and FORBIDDEN_IN_ID.search(value):
+        raise DataError(
+            f"{what} is {show(value)}; it must be without white space, control characters and lone "
+            "surrogates (TREC files are columns between spaces)"
+        )
+    return check_id(what, value)
 
 
 def check_score(where: str, score: object) -> float:

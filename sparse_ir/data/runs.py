@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.parse
 from pathlib import Path
 
 from sparse_ir.data.lines import make_object, read_lines, split_columns
-from sparse_ir.data.records import FORBIDDEN_IN_ID, Run, check_id, check_score, rank_hits, show
+from sparse_ir.data.records import (
+    FORBIDDEN_IN_ID,
+    Run,
+    check_id,
+    check_score,
+    check_trec_id,
+    rank_hits,
+    show,
+)
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.storage import files
 
+_ENCODED = re.compile(r"[\s%]")
 _JSON_FORM = "{query_id: {doc_id: score}}"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -49,7 +59,9 @@ def read_run(path: str | Path, *, as_written: bool = False) -> Run:
     return run
 
 
-def write_run(path: str | Path, run: Run, tag: str = "sparse_ir") -> None:
+def write_run(
+    path: str | Path, run: Run, tag: str = "sparse_ir", *, encode_ids: bool = False
+) -> None:
     """Write a run as a TREC file: ``query_id Q0 doc_id rank score tag``, ranks from 1.
 
     The file appears whole or not at all. Scores are not rounded: whole numbers have six decimals,
@@ -57,9 +69,12 @@ def write_run(path: str | Path, run: Run, tag: str = "sparse_ir") -> None:
     line, because the format has no place for them: ``read_run`` does not return them, and measures
     over all judged queries count them as 0.
 
+    ``encode_ids`` writes white space and "%" in ids as percent codes (RFC 3986): "a b" as "a%20b".
+
     Raises:
-        DataError: a score is NaN or beyond float32, an id has white space, a query finds a document
-            twice, or its hits are not in the order of ``rank_hits``.
+        DataError: a score is NaN or beyond float32, an id has white space and ``encode_ids`` is
+            False, a query finds a document twice, or its hits are not in the order of
+            ``rank_hits``.
         ConfigError: the tag has white space, or the name promises another format (``.gz``,
             ``.json``).
     """
@@ -68,8 +83,22 @@ def write_run(path: str | Path, run: Run, tag: str = "sparse_ir") -> None:
     with files.atomic_writer(path) as stream:
         for query_id, hits in run.items():
             _check_hits(query_id, hits)
+            shown_query = _column("run: query id", query_id, encode_ids)
             for rank, (doc_id, score) in enumerate(hits, 1):
-                stream.write(f"{query_id} Q0 {doc_id} {rank} {_format_score(score)} {tag}\n")
+                shown = _column(f"run, query {query_id!r}: doc id", doc_id, encode_ids)
+                stream.write(f"{shown_query} Q0 {shown} {rank} {_format_score(score)} {tag}\n")
+
+
+def _column(what: str, record_id: str, encode: bool) -> str:
+    """The id as a column of a TREC file."""
+    if encode:
+        return _ENCODED.sub(lambda match: urllib.parse.quote(match[0]), record_id)
+    if FORBIDDEN_IN_ID.search(record_id):
+        raise DataError(
+            f"{what} is {show(record_id)}; it must be without white space, or be written with "
+            "percent codes (--encode-ids)"
+        )
+    return record_id
 
 
 def check_run_target(path: Path, tag: str) -> None:
@@ -95,8 +124,8 @@ def _parse_trec_run(path: Path) -> dict[str, dict[str, float]]:
                 "rank score tag"
             )
         query_id, _, doc_id, _, score, _ = columns
-        hits = run.setdefault(check_id(f"{where}: query id", query_id), {})
-        if check_id(f"{where}: doc id", doc_id) in hits:
+        hits = run.setdefault(check_trec_id(f"{where}: query id", query_id), {})
+        if check_trec_id(f"{where}: doc id", doc_id) in hits:
             raise DataError(
                 f"{where}: query {query_id!r} finds document {doc_id!r} twice; it must be there "
                 "once"

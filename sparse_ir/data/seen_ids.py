@@ -28,14 +28,16 @@ def open_seen_ids() -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def remember_id(seen: sqlite3.Connection, place: str, number: int, record_id: str) -> None:
+def remember_id(
+    seen: sqlite3.Connection, place: str, number: int, record_id: str, field: str = "_id"
+) -> None:
     """Store the id of line ``number`` of ``place``; raises ``DataError`` for a repeated id."""
     try:
         seen.execute("INSERT INTO seen VALUES (?, ?)", (record_id, number))
     except sqlite3.IntegrityError:
         (first,) = seen.execute("SELECT line FROM seen WHERE id = ?", (record_id,)).fetchone()
         raise DataError(
-            f'{place}:{number}: "_id" is {show(record_id)} as in line {first}; each id must be '
+            f'{place}:{number}: "{field}" is {show(record_id)} as in line {first}; each id must be '
             "unique"
         ) from None
     except sqlite3.OperationalError as error:

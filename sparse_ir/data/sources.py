@@ -10,7 +10,16 @@ from typing import Any
 from sparse_ir import extras
 from sparse_ir.errors import DataError
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz")
+STANDARD_INPUT = "-"
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_NAMES = ".jsonl, .json, .csv, .tsv (each also with .gz or .zst), or .parquet"
 
 
 def find_hub_name(source: str | Path) -> str | None:
@@ -40,21 +49,46 @@ def find_queries(source: str | Path) -> Path:
 
 
 def find_records(source: Path, stem: str) -> Path:
-    """The file of a corpus or of queries (``stem``): ``source`` itself, or one in its folder."""
+    """The file of a corpus or of queries (``stem``): ``source`` itself, or one in its folder.
+
+    Raises ``DataError`` if there is none, or one of a name that shows no format.
+    """
     if source.is_dir():
-        return only_one([source / f"{stem}.jsonl", source / f"{stem}.jsonl.gz"], stem)
+        return only_one(_candidates(source, stem), stem)
+    check_exists(source, stem)
+    if find_format(source) is None:
+        raise DataError(
+            f"{source}: unknown format of {stem}; the name must end in {_NAMES}, or the option "
+            "--input-format must name one"
+        )
+    return source
+
+
+def has_records(folder: Path, stem: str) -> bool:
+    """True for a BEIR folder: it has a file of this stem."""
+    return any(path.is_file() for path in _candidates(folder, stem))
+
+
+def _candidates(folder: Path, stem: str) -> list[Path]:
+    return [folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"]
+
+
+def check_exists(source: Path, stem: str) -> None:
+    """Raise ``DataError`` that lists what a source may be, unless there is such a path."""
     if not source.exists():
         raise DataError(
             f"{source}: no such {stem}; looked for this file, for a folder of this name with "
             f"{stem}.jsonl or {stem}.jsonl.gz, and for a data set of the hub (hf:OWNER/NAME or "
             "BeIR/NAME)"
         )
-    if not source.name.endswith(_SUFFIXES):
-        raise DataError(
-            f"{source}: unknown format of {stem}; the name must end in .jsonl, .tsv, or one of "
-            "these with .gz"
-        )
-    return source
+
+
+def find_format(path: Path) -> str | None:
+    """The format that the end of a name shows, apart from its compression."""
+    name = path
+    if path.suffix in (".gz", ".zst"):
+        name = path.with_suffix("")
+    return _FORMATS.get(name.suffix.lower())
 
 
 def only_one(candidates: list[Path], what: str) -> Path:

@@ -24,7 +24,9 @@ PACKAGE = Path(sparse_ir.__file__).parent
 DISTRIBUTION_OF = {
     "jnius": "pyjnius",
     "jnius_config": "pyjnius",
+    "markdown_it": "markdown-it-py",
     "pydantic_core": "pydantic",
+    "yaml": "PyYAML",
 }
 CORE, EXTRAS = core_only.read_requirements()
 
@@ -157,9 +159,14 @@ def search_arguments(index: Path) -> list[object]:
         ("doctor --model default", "torch", "encode"),
         ("train --config {1}/c.toml --output {1}/t", "tomli_w", "train"),
         ("encode --model lexical --input hf:a/b --output {1}/v", "datasets", "hub"),
+        ("encode --model lexical --input {1}/c.parquet --output {1}/v", "pyarrow", "formats"),
+        ("encode --model lexical --input {1}/html --output {1}/v", "selectolax", "formats"),
     ],
 )
 def test_a_command_names_the_extra_that_it_lacks(index, tmp_path, command, package, extra):
+    (tmp_path / "html").mkdir()
+    (tmp_path / "html" / "a.html").touch()
+    (tmp_path / "c.parquet").touch()
     words = command.format(index.parent / "corpus", tmp_path).split()
     done = run_command_with((), *words)
     assert (done.returncode, done.stdout) == (2, "")
