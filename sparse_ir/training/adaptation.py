@@ -17,6 +17,7 @@ from sparse_ir.training.language_model import Packed
 from sparse_ir.training.representation import represent, seed_of, split_chunks, syncing
 from sparse_ir.training.trainable_decoder import TrainableDecoder
 from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.training_source import pick
 
 
 class Adaptation:
@@ -62,7 +63,7 @@ class Adaptation:
         examples = setup.student.make_examples(sequences, settings, seed)
         total = sum(example.predicted for example in examples)
         rows = np.array_split(np.arange(len(examples)), accelerator.num_processes)
-        own = [examples[row] for row in rows[accelerator.process_index]]
+        own = pick(examples, rows[accelerator.process_index])
         # A process without examples must still join the sum of gradients: it adds zero.
         share = 1.0 if own else 0.0
         sums_2 = self._add_gradients(step, own or examples[:1], share, total)
@@ -97,7 +98,7 @@ class Adaptation:
         if self.packed is None:
             return [ids[: config.model.max_length] for ids in student.bare_ids(batch.documents)]
         first = step * config.batch.queries
-        return [self.packed.at(number) for number in range(first, first + config.batch.queries)]
+        return list(map(self.packed.at, range(first, first + config.batch.queries)))
 
 
 def _pack_documents(setup: TrainingSetup) -> Packed | None:

@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_ir.errors import ConfigError
-from sparse_ir.training.training_source import TrainingSource, check_weight, merge_equal, pair_keys
+from sparse_ir.training.training_source import (
+    TrainingSource,
+    check_weight,
+    merge_equal,
+    pair_keys,
+    pick,
+)
 
 _DRAWS_PER_BLOCK = 4096
 _ORDER_VERSION = 1  # part of the fingerprint: another order of batches is another training
@@ -83,7 +89,8 @@ class Batches:
         self._settings.check()
         _check_sources(sources, self._settings)
         self._sources = [_SourceBatches(source, self._settings) for source in sources]
-        self._draws = _Draws([source.weight for source in sources], seed)
+        self._weights = [source.weight for source in sources]
+        self._draws = _Draws(self._weights, seed)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -101,7 +108,7 @@ class Batches:
         ``steps_per_epoch`` counts batches of this source, ``epoch_steps`` steps of the whole
         training on average.
         """
-        total = sum(each.source.weight for each in self._sources)
+        total = sum(self._weights)
         return [each.describe(each.source.weight / total) for each in self._sources]
 
     def at(self, step: int) -> TrainingBatch:
@@ -258,8 +265,8 @@ class _SourceBatches:
         positive_Q = np.array(positives, dtype=np.int64)
         return TrainingBatch(
             source=self.source.name,
-            queries=[self.source.queries[query] for query in queries],
-            documents=[self.source.documents[document] for document in columns],
+            queries=pick(self.source.queries, queries),
+            documents=pick(self.source.documents, columns),
             positive_Q=positive_Q,
             allowed_QD=self._allow(queries, positive_Q, columns),
             own_QD=_own(positive_Q, ends),
@@ -394,8 +401,7 @@ class _SourceBatches:
         known: set[int] = set()
         for query in queries:
             known |= self._known_positives(query)
-        lists = [self.source.negatives[query] for query in queries]
-        candidates = self._same[np.concatenate(lists)]
+        candidates = self._same[np.concatenate(pick(self.source.negatives, queries))]
         wanted = len(columns) + self._settings.negatives
         for document in generator.permutation(candidates).tolist():
             if len(columns) == wanted:

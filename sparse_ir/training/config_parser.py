@@ -68,9 +68,9 @@ def parse_config(table: Mapping[str, Any]) -> TrainConfig:
         return _ADAPTER.validate_python(_without_foreign_defaults(table))
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        unknown = [each for each in errors if each["type"] == "unexpected_keyword_argument"]
         # a misspelled key comes first, because a key that is missing may be the same one
-        raise ConfigError(_describe((unknown + errors)[0])) from error
+        errors.sort(key=lambda each: each["type"] != "unexpected_keyword_argument")
+        raise ConfigError(_describe(errors[0])) from error
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
@@ -187,12 +187,11 @@ def _describe_unknown(place: str, error: ErrorDetails) -> str:
 
 
 def _keys_of(section: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(section)]
+    return list(section.__dataclass_fields__)
 
 
 def _section_in(hint: Any) -> Any:
     """The section class in a hint such as ``tuple[DataSettings, ...]``."""
     if dataclasses.is_dataclass(hint):
         return hint
-    candidates = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
-    return candidates[0]
+    return next(filter(dataclasses.is_dataclass, typing.get_args(hint)))

@@ -15,6 +15,7 @@ from sparse_ir.training.controller import TOLERANCE
 from sparse_ir.training.ranking_start import RankingStart
 from sparse_ir.training.sparsity import SIDES, spread
 from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.training_source import pick
 
 _DTYPES = {
     "float32": torch.float32,
@@ -62,7 +63,7 @@ def report_missed_targets(config: TrainConfig, terms: Mapping[str, float]) -> li
 def _count_terms(setup: TrainingSetup, step: int) -> dict[str, float]:
     """Mean active terms of texts of the last batches, cut as in training, without dropout."""
     first = max(step - _COUNTED_BATCHES, setup.config.warm_start.steps)
-    batches = [setup.batches.at(number) for number in range(first, step)]
+    batches = list(map(setup.batches.at, range(first, step)))
     if not batches:
         return {}
     documents, queries = _spread_texts(batches)
@@ -84,6 +85,6 @@ def _spread_texts(batches: list[TrainingBatch]) -> tuple[list[str], list[str]]:
     documents: list[str] = []
     queries: list[str] = []
     for batch in batches:
-        documents += [batch.documents[row] for row in spread(len(batch.documents), _COUNTED)]
-        queries += [batch.queries[row] for row in spread(len(batch.queries), _COUNTED)]
+        documents += pick(batch.documents, spread(len(batch.documents), _COUNTED))
+        queries += pick(batch.queries, spread(len(batch.queries), _COUNTED))
     return documents, queries

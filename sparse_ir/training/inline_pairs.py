@@ -69,7 +69,7 @@ def _intern(texts: list[str], positions: dict[str, int]) -> np.ndarray:
     """The positions of texts; new texts get the next ones."""
     for text in texts:
         positions.setdefault(text, len(positions))
-    return np.array([positions[text] for text in texts], dtype=np.int32)
+    return np.array(list(map(positions.__getitem__, texts)), dtype=np.int32)
 
 
 def _read_lines(path: Path, limit: int | None) -> Iterator[_Line]:
@@ -169,7 +169,7 @@ def _check_scores(where: str, record: dict[str, Any], key: str, count: int) -> l
                 f'{where}: "{key}" holds {records.show(score)}; it must hold finite numbers within '
                 "float32"
             )
-    return [float(score) for score in scores]
+    return list(map(float, scores))
 
 
 def _unpack_passages(where: str, record: dict[str, Any]) -> dict[str, Any]:

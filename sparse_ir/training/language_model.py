@@ -78,7 +78,7 @@ class Packed:
             self.starts.append(self.starts[-1] + len(self._block(len(self.starts) - 1)))
         begin = bisect.bisect_right(self.starts, first) - 1
         end = bisect.bisect_left(self.starts, last)
-        tokens = np.concatenate([self._block(block) for block in range(begin, end)])
+        tokens = np.concatenate(list(map(self._block, range(begin, end))))
         return tokens[first - self.starts[begin] :][: self._length]
 
     def _block(self, number: int) -> np.ndarray:
@@ -86,7 +86,7 @@ class Packed:
         if number not in self._blocks:
             places = range(number * _DOCUMENTS_PER_BLOCK, (number + 1) * _DOCUMENTS_PER_BLOCK)
             parts = []
-            for ids in self._tokenize([self._document(place) for place in places]):
+            for ids in self._tokenize(list(map(self._document, places))):
                 # some tokenizers put the end there themselves
                 has_end = len(ids) and ids[-1] == self._end_id
                 parts.append(ids if has_end else np.append(ids, self._end_id))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.training.fields import SECTION, Positive, Text, name_in, refuse_unused
-from sparse_ir.training.tensor_checks import above_zero, floating
+from sparse_ir.training.tensor_checks import above_zero, floating, select_arguments
 
 BatchFacts = Literal["positive_Q", "allowed_QD", "teacher_QD"]
 
@@ -127,9 +127,8 @@ class RankingLoss:
         self, scores_QD: Tensor, settings: LossSettings, facts: Mapping[BatchFacts, Tensor]
     ) -> Tensor:
         """The loss of a batch, a scalar without its weight."""
-        options = {name: getattr(settings, name) for name in self.settings}
-        known = {name: facts[name] for name in self.batch_facts}
-        return self.formula(scores_QD, **known, **options)
+        options = select_arguments(self.settings, vars(settings))
+        return self.formula(scores_QD, **select_arguments(self.batch_facts, facts), **options)
 
 
 LOSSES: dict[str, RankingLoss] = {

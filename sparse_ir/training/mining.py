@@ -22,7 +22,7 @@ from sparse_ir.indexing import manifest
 from sparse_ir.indexing.manifest import DocIds
 from sparse_ir.storage import files
 from sparse_ir.training.teachers.dense import DenseTeacher
-from sparse_ir.training.training_source import TrainingSource, is_blank
+from sparse_ir.training.training_source import TrainingSource, is_blank, pick, positions_of
 
 Miner = Literal["bm25", "index", "dense"]
 ScoredIds = list[tuple[str, float]]  # (doc_id, score), best first
@@ -133,12 +133,12 @@ def mine_block(
     """
     doc_ids = source.doc_ids
     assert doc_ids is not None  # a BEIR folder has them
-    position = {doc_id: number for number, doc_id in enumerate(doc_ids)}
+    position = positions_of(doc_ids)
     run = find([Query(source.query_ids[row], source.queries[row]) for row in block])
     for row in block:
         documents = source.positives[row].tolist()
-        positives = [doc_ids[document] for document in documents]
-        texts = {source.documents[document] for document in documents}
+        positives = pick(doc_ids, documents)
+        texts = set(pick(source.documents, documents))
 
         def is_usable(doc_id: str, texts: set[str] = texts) -> bool:
             text = source.documents[position[doc_id]]

@@ -95,7 +95,9 @@ def format_card(
 ) -> str:
     """The text that ``write_card`` writes."""
     rows = _check_sources(config, sources)
-    named = {row.name for row in rows}
+    other_notes = dict(config.card.data_notes)
+    for row in rows:
+        other_notes.pop(row.name, None)
     sides = _sides(config)
     shown_command = f"{_NOT_STATED.capitalize()}."
     if command is not None:
@@ -113,11 +115,9 @@ def format_card(
         is_neural=config.model.query == "neural",
         is_blended=config.blend != BlendSettings(),
         sources=rows,
-        other_notes={
-            name: note for name, note in config.card.data_notes.items() if name not in named
-        },
+        other_notes=other_notes,
         outcome=_check_report(config, report),
-        losses=[Markdown(losses.describe(loss)) for loss in config.loss],
+        losses=map(Markdown, map(losses.describe, config.loss)),
         teachers=[
             Markdown(f"{teacher.sentence()}; weight {number(teacher.weight)}")
             for teacher in config.teacher

@@ -25,6 +25,7 @@ from sparse_ir.training.training_source import (
     check_visible,
     check_weight,
     is_blank,
+    positions_of,
     show_document,
     with_fingerprint,
 )
@@ -109,7 +110,7 @@ def _read_folder(
     judged = readers.read_qrels(path, split)
     qrels = dict(itertools.islice(judged.items(), limit))
     doc_ids, documents = _read_corpus(corpus_path)
-    positions = {doc_id: position for position, doc_id in enumerate(doc_ids)}
+    positions = positions_of(doc_ids)
     positives, missing = _find_positives(qrels_path, corpus_path, qrels, positions, allow_missing)
     query_ids = list(positives)
     negatives: dict[str, np.ndarray] = {}
@@ -162,7 +163,7 @@ def _read_query_texts(path: Path, query_ids: list[str], qrels_path: Path) -> lis
             f"{_find_line(qrels_path, absent[0])}: query {absent[0]!r} is not in {path} "
             f"({len(absent)} of {len(query_ids)} queries are not); all judged queries must be"
         )
-    return [texts[query_id] for query_id in query_ids]
+    return list(map(texts.__getitem__, query_ids))
 
 
 def _find_positives(
@@ -261,7 +262,7 @@ def _read_negatives(path: Path, known: _Known) -> tuple[dict[str, np.ndarray], d
             positives = get_field(where, record, "positives")
             _check_mined_positives(where, positives, query_id, known)
             listed = _check_doc_ids(where, get_field(where, record, "negatives"), known)
-            positions = [known.positions[doc_id] for doc_id in listed]
+            positions = list(map(known.positions.__getitem__, listed))
             negatives[query_id] = np.array(positions, dtype=np.int32)
     return negatives, lines
 

@@ -31,7 +31,7 @@ from sparse_ir.training.fields import (
     name_in,
     refuse_unused,
 )
-from sparse_ir.training.tensor_checks import above_zero, floating
+from sparse_ir.training.tensor_checks import above_zero, floating, select_arguments
 
 NONE = "none"  # the name for "no penalty"
 TokenFacts = Literal["idf_V", "document_frequency_V"]
@@ -146,9 +146,8 @@ class Penalty:
         self, weights_NV: Tensor, settings: PenaltySettings, facts: Mapping[TokenFacts, Tensor]
     ) -> Tensor:
         """The penalty of these weights, a scalar without lambda."""
-        options = {name: getattr(settings, name) for name in self.settings}
-        known = {name: facts[name] for name in self.token_facts}
-        return self.formula(weights_NV, **known, **options)
+        options = select_arguments(self.settings, vars(settings))
+        return self.formula(weights_NV, **select_arguments(self.token_facts, facts), **options)
 
 
 PENALTIES: dict[str, Penalty] = {

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sparse_ir.training.batches import TrainingBatch
 from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.training_source import pick
 
 
 class Represented(NamedTuple):
@@ -64,7 +65,7 @@ class _Share:
         self._scores = scores
         rank = setup.accelerator.process_index
         rows = np.array_split(np.arange(len(ids)), setup.accelerator.num_processes)
-        self.counts = [len(each) for each in rows]  # texts of each process
+        self.counts = list(map(len, rows))  # texts of each process
         self._chunks = split_chunks(rows[rank], setup.config.batch.micro_batch)
         # The first share is the largest: all processes decide alike.
         micro_batch = setup.config.batch.micro_batch
@@ -77,7 +78,7 @@ class _Share:
             setup = self._setup
             return torch.zeros((0, setup.student.size), device=setup.accelerator.device)
         with contextlib.nullcontext() if self._keeps_graph else torch.no_grad():
-            self._parts = [self._encode_chunk(number) for number in range(len(self._chunks))]
+            self._parts = list(map(self._encode_chunk, range(len(self._chunks))))
         return torch.cat(self._parts).detach()
 
     def send_back(self, gradient: Tensor | None) -> None:
@@ -99,7 +100,7 @@ class _Share:
         setup = self._setup
         rank = setup.accelerator.process_index
         torch.manual_seed(seed_of(setup.config.run.seed, self._step, rank, number))
-        chunk = [self._ids[row] for row in self._chunks[number]]
+        chunk = pick(self._ids, self._chunks[number])
         rows_NV: Tensor = setup.wrapped(chunk, scores=self._scores)
         return rows_NV.float()
 

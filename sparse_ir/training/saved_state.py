@@ -76,17 +76,22 @@ def write_checkpoint(
     It holds the network as ``write_weights`` writes it, tensors by name, and the JSON-able facts of
     ``state``.
     """
-    from safetensors.torch import save_file
-
     with files.building(target) as folder:
         write_weights(folder / WEIGHTS)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-        sealed = dict(state)
-        sealed["sha256"] = {
-            name: files.sha256_of_file(folder / name) for name in (WEIGHTS, TENSORS)
-        }
+        save_tensors(folder / TENSORS, tensors)
+        hashes = {}
+        for name in (WEIGHTS, TENSORS):
+            hashes[name] = files.sha256_of_file(folder / name)
+        sealed = dict(state) | {"sha256": hashes}
         seal = files.sha256_of_json(sealed)
         files.write_json(folder / _STATE, {"format": FORMAT} | sealed | {"state_sha256": seal})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file; equal tensors give equal bytes."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

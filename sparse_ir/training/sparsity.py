@@ -19,6 +19,7 @@ from sparse_ir.training import trainable_encoder
 from sparse_ir.training.batches import TrainingBatch
 from sparse_ir.training.controller import CollapseDetector, PenaltyController
 from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.training_source import pick
 
 SIDES = ("documents", "queries")
 _READ_EVERY = 2  # ranking steps between two readings without dropout
@@ -52,7 +53,7 @@ class SparsityControl:
         if self._has_dropout or target is not None:
             # Positives come first and negatives may be unlike them: take texts from all over.
             rows = spread(len(batch.documents), _READ)
-            texts = [batch.documents[row] for row in rows]
+            texts = pick(batch.documents, rows)
             scores_NV = self._scores(setup.student.tokenize_documents(texts))
             empty = self._compare("documents", scores_NV, documents_DV[rows])
             self.detector.note_without_dropout(empty)
@@ -63,7 +64,7 @@ class SparsityControl:
                 self._bias_step = controller.bias_step(ranking_step, needed)
         if self._has_dropout and setup.query_side is None:
             rows = spread(len(batch.queries), _READ)
-            texts = [batch.queries[row] for row in rows]
+            texts = pick(batch.queries, rows)
             scores_NV = self._scores(setup.student.tokenize_queries(texts))
             self._compare("queries", scores_NV, queries_QV[rows])
 
@@ -121,7 +122,7 @@ class SparsityControl:
 def spread(count: int, most: int) -> list[int]:
     """At most ``most`` of ``count`` places, evenly from the first to the last."""
     places = np.linspace(0, count - 1, min(count, most)).round().astype(int)
-    return [int(place) for place in np.unique(places)]
+    return list(np.unique(places).tolist())
 
 
 def _mean_terms(weights_NV: Tensor) -> float:

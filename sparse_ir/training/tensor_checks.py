@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,11 @@ def floating(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.float64:
         return tensor
     return tensor.float()
+
+
+def select_arguments(names: Iterable[str], values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The values that a formula of a table takes, by their names."""
+    return {name: values[name] for name in names}
 
 
 def above_zero(name: str, value: float) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from sparse_ir.training import language_model
 from sparse_ir.training.config import LoraSettings, TrainConfig, WarmStartSettings
 from sparse_ir.training.language_model import NOTHING, Example, Packed
 from sparse_ir.training.trainable_encoder import Start, TrainableEncoder, start_network
+from sparse_ir.training.training_source import pick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,13 +172,13 @@ class TrainableDecoder(TrainableEncoder):
         For examples of a language model, return the two sums of ``language_model.cross_entropies``.
         """
         if tokens and isinstance(tokens[0], Example):
-            return self._language_loss([each for each in tokens if isinstance(each, Example)])
-        return super().forward([each for each in tokens if isinstance(each, Tokens)], scores)
+            return self._language_loss(cast("Sequence[Example]", tokens))
+        return super().forward(cast("Sequence[Tokens]", tokens), scores)
 
     def _language_loss(self, examples: Sequence[Example]) -> Tensor:
         total_2 = torch.zeros(2, device=self.shift.device)
         for group in self.groups(np.array([len(example.ids) for example in examples])):
-            chosen = [examples[row] for row in group]
+            chosen = pick(examples, group)
             hidden_BLH, _ = self.network.hidden_states([example.ids for example in chosen])
             targets, _ = pad([example.targets for example in chosen], NOTHING)
             targets_BL = torch.from_numpy(targets).to(hidden_BLH.device)

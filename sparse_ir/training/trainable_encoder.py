@@ -31,6 +31,8 @@ from sparse_ir.models.reading import TextReader
 from sparse_ir.models.tokenization import Tokens
 from sparse_ir.storage import files
 from sparse_ir.training.config import ModelSettings, TrainConfig
+from sparse_ir.training.saved_state import save_tensors
+from sparse_ir.training.training_source import pick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,13 +190,10 @@ class TrainableEncoder(torch.nn.Module):
     def forward(self, tokens: Sequence[Tokens], scores: bool = False) -> Tensor:
         """Return weights, float32 ``[N, V]``; with ``scores`` the scores before the activation."""
         device = self.output_layer.weight.device
-        lengths = np.array([len(text.ids) for text in tokens])
         order = []
         parts = []
-        for group in self.groups(lengths):
-            parts.append(
-                self.network.pooled_scores([tokens[row] for row in group], self.score_shift)
-            )
+        for group in self.groups(_lengths(tokens)):
+            parts.append(self.network.pooled_scores(pick(tokens, group), self.score_shift))
             order.append(group)
         back = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
         pooled_NV = torch.cat(parts)[back]
@@ -247,14 +246,14 @@ class TrainableEncoder(torch.nn.Module):
         """
         tokenize = self.tokenize_queries if neural_queries else self.tokenize_documents
         tokens = tokenize(texts, whole=whole)
-        order = np.argsort([-len(text.ids) for text in tokens], kind="stable")
+        order = np.argsort(-_lengths(tokens), kind="stable")
         rows = [_EMPTY] * len(tokens)
         was_training = self.training
         self.eval()
         with torch.no_grad():
             for start in range(0, len(order), _TEXTS_AT_ONCE):
                 batch = order[start : start + _TEXTS_AT_ONCE]
-                weights_BV = self.forward([tokens[row] for row in batch]).cpu().numpy()
+                weights_BV = self.forward(pick(tokens, batch)).cpu().numpy()
                 for row, weights_V in zip(batch, weights_BV, strict=True):
                     ids = np.flatnonzero(weights_V)
                     rows[row] = pooling.keep_heaviest(ids, weights_V[ids], self.settings.top_k, 0.0)
@@ -306,9 +305,7 @@ class TrainableEncoder(torch.nn.Module):
 
     def write_weights(self, path: Path) -> None:
         """Write a safetensors file of ``tensors``; equal weights give equal bytes."""
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, path)
+        save_tensors(path, self.tensors())
 
     def read_weights(self, path: Path, device: torch.device) -> None:
         """Take back what ``write_weights`` wrote.
@@ -386,6 +383,10 @@ def safetensors_device(device: torch.device) -> str:
     With several processes on the CPU each has a device number, which safetensors does not know.
     """
     return "cpu" if device.type == "cpu" else str(device)
+
+
+def _lengths(tokens: Sequence[Tokens]) -> np.ndarray:
+    return np.array([len(text.ids) for text in tokens], dtype=np.int64)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

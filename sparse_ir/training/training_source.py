@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.storage import files
 
 NO_DOCUMENTS = np.empty(0, dtype=np.int32)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def check_once(where: str, documents: Sequence[str]) -> None:
     """Raise ``DataError`` for a list that holds a document twice."""
     if len(set(documents)) == len(documents):
         return
-    twice = next(document for document in documents if documents.count(document) > 1)
+    twice = max(documents, key=documents.count)
     raise DataError(
         f"{where}: {records.show(twice)} is listed twice; each document of a list must occur once"
     )
@@ -83,8 +84,10 @@ def check_apart(source: TrainingSource, where: Callable[[int], str]) -> None:
     if not len(clashes):
         return
     query, shared = divmod(int(negative_keys[clashes[0]]), len(same))
-    negative = _first_equal(source.negatives[query], same, shared)
-    positive = _first_equal(source.positives[query], same, shared)
+    negatives = source.negatives[query]
+    positives = source.positives[query]
+    negative = int(negatives[same[negatives] == shared][0])
+    positive = int(positives[same[positives] == shared][0])
     how = "is one of its positives"
     if positive != negative:
         how = f"has the text of its positive {show_document(source, positive)}"
@@ -94,16 +97,21 @@ def check_apart(source: TrainingSource, where: Callable[[int], str]) -> None:
     )
 
 
-def _first_equal(documents: np.ndarray, same: np.ndarray, wanted: int) -> int:
-    """The first of some documents whose text is that of document ``wanted``."""
-    return int(next(document for document in documents if same[document] == wanted))
-
-
 def show_document(source: TrainingSource, document: int) -> str:
     """A document as messages show it: its id, or the text where there is none."""
     if source.doc_ids is None:
         return records.show(source.documents[document])
     return records.show(source.doc_ids[document])
+
+
+def pick(items: Sequence[Item], rows: Iterable[int]) -> list[Item]:
+    """The items at these positions."""
+    return list(map(items.__getitem__, rows))
+
+
+def positions_of(names: Iterable[str]) -> dict[str, int]:
+    """Each name with its position."""
+    return {name: position for position, name in enumerate(names)}
 
 
 def merge_equal(texts: Sequence[str]) -> np.ndarray:
@@ -118,7 +126,7 @@ def pair_keys(lists: Sequence[np.ndarray], same: np.ndarray) -> np.ndarray:
 
     ``same`` is what ``merge_equal`` gives for the N documents: equal texts count as one document.
     """
-    queries = np.repeat(np.arange(len(lists), dtype=np.int64), [len(entry) for entry in lists])
+    queries = np.repeat(np.arange(len(lists), dtype=np.int64), list(map(len, lists)))
     keys: np.ndarray = queries * len(same) + same[np.concatenate([NO_DOCUMENTS, *lists])]
     return keys
 
@@ -141,7 +149,7 @@ def with_fingerprint(
         "documents": len(source.documents),
         "positives": sum(map(len, source.positives)),
         "negatives": sum(map(len, source.negatives)),
-        "queries_without_negatives": sum(not len(entry) for entry in source.negatives),
+        "queries_without_negatives": list(map(len, source.negatives)).count(0),
     }
     fingerprint |= counts
     texts = itertools.chain(source.queries, source.documents)

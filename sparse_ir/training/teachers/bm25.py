@@ -27,7 +27,7 @@ from sparse_ir.training.fields import SECTION, NotNegative, Probability
 from sparse_ir.training.markdown import Markdown, number
 from sparse_ir.training.teachers.base import Teacher, TeacherSettings
 from sparse_ir.training.teachers.cache import OnProgress, Prepared, key_of
-from sparse_ir.training.training_source import TrainingSource
+from sparse_ir.training.training_source import TrainingSource, positions_of
 
 
 @dataclass(frozen=True, config=SECTION, kw_only=True)
@@ -90,7 +90,7 @@ class Bm25Teacher(Teacher):
         if not (math.isfinite(k1) and k1 >= 0 and 0 <= b <= 1):
             raise ConfigError(f"k1 is {k1} and b {b}, but k1 must be 0 or more and b 0 to 1")
         self.name = name
-        keys = [key_of(text) for text in documents]
+        keys = list(map(key_of, documents))
         self.fingerprint = {
             "kind": "bm25",
             "name": name,
@@ -106,7 +106,7 @@ class Bm25Teacher(Teacher):
             raise DataError(
                 f"none of the {len(documents)} documents of the BM25 collection has a term"
             )
-        self._terms = {term: number for number, term in enumerate(collection.terms)}
+        self._terms = positions_of(collection.terms)
         self._k1 = k1
         self._b = b
         self._average = float(collection.lengths.sum() / np.count_nonzero(collection.lengths))
@@ -129,8 +129,8 @@ class Bm25Teacher(Teacher):
         ``wanted_QD`` is ignored.
         """
         self.prepare(queries, documents)
-        query_rows = [self._queries[key_of(text)] for text in queries]
-        document_rows = [self._document_row(key_of(text)) for text in documents]
+        query_rows = list(map(self._queries.__getitem__, map(key_of, queries)))
+        document_rows = list(map(self._document_row, map(key_of, documents)))
         width = len(self._terms)
         query_QT = rows_to_csr(query_rows, width)
         document_DT = rows_to_csr(document_rows, width)
@@ -141,8 +141,8 @@ class Bm25Teacher(Teacher):
         self, queries: Sequence[str], documents: Sequence[str], progress: OnProgress | None = None
     ) -> Prepared:
         """Analyse new texts and keep them in memory; ``progress(n)``: n more texts are done."""
-        asked_queries = {key_of(text): text for text in queries}
-        asked_documents = {key_of(text): text for text in documents}
+        asked_queries = dict(zip(map(key_of, queries), queries, strict=True))
+        asked_documents = dict(zip(map(key_of, documents), documents, strict=True))
         new_queries = _without(asked_queries, self._queries)
         new_documents = _without(_without(asked_documents, self._rows), self._others)
         for key, (ids, counts, _) in self._analyse(new_queries, progress):
