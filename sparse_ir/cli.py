@@ -57,6 +57,7 @@ The usual order is build (encode and index), search, evaluate. Start with: spars
 
 # Options that are shown together in a help text, where a command has all of them.
 _OPTION_GROUPS = {
+    "Fields": ("fields", "share", "k1", "b", "analyzer", "language"),
     "Impacts": ("scale", "bits", "fold"),
     "Pruning": ("prune_terms", "prune_impact", "prune_mass"),
 }

@@ -39,6 +39,9 @@ class IndexReport(TypedDict):
     sum_impacts_pruned: NotRequired[int]
     engine: NotRequired[str]
     rule: NotRequired[dict[str, Any]]
+    fields: NotRequired[dict[str, dict[str, int]]]  # if there is a field bm25
+    bm25: NotRequired[dict[str, Any]]  # its settings
+    note: NotRequired[str]  # why there is no field bm25
     pruning: NotRequired[dict[str, Any]]
     megabytes: float
     document_megabytes: float  # part of it: titles, texts and metadata
@@ -48,8 +51,8 @@ class IndexReport(TypedDict):
 class BuildReport(IndexReport):
     """The report of ``build``: that of ``index``, the vectors, and the time of encoding."""
 
-    vectors: str
-    encode_seconds: float
+    vectors: NotRequired[str]  # missing where nothing was encoded, like the next
+    encode_seconds: NotRequired[float]
 
 
 class ExportReport(TypedDict):
@@ -74,6 +77,7 @@ class SearchReport(TypedDict):
     queries: int
     queries_without_hits: int
     hits: int
+    ranking: str  # sparse, bm25 or hybrid
     options: str
     seconds: float
     p50_ms: float | None  # None without queries
@@ -84,6 +88,7 @@ class ExplainReport(TypedDict):
 
     index: str
     kind: str
+    ranking: str  # sparse, bm25 or hybrid
     query: str
     query_terms: dict[str, Any]
     lost_in_query: dict[str, float]  # terms that round to 0

@@ -18,11 +18,18 @@ from sparse_ir.models.options import EncodeOptions
 from sparse_ir.reports import BuildReport, ExportReport, IdfReport, IndexReport, VectorsReport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sparse_ir.data.records import Document
+    from sparse_ir.indexing.bm25_field import Bm25Settings
     from sparse_ir.indexing.manifest import IndexManifest
     from sparse_ir.indexing.pruning import Pruning
     from sparse_ir.indexing.vectors import Vectors
 
 DEFAULT_SHARD_SIZE = 1024
+AnalyzerName = Literal["language", "standard", "whitespace"]
+SPARSE = "sparse"
+BM25 = "bm25"
 
 
 @command
@@ -75,6 +82,13 @@ def index(
     vectors: StrPath,
     output: StrPath,
     *,
+    input: Source | None = None,
+    fields: str | None = None,
+    share: float | None = None,
+    k1: float = 0.9,
+    b: float = 0.4,
+    analyzer: AnalyzerName = "language",
+    language: str = "en",
     scale: float | None = None,
     bits: int | None = None,
     fold: bool | None = None,
@@ -92,6 +106,16 @@ def index(
     Args:
         vectors: Folder written by encode, or an Anserini JsonVectorCollection.
         output: Folder for the index. An existing index is replaced once the new one is verified.
+        input: The corpus that was encoded, whose texts make the field bm25. By default, the texts
+            that the vectors keep.
+        fields: "sparse" (the model), "bm25", or "sparse,bm25". By default both, if the engine is
+            Lucene and the texts are known. With "bm25" alone nothing is encoded.
+        share: Factor of BM25 in the sum of both. The default is the model's own, or 1.
+        k1: Saturation of the term frequency in BM25, at least 0.
+        b: Strength of the length normalization in BM25, 0 to 1.
+        analyzer: How BM25 cuts texts: "language" (endings and stop words removed), "standard"
+            (words in lower case), or "whitespace".
+        language: Language of the analyzer, by its code, such as en, de or ja.
         scale: Factor from weights to impacts: impact = round(weight x scale). By default, the
             collection's weights are spread over the bits.
         bits: Bits per impact, 2 to 16. The default is 8, or 16 if a scale is given.
@@ -110,20 +134,35 @@ def index(
         threads: Number of threads that write the index.
         progress: Show a progress bar.
     """
-    from sparse_ir.indexing import builder, json_vectors
+    from sparse_ir.indexing import builder, field_sources, json_vectors
+    from sparse_ir.indexing.bm25_field import Bm25Settings
 
     builder.check_index_options(scale, bits, threads)
     pruning = _make_pruning(prune_terms, prune_impact, prune_mass)
+    wanted = field_sources.read_fields(fields)
+    settings = Bm25Settings(k1, b, analyzer, language)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        opened = json_vectors.open_vectors(Path(vectors), Path(scratch))
-        query_encoder = opened.query_encoder()
-        rule = builder.choose_rule(opened, query_encoder, scale=scale, bits=bits, fold=fold)
+        opened = json_vectors.open_vectors(Path(vectors), Path(scratch) / "vectors")
+        settings = field_sources.with_share(settings, share, opened)
+        texts = field_sources.Texts(opened, _reader(input))
+        note = field_sources.reason_against_words(texts, wanted, engine)
+        bm25_weights = None
+        if note is None:
+            place = Path(scratch) / "words"
+            bm25_weights = field_sources.weigh_texts(texts, settings, place, progress=progress)
+        is_sparse = wanted is None or SPARSE in wanted
+        source = opened if is_sparse else None
+        query_encoder = opened.query_encoder() if is_sparse else None
+        rule = builder.choose_rule(
+            source, query_encoder, scale=scale, bits=bits, fold=fold, bm25=bm25_weights
+        )
         manifest = builder.build_impact_index(
-            opened,
+            source,
             Path(output),
             rule,
             query_encoder,
+            bm25=bm25_weights,
             threads=threads,
             pruning=pruning,
             forward_index=forward,
@@ -131,7 +170,10 @@ def index(
             engine=engine,
             progress=progress,
         )
-    return _report_index(Path(output), manifest, started)
+    report = _report_index(Path(output), manifest, started)
+    if note and wanted is None:
+        report["note"] = note
+    return report
 
 
 @command
@@ -141,6 +183,12 @@ def build(
     output: StrPath,
     *,
     vectors: StrPath | None = None,
+    fields: str | None = None,
+    share: float | None = None,
+    k1: float = 0.9,
+    b: float = 0.4,
+    analyzer: AnalyzerName = "language",
+    language: str = "en",
     scale: float | None = None,
     bits: int | None = None,
     fold: bool | None = None,
@@ -165,6 +213,14 @@ def build(
             BeIR/scifact.
         output: Folder for the index. An existing index is replaced once the new one is verified.
         vectors: Folder for the vectors, which are kept. The default is OUTPUT.vectors.
+        fields: "sparse" (the model), "bm25", or "sparse,bm25". By default both, if the engine is
+            Lucene and the texts are known. With "bm25" alone nothing is encoded.
+        share: Factor of BM25 in the sum of both. The default is the model's own, or 1.
+        k1: Saturation of the term frequency in BM25, at least 0.
+        b: Strength of the length normalization in BM25, 0 to 1.
+        analyzer: How BM25 cuts texts: "language" (endings and stop words removed), "standard"
+            (words in lower case), or "whitespace".
+        language: Language of the analyzer, by its code, such as en, de or ja.
         scale: Factor from weights to impacts: impact = round(weight x scale). By default, the
             collection's weights are spread over the bits.
         bits: Bits per impact, 2 to 16. The default is 8, or 16 if a scale is given.
@@ -183,10 +239,16 @@ def build(
         threads: Number of threads that write the index.
         progress: Show a progress bar.
     """
+    from sparse_ir.indexing import field_sources
+    from sparse_ir.indexing.bm25_field import Bm25Settings
     from sparse_ir.indexing.builder import check_index_options
 
     # before hours of encoding
     check_index_options(scale, bits, threads)
+    wanted = field_sources.read_fields(fields)
+    settings = Bm25Settings(k1, b, analyzer, language, 1.0 if share is None else share)
+    if wanted == [BM25]:
+        return _build_words(input, Path(output), settings, scale, bits, engine, threads, progress)
     _make_pruning(prune_terms, prune_impact, prune_mass)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
@@ -194,6 +256,13 @@ def build(
     report = index(
         folder,
         output,
+        input=input if store is False else None,
+        fields=fields,
+        share=share,
+        k1=k1,
+        b=b,
+        analyzer=analyzer,
+        language=language,
         scale=scale,
         bits=bits,
         fold=fold,
@@ -320,6 +389,51 @@ def idf(model: Source, input: Source, output: StrPath, *, revision: str | None =
     return {"output": str(output), "tokens": len(values)}
 
 
+def _reader(input: Source | None) -> Callable[[], Iterator[Document]] | None:
+    """What starts reading a corpus."""
+    from sparse_ir.data import readers
+
+    if input is None:
+        return None
+    return functools.partial(readers.read_documents, input)
+
+
+def _build_words(
+    input: Source,
+    output: Path,
+    settings: Bm25Settings,
+    scale: float | None,
+    bits: int | None,
+    engine: EngineName,
+    threads: int,
+    progress: bool,
+) -> BuildReport:
+    """Build an index that has the field ``bm25`` alone; nothing is encoded."""
+    from sparse_ir.data import readers
+    from sparse_ir.indexing import builder
+    from sparse_ir.indexing.bm25_field import weigh_documents
+    from sparse_ir.indexing.building import progress_bar
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        with progress_bar("analysing", None, progress) as bar:
+            documents = readers.read_documents(input)
+            weights = weigh_documents(documents, Path(scratch), settings, progress=bar.update)
+        rule = builder.choose_rule(None, None, scale=scale, bits=bits, bm25=weights)
+        manifest = builder.build_impact_index(
+            None,
+            output,
+            rule,
+            None,
+            bm25=weights,
+            engine=engine,
+            threads=threads,
+            progress=progress,
+        )
+    report = _report_index(output, manifest, started)
+    return cast("BuildReport", dict(report))
+
+
 def _make_pruning(terms: int | None, impact: int | None, mass: float | None) -> Pruning:
     """Raises ``ConfigError`` for a limit out of range."""
     from sparse_ir.indexing.pruning import Pruning
@@ -350,7 +464,7 @@ def _report_index(output: Path, manifest: IndexManifest, started: float) -> Inde
     from sparse_ir.storage import files
 
     report: dict[str, Any] = {"index": str(output), "kind": manifest["kind"]} | manifest["counts"]
-    for part in ("engine", "rule", "pruning"):
+    for part in ("engine", "rule", "fields", "bm25", "pruning"):
         if part in manifest:
             report[part] = manifest[part]
     report["megabytes"] = round(files.folder_size(output) / 1e6, 2)

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.console import progress_bar
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sparse_ir.data.records import Qrels
     from sparse_ir.retrieval.options import SearchOptions
     from sparse_ir.retrieval.tuning import Bench, Trial
+
+
+Ranking = Literal["sparse", "bm25", "hybrid"]
 
 
 class Approximations(TypedDict, total=False):
@@ -55,6 +58,7 @@ def search(
     remove_query: bool = False,
     query_model: Source | None = None,
     scale: float | None = None,
+    ranking: Ranking | None = None,
     tag: str = "sparse_ir",
     tuned: bool = False,
     progress: bool = False,
@@ -76,6 +80,8 @@ def search(
         query_model: Model that encodes the queries, if the index names none or the model has moved.
         scale: Scale of the impacts, if the index does not record it: one built by Pyserini or from
             JSON vectors (often 100).
+        ranking: What ranks: the model alone ("sparse"), BM25 alone ("bm25"), or the sum of both
+            ("hybrid"). The default is hybrid if the index has both fields.
         tag: Name of the run, its last column.
         tuned: Search with the options that tune stored with the index.
         progress: Show a progress bar.
@@ -90,7 +96,9 @@ def search(
     chosen = _choose_options(options, tuned)
     runs.check_run_target(Path(output), tag)
     asked = list(readers.read_queries(queries))
-    with open_index(Path(index), _optional_text(query_model), scale, tuned=tuned) as opened:
+    with open_index(
+        Path(index), _optional_text(query_model), scale, tuned=tuned, ranking=ranking
+    ) as opened:
         started = time.perf_counter()
         with progress_bar(len(asked), progress, desc="searching", unit=" queries") as bar:
             run, seconds = opened.search_batch(
@@ -103,12 +111,14 @@ def search(
             )
         elapsed = time.perf_counter() - started
         used = opened.options if chosen is None else chosen
+        used_ranking = opened.ranking
     runs.write_run(Path(output), run, tag)
     return {
         "run": str(output),
         "queries": len(asked),
         "queries_without_hits": sum(not query_hits for query_hits in run.values()),
         "hits": sum(len(query_hits) for query_hits in run.values()),
+        "ranking": used_ranking,
         "options": str(used),
         "seconds": round(elapsed, 3),
         "p50_ms": round(statistics.median(seconds) * 1000, 3) if len(seconds) else None,
@@ -149,6 +159,7 @@ def explain(
     page: StrPath | None = None,
     query_model: Source | None = None,
     scale: float | None = None,
+    ranking: Ranking | None = None,
 ) -> ExplainReport:
     """Explain the scores of an exact search, term by term.
 
@@ -168,6 +179,8 @@ def explain(
         query_model: Model that encodes the query, if the index names none or the model has moved.
         scale: Scale of the impacts, if the index does not record it: one built by Pyserini or from
             JSON vectors (often 100).
+        ranking: What ranks: the model alone ("sparse"), BM25 alone ("bm25"), or the sum of both
+            ("hybrid"). The default is hybrid if the index has both fields.
     """
 
     from sparse_ir.retrieval import explanation, explanation_view
@@ -175,9 +188,9 @@ def explain(
     from sparse_ir.storage import files
 
     _check_hits(hits)
-    with open_index(Path(index), _optional_text(query_model), scale) as opened:
+    with open_index(Path(index), _optional_text(query_model), scale, ranking=ranking) as opened:
         if vectors is not None and opened.query_encoder is None:
-            raise ConfigError(f"{index} is a BM25 index and was not built from vectors")
+            raise ConfigError(f"{index} is ranked by BM25 alone, which no vectors explain")
         encoded = opened.encode(query)
         ranked = explanation.rank_documents(opened, encoded, doc, hits)
         texts = {}
@@ -199,6 +212,7 @@ def explain(
         report: ExplainReport = {
             "index": str(index),
             "kind": opened.manifest["kind"],
+            "ranking": opened.ranking,
             "query": query,
             "query_terms": explanation.describe_query(encoded, query_names),
             "lost_in_query": explanation.lost_query_terms(encoded),
@@ -229,6 +243,7 @@ def tune(
     without_encoding: bool = False,
     query_model: Source | None = None,
     scale: float | None = None,
+    ranking: Ranking | None = None,
     progress: bool = False,
 ) -> Report:
     """Find the search options that lose least within a latency budget, and store them.
@@ -254,6 +269,8 @@ def tune(
             times.
         query_model: Model that encodes the queries, if the index names none or the model has moved.
         scale: Scale of the impacts, if the index does not record it.
+        ranking: What ranks: the model alone ("sparse"), BM25 alone ("bm25"), or the sum of both
+            ("hybrid"). The default is hybrid if the index has both fields.
         progress: Show a progress bar.
     """
 
@@ -278,8 +295,10 @@ def tune(
         judged = readers.read_qrels(qrels, split)
     asked = tuning.choose_queries(list(readers.read_queries(queries)), judged, max_queries)
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_index(Path(index), _optional_text(query_model), scale))
-        if opened.query_encoder is None or "sha256" not in opened.manifest:
+        opened = stack.enter_context(
+            open_index(Path(index), _optional_text(query_model), scale, ranking=ranking)
+        )
+        if opened.manifest["kind"] == "bm25" or "sha256" not in opened.manifest:
             raise ConfigError(
                 f"{index} has no options to tune; it must be an impact index of this package"
             )
@@ -294,7 +313,8 @@ def tune(
     if chosen is None:
         raise BudgetMissed(tuning.describe_nearest_miss(budget, trials), report)
     kept = {key: value for key, value in report.items() if key not in ("index", "trials")}
-    write_tuned(Path(index) / manifest.TUNED, opened.manifest["sha256"], chosen.options, kept)
+    path = Path(index) / manifest.TUNED
+    write_tuned(path, opened.manifest["sha256"], chosen.options, kept, opened.ranking)
     return report
 
 

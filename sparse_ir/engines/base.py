@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 SPARSE = "sparse"  # the field of the learned-sparse encoder
+BM25 = "bm25"  # the field of analysed words, weighed by BM25
 LARGEST_IMPACT = 2**16 - 1
 
 FindIds = Callable[[Sequence[int]], list[str]]  # document numbers -> doc_ids

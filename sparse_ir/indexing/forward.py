@@ -3,7 +3,8 @@
     forward/offsets.npy       int64 (N + 1,): where each document number begins
     forward/token_ids.npy     uint8, uint16 or uint32 (postings,): as narrow as the ids allow
     forward/impacts.npy       uint8 or uint16 (postings,): as narrow as the impacts allow
-    forward/vocabulary.json   the token of each id
+    forward/vocabulary.json   the token of each id; with several fields: {field: tokens}, whose ids
+                              follow one another
 
 It takes three bytes a posting for most models. It is read through memory maps, so opening costs
 nothing and processes share it. Row numbers are the engine's document numbers.
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
+from sparse_ir.engines.base import SPARSE
 from sparse_ir.errors import DamagedError
 from sparse_ir.storage import files
 
@@ -52,8 +54,11 @@ class ForwardWriter:
         self._largest_id = max(self._largest_id, int(impacts.indices.max(initial=0)))
         self._largest_impact = max(self._largest_impact, int(impacts.data.max(initial=0)))
 
-    def finish(self, vocabulary: Sequence[str]) -> None:
-        """Write the files, rows in the order of the batches' numbers, and delete the parts."""
+    def finish(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
+        """Write the files, rows in the order of the batches' numbers, and delete the parts.
+
+        ``vocabularies``: the columns of each field, in the order in which they lie side by side.
+        """
         lengths = [np.empty(0, np.int64)]
         for number in sorted(self._lengths):
             lengths.append(self._lengths[number])
@@ -62,7 +67,10 @@ class ForwardWriter:
             np.save(stream, offsets)
         self._join(_TOKEN_IDS, _PART_ID, self._largest_id, int(offsets[-1]))
         self._join(_IMPACTS, _PART_IMPACT, self._largest_impact, int(offsets[-1]))
-        files.write_json(self._folder / _VOCABULARY, list(vocabulary))
+        stored: Any = {field: list(vocabulary) for field, vocabulary in vocabularies.items()}
+        if list(stored) == [SPARSE]:
+            stored = stored[SPARSE]
+        files.write_json(self._folder / _VOCABULARY, stored)
         shutil.rmtree(self._parts)
 
     def _join(self, name: str, dtype: type[np.generic], largest: int, length: int) -> None:
@@ -93,13 +101,26 @@ def _write_array(
 class ForwardIndex:
     """An open forward index; safe to use from several threads.
 
-    ``vocabulary`` says what the token ids of queries mean, where it is not the index's own. Raises
-    ``DamagedError`` when the files do not fit each other.
+    ``vocabulary`` says what the token ids of queries mean, where it is not the index's own. The
+    ids of a field begin at its number in ``first_ids``. Raises ``DamagedError`` when the files do
+    not fit each other.
     """
 
     def __init__(self, folder: Path, vocabulary: Sequence[str] | None = None) -> None:
-        self.vocabulary: list[str] = files.read_json(folder / _VOCABULARY)
-        self._own_ids = None if vocabulary is None else _translation(vocabulary, self.vocabulary)
+        stored = files.read_json(folder / _VOCABULARY)
+        fields: dict[str, list[str]] = stored if isinstance(stored, dict) else {SPARSE: stored}
+        self.vocabulary: list[str] = []
+        self.first_ids: dict[str, int] = {}  # field -> the id of its first token in queries
+        for field, tokens in fields.items():
+            self.first_ids[field] = len(self.vocabulary)
+            self.vocabulary.extend(tokens)
+        self._own_ids = None
+        if vocabulary is not None:
+            sparse_tokens = fields[SPARSE]
+            rest = np.arange(len(sparse_tokens), len(self.vocabulary))
+            self._own_ids = np.concatenate([_translation(vocabulary, sparse_tokens), rest])
+            for field in list(self.first_ids)[1:]:
+                self.first_ids[field] += len(vocabulary) - len(sparse_tokens)
         try:
             self._offsets = np.load(folder / _OFFSETS)
             self._token_ids = _mapped(folder / _TOKEN_IDS)
@@ -126,6 +147,14 @@ class ForwardIndex:
         """Token ids and impacts of one document, int64."""
         part = slice(self._offsets[number], self._offsets[number + 1])
         return self._token_ids[part].astype(np.int64), self._impacts[part].astype(np.int64)
+
+    def field_of(self, token_id: int) -> str:
+        """The field to which a token id belongs."""
+        field = SPARSE
+        for name, first_id in self.first_ids.items():
+            if token_id >= first_id:
+                field = name
+        return field
 
     def scores(self, numbers: np.ndarray, token_ids: np.ndarray, boosts: np.ndarray) -> np.ndarray:
         """``sum boost x impact`` of some documents: exact, int64, in the order of ``numbers``.

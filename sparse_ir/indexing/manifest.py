@@ -11,8 +11,9 @@ from typing import Any, Literal, NotRequired, TypedDict, cast, overload
 import numpy as np
 
 import sparse_ir
+from sparse_ir.engines.base import BM25, SPARSE
 from sparse_ir.engines.catalog import DEFAULT_ENGINE
-from sparse_ir.errors import DamagedError
+from sparse_ir.errors import ConfigError, DamagedError
 from sparse_ir.indexing import document_store
 from sparse_ir.indexing.forward import FOLDER
 from sparse_ir.storage import files, sealed
@@ -20,6 +21,7 @@ from sparse_ir.storage import files, sealed
 FORMAT = 1
 MANIFEST = "manifest.json"
 TUNED = "tuned.json"  # written by the command ``tune``
+HYBRID = "hybrid"  # the ranking by the sum of all fields
 
 Kind = Literal["impact", "bm25"]
 
@@ -46,7 +48,9 @@ class IndexManifest(TypedDict):
     vocabulary_sha256: NotRequired[str]
     rule: NotRequired[dict[str, Any]]
     pruning: NotRequired[dict[str, Any]]
-    parameters: NotRequired[dict[str, float]]  # of BM25
+    parameters: NotRequired[dict[str, float]]  # of a BM25 baseline
+    fields: NotRequired[dict[str, Any]]  # field -> its counts; missing: the sparse field alone
+    bm25: NotRequired[dict[str, Any]]  # settings of the field bm25
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
@@ -211,7 +215,33 @@ def document_bytes(manifest: IndexManifest) -> int:
     return sum(sizes)
 
 
-def needs_query_encoder(folder: Path) -> bool:
+def fields_of(manifest: IndexManifest) -> list[str]:
+    """The fields of an impact index."""
+    return list(manifest.get("fields", {SPARSE: None}))
+
+
+def choose_ranking(folder: Path, manifest: IndexManifest, ranking: str | None) -> str:
+    """The ranking of a search; by default the sum of all fields that the index has.
+
+    Raises ``ConfigError`` for a ranking that needs a field which the index does not have.
+    """
+    available = [BM25]
+    if manifest["kind"] == "impact":
+        fields = fields_of(manifest)
+        available = [*fields, HYBRID] if len(fields) > 1 else fields
+    if ranking is None:
+        return available[-1]
+    if ranking not in available:
+        raise ConfigError(
+            f"the ranking is {ranking!r}; for {folder} it must be {' or '.join(available)}, since "
+            "the index has no other field"
+        )
+    return ranking
+
+
+def needs_query_encoder(folder: Path, ranking: str | None = None) -> bool:
     """True for an impact index that was built from vectors without a query side."""
     manifest = read_manifest(folder)
+    if choose_ranking(folder, manifest, ranking) == BM25:
+        return False
     return manifest["kind"] == "impact" and manifest["query"] is None

@@ -1,16 +1,20 @@
 """The statistics that an index was built with: frozen, hashed, and carried by the index.
 
-    INDEX/statistics.json         documents, the rule, and the checksum of the frequencies
-    INDEX/statistics.sparse.npy   int64 (V,): the number of documents that hold each token
+    INDEX/statistics.json         documents, the rule, and the checksums of the frequencies
+    INDEX/statistics.FIELD.npy    int64 (V,): the number of documents that hold each token
+    INDEX/statistics.bm25.json    the terms of the field bm25, in the order of their frequencies
 
 A search that leaves out terms by their frequency asks here and not the engine, so every engine and
-every part of a divided index decides alike. Indexes from before this record do not have it.
+every part of a divided index decides alike. Indexes from before this record do not have it. The
+format is 1 for the sparse field alone, and 2 where there is a field bm25.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +23,18 @@ from sparse_ir.errors import DamagedError
 from sparse_ir.indexing.quantization import Rule
 from sparse_ir.storage import files, sealed
 
-_FORMAT = 1
+_ONE_FIELD = 1
+_SEVERAL_FIELDS = 2
 FILE = "statistics.json"
-_FREQUENCIES = f"statistics.{SPARSE}.npy"
+BM25_TERMS = "statistics.bm25.json"
+
+
+@dataclass(frozen=True)
+class TextStatistics:
+    """What the weights of the field ``bm25`` were made with."""
+
+    documents: int  # with a term
+    tokens: int  # in all documents
 
 
 @dataclass(frozen=True)
@@ -30,18 +43,23 @@ class Statistics:
 
     documents: int  # with postings
     rule: Rule
-    frequencies: np.ndarray  # int64 (V,)
+    frequencies: Mapping[str, np.ndarray]  # field -> int64 (V,)
+    texts: TextStatistics | None = None  # where there is a field bm25
 
     def save(self, folder: Path) -> None:
-        """Write the record and its array into an index folder."""
-        with files.atomic_writer(folder / _FREQUENCIES, "wb") as stream:
-            np.save(stream, self.frequencies)
-        record = {
-            "format": _FORMAT,
-            "documents": self.documents,
-            "rule": self.rule.to_json(),
-            "frequencies_sha256": files.sha256_of_file(folder / _FREQUENCIES),
-        }
+        """Write the record and its arrays into an index folder."""
+        checksums = {}
+        for field, frequencies in self.frequencies.items():
+            path = folder / _frequencies_file(field)
+            with files.atomic_writer(path, "wb") as stream:
+                np.save(stream, frequencies)
+            checksums[field] = files.sha256_of_file(path)
+        record: dict[str, Any] = {"documents": self.documents, "rule": self.rule.to_json()}
+        if self.texts is None:
+            record |= {"format": _ONE_FIELD, "frequencies_sha256": checksums[SPARSE]}
+        else:
+            texts = {"documents": self.texts.documents, "tokens": self.texts.tokens}
+            record |= {"format": _SEVERAL_FIELDS, "fields": checksums, "texts": texts}
         files.write_json(folder / FILE, sealed.seal(record))
 
     @classmethod
@@ -49,10 +67,25 @@ class Statistics:
         """The record of an index folder; raises ``DamagedError`` when it was changed."""
         record = files.read_json(folder / FILE)
         intact = isinstance(record, dict) and sealed.is_intact(record)
-        if not intact or record["format"] != _FORMAT:
+        if not intact or record["format"] not in (_ONE_FIELD, _SEVERAL_FIELDS):
             raise DamagedError(f"{folder / FILE} is damaged; build the index again")
-        try:
-            frequencies = np.load(folder / _FREQUENCIES)
-        except (OSError, ValueError, EOFError) as error:
-            raise DamagedError(f"{folder / _FREQUENCIES} cannot be read: {error}") from error
-        return cls(int(record["documents"]), Rule.from_json(record["rule"]), frequencies)
+        fields = [SPARSE]
+        texts = None
+        if record["format"] == _SEVERAL_FIELDS:
+            fields = list(record["fields"])
+            texts = TextStatistics(record["texts"]["documents"], record["texts"]["tokens"])
+        frequencies = {field: _read_frequencies(folder, field) for field in fields}
+        rule = Rule.from_json(record["rule"])
+        return cls(int(record["documents"]), rule, frequencies, texts)
+
+
+def _frequencies_file(field: str) -> str:
+    return f"statistics.{field}.npy"
+
+
+def _read_frequencies(folder: Path, field: str) -> np.ndarray:
+    path = folder / _frequencies_file(field)
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from error

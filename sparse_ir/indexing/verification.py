@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sparse_ir.engines.base import SPARSE, EngineReader, EngineStatistics, FieldTerms
+from sparse_ir.engines.base import BM25, SPARSE, EngineReader, EngineStatistics, FieldTerms
 from sparse_ir.engines.catalog import find_engine
 from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader
 from sparse_ir.errors import DamagedError, IndexMismatch
@@ -130,14 +130,19 @@ def _check_samples(folder: Path, reader: EngineReader) -> int:
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     for line in lines:
         sample = json.loads(line)
-        step = 1 + len(sample["vector"]) // SAMPLED_TERMS
-        chosen = list(sample["vector"].items())[::step]
-        tokens = [token for token, _ in chosen]
-        boosts = [1 + position % 3 for position in range(len(chosen))]
+        query = {}
         expected = 0
-        for boost, (_, impact) in zip(boosts, chosen, strict=True):
-            expected += boost * impact
-        score = reader.score(sample["id"], {SPARSE: FieldTerms(tokens, boosts)})
+        for field, name in ((SPARSE, "vector"), (BM25, "bm25")):
+            vector = sample.get(name, {})
+            step = 1 + len(vector) // SAMPLED_TERMS
+            chosen = list(vector.items())[::step]
+            if not chosen:
+                continue
+            boosts = [1 + position % 3 for position in range(len(chosen))]
+            query[field] = FieldTerms([token for token, _ in chosen], boosts)
+            for boost, (_, impact) in zip(boosts, chosen, strict=True):
+                expected += boost * impact
+        score = reader.score(sample["id"], query)
         if score != np.float32(expected):
             raise DamagedError(
                 f"{folder}: document {sample['id']} scores {score}, its exact vector gives "
@@ -158,10 +163,16 @@ def _check_forward(folder: Path, reader: EngineReader, counted: EngineStatistics
     for number in _spaced(len(doc_ids)):
         token_ids, impacts = opened.vector(number)
         chosen = slice(None, None, 1 + len(token_ids) // SAMPLED_TERMS)
-        tokens = [opened.vocabulary[token_id] for token_id in token_ids[chosen]]
+        tokens: dict[str, list[str]] = {}
+        for token_id in token_ids[chosen].tolist():
+            field = opened.field_of(token_id)
+            tokens.setdefault(field, []).append(opened.vocabulary[token_id])
+        query = {}
+        for field, of_field in tokens.items():
+            query[field] = FieldTerms(of_field, [1] * len(of_field))
         expected = impacts[chosen].sum()
         doc_id = doc_ids[number]
-        score = reader.score(doc_id, {SPARSE: FieldTerms(tokens, [1] * len(tokens))})
+        score = reader.score(doc_id, query)
         if score != np.float32(expected):
             raise DamagedError(
                 f"{folder / FOLDER}: document {doc_id} has {expected}, the engine gives {score}"
@@ -173,8 +184,13 @@ def _check_statistics(folder: Path, counted: EngineStatistics) -> None:
     record = Statistics.load(folder)
     place = folder / statistics.FILE
     _check_count(place, "documents", counted.documents, record.documents)
-    _check_count(place, "terms", counted.terms, int(np.count_nonzero(record.frequencies)))
-    _check_count(place, "postings", counted.postings, int(record.frequencies.sum()))
+    terms = 0
+    postings = 0
+    for frequencies in record.frequencies.values():
+        terms += int(np.count_nonzero(frequencies))
+        postings += int(frequencies.sum())
+    _check_count(place, "terms", counted.terms, terms)
+    _check_count(place, "postings", counted.postings, postings)
 
 
 def _check_documents(folder: Path, promised: int) -> None:

@@ -1,15 +1,15 @@
 """Why a document has its score: what each term adds, what was lost on the way, why A is above B.
 
-The figures are the engine's own: for impacts query impact times document impact, for BM25 Lucene's
-score of each term alone. They add up to the score that a search gives: whole numbers exactly,
-BM25's as a sum in float32. ``explanation_view`` shows them.
+The figures are the engine's own: for impacts query impact times document impact, for a BM25 index
+Lucene's score of each term alone. They add up to the score that a search gives: whole numbers
+exactly, those of a BM25 index as a sum in float32. ``explanation_view`` shows them.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,20 @@ import numpy as np
 from scipy import sparse
 
 from sparse_ir.data import readers, records
-from sparse_ir.engines.lucene.bm25 import analyze
+from sparse_ir.engines.lucene.analysis import TextAnalyzer
 from sparse_ir.engines.lucene.terms import TITLE_FIELD
 from sparse_ir.errors import DataError, IndexMismatch
 from sparse_ir.indexing import builder
 from sparse_ir.indexing.pruning import Pruning, prune
 from sparse_ir.indexing.quantization import Rule, quantize
 from sparse_ir.indexing.vectors import Vectors
-from sparse_ir.retrieval.encoded_query import EncodedQuery, ImpactQuery
+from sparse_ir.retrieval.encoded_query import (
+    EncodedQuery,
+    HybridQuery,
+    ImpactQuery,
+    TextQuery,
+    name_word,
+)
 from sparse_ir.retrieval.options import EXACT
 from sparse_ir.retrieval.searcher import Index
 
@@ -79,14 +85,23 @@ def read_texts(source: str, wanted: Iterable[str]) -> dict[str, str]:
 
 
 def find_terms(index: Index, text: str) -> list[Place] | None:
-    """The terms in a text and their places; None for a query side that cannot say."""
+    """The terms in a text and their places; None for a query side that cannot say.
+
+    The words of a hybrid ranking are named as its terms are.
+    """
+    words: list[Place] = []
+    if index.analyzer is not None:
+        words = list(_find_analysed(index.analyzer, text))
     if index.query_encoder is None:
-        return list(_find_analysed(text))
+        return words
     find = getattr(index.query_encoder, "find_terms", None)
-    return None if find is None else find(text)
+    if find is None:
+        return None
+    named = [(name_word(word), start, end) for word, start, end in words]
+    return sorted([*find(text), *named], key=itemgetter(1, 2))
 
 
-def _find_analysed(text: str) -> Iterator[Place]:
+def _find_analysed(analyzer: TextAnalyzer, text: str) -> Iterator[Place]:
     """BM25's terms, as Lucene cuts the text.
 
     White space always ends a word; other signs (``3.5``, ``don't``) may not. So a chunk between
@@ -95,14 +110,11 @@ def _find_analysed(text: str) -> Iterator[Place]:
     """
     chunks = list(re.finditer(r"\S+", text))
     words = [list(re.finditer(r"[^\W_]+", chunk[0])) for chunk in chunks]
-    whole_texts = [chunk[0] for chunk in chunks]
-    word_texts = [word[0] for in_chunk in words for word in in_chunk]
-    analysed = iter(list(analyze([*whole_texts, *word_texts])))
-    whole_terms = list(itertools.islice(analysed, len(chunks)))
-    for chunk, in_chunk, terms in zip(chunks, words, whole_terms, strict=True):
+    for chunk, in_chunk in zip(chunks, words, strict=True):
+        terms = analyzer.terms(chunk[0])
         by_word: list[Place] = []
         for word in in_chunk:
-            for term in next(analysed):
+            for term in analyzer.terms(word[0]):
                 start = chunk.start()
                 by_word.append((term, start + word.start(), start + word.end()))
         if [term for term, _, _ in by_word] == terms:
@@ -145,19 +157,24 @@ def explain_hit(
     """
     weights = query.terms
     is_bm25 = index.query_encoder is None
+    words = set()
+    if isinstance(query, HybridQuery):
+        words = {name_word(word) for word in query.words.tokens}
     parts = index.matched_terms(query, hit.doc_id)
     terms = {}
     matched = set()
     for term, part in parts.items():
-        plain = term.removeprefix(f"{TITLE_FIELD}:") if is_bm25 else term
+        is_title = isinstance(query, TextQuery)
+        plain = term.removeprefix(f"{TITLE_FIELD}:") if is_title else term
         matched.add(plain)
+        is_word = is_bm25 or term in words
         terms[term] = {
             "query": weights[plain],
             "document": part / weights[plain],
             "contribution": part,
             "share": part / hit.score,
-            "in_query": None if in_query is None else is_bm25 or term in in_query,
-            "in_document": None if in_document is None else is_bm25 or term in in_document,
+            "in_query": None if in_query is None else is_word or term in in_query,
+            "in_document": None if in_document is None else is_word or term in in_document,
         }
     explained = {
         "doc_id": hit.doc_id,
@@ -168,7 +185,7 @@ def explain_hit(
         "without": [term for term in weights if term not in matched],
     }
     if trace is not None:
-        explained |= _describe_trace(index, hit, parts, trace)
+        explained |= _describe_trace(index, hit, parts, words, trace)
     return explained
 
 
@@ -218,13 +235,14 @@ def trace_losses(
     if recorded != opened.manifest["encoder"]:
         raise IndexMismatch(f"{index.folder} was not built from {folder}: their encoders differ")
     builder.check_vocabulary(opened.vocabulary, encoder, str(folder))
+    traced = query.sparse if isinstance(query, HybridQuery) else query
     wanted = {hit.doc_id for hit in ranked}
     traces: dict[str, dict[str, _Trace]] = {}
     for number in range(opened.num_shards):
         doc_ids, weights = opened.read_shard(number)
         for row, doc_id in enumerate(doc_ids):
             if doc_id in wanted:
-                traces[doc_id] = _trace_row(index, query, weights[row])
+                traces[doc_id] = _trace_row(index, traced, weights[row])
     missing = wanted - set(traces)
     if missing:
         raise IndexMismatch(
@@ -276,10 +294,16 @@ def _reason(rule: Rule, boost: int, before: float, after: float, exact: float) -
 
 
 def _describe_trace(
-    index: Index, hit: RankedDocument, parts: Mapping[str, float], trace: Mapping[str, _Trace]
+    index: Index,
+    hit: RankedDocument,
+    parts: Mapping[str, float],
+    words: set[str],
+    trace: Mapping[str, _Trace],
 ) -> dict[str, Any]:
+    """What rounding and pruning removed; ``words`` are no part of the vectors and count whole."""
     kept = {term: float(step.kept) for term, step in trace.items() if step.kept}
-    if kept != dict(parts):
+    sparse_parts = {term: part for term, part in parts.items() if term not in words}
+    if kept != sparse_parts:
         raise IndexMismatch(
             f"{index.folder}: document {hit.doc_id!r} has other impacts than these vectors give; "
             "name the vectors of this index"
@@ -288,4 +312,6 @@ def _describe_trace(
     for term, step in sorted(trace.items(), key=lambda item: item[1].kept - item[1].exact):
         if step.reason:
             lost[term] = {"would_add": step.exact - step.kept, "reason": step.reason}
-    return {"score_before_rounding": sum(step.exact for step in trace.values()), "lost": lost}
+    exact = sum(step.exact for step in trace.values())
+    exact += sum(part for term, part in parts.items() if term in words)
+    return {"score_before_rounding": exact, "lost": lost}

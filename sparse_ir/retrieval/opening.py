@@ -19,27 +19,28 @@ def open_index(
     scale: float | None = None,
     *,
     tuned: bool = False,
+    ranking: str | None = None,
 ) -> Index:
     """Open an index of any kind for the queries of a command; see ``search`` for the options."""
     if not folder.exists():
         raise ConfigError(f"{folder} does not exist; build an index first")
     is_foreign = manifest.is_lucene_folder(folder)
-    if not is_foreign and not manifest.needs_query_encoder(folder):
+    if not is_foreign and not manifest.needs_query_encoder(folder, ranking):
         if scale is not None:
             raise ConfigError(
                 f"{folder} keeps its own rule; --scale is for indexes that Pyserini built"
             )
-        return Index(folder, query_model=query_model, tuned=tuned)
+        return Index(folder, query_model=query_model, tuned=tuned, ranking=ranking)
     if query_model is None:
-        return Index(folder)  # raises, saying what is missing
+        return Index(folder, ranking=ranking)  # raises, saying what is missing
     with extras.importing():
         from sparse_ir.models.encoder import Encoder
 
     rule = Rule(scale) if scale is not None else None
     query_encoder = Encoder.load(query_model).query_encoder()
     if is_foreign:
-        return Index(folder, query_encoder=query_encoder, rule=rule, tuned=tuned)
-    return _open_without_query_side(folder, query_encoder, rule, tuned)
+        return Index(folder, query_encoder=query_encoder, rule=rule, tuned=tuned, ranking=ranking)
+    return _open_without_query_side(folder, query_encoder, rule, tuned, ranking)
 
 
 def _open_without_query_side(
@@ -47,6 +48,7 @@ def _open_without_query_side(
     query_encoder: Any,
     rule: Rule | None,
     tuned: bool,
+    ranking: str | None,
 ) -> Index:
     """An index from JSON vectors, whose scale only their maker knows."""
     static = isinstance(query_encoder, StaticQueryEncoder)
@@ -55,4 +57,4 @@ def _open_without_query_side(
             f"{folder} was built from whole numbers: pass the scale that the weights were "
             "multiplied by (often 100), so that query weights can be multiplied by it too"
         )
-    return Index(folder, query_encoder=query_encoder, query_rule=rule, tuned=tuned)
+    return Index(folder, query_encoder=query_encoder, query_rule=rule, tuned=tuned, ranking=ranking)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_ir.engines.base import SPARSE
 from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
 from sparse_ir.storage import files, sealed
 
@@ -132,18 +133,26 @@ def choose_terms(
 
 
 def write_tuned(
-    path: Path, index_sha256: str, options: SearchOptions, facts: dict[str, Any]
+    path: Path,
+    index_sha256: str,
+    options: SearchOptions,
+    facts: dict[str, Any],
+    ranking: str = SPARSE,
 ) -> None:
-    """Keep options for one version of an index, with what was measured when they were chosen."""
+    """Keep options for one version of an index and one ranking, with what was measured when they
+    were chosen.
+    """
     record = {"format": _FORMAT, "index_sha256": index_sha256, "options": options.to_json()}
+    if ranking != SPARSE:
+        record["ranking"] = ranking
     files.write_json(path, sealed.seal(record | facts))
 
 
-def read_tuned(path: Path, index_sha256: str) -> SearchOptions:
+def read_tuned(path: Path, index_sha256: str, ranking: str = SPARSE) -> SearchOptions:
     """The options that ``write_tuned`` kept for this version of the index.
 
     Raises ``ConfigError`` when there are none, ``DamagedError`` when the file was changed, and
-    ``IndexMismatch`` when they were measured on another version.
+    ``IndexMismatch`` when they were measured on another version or with another ranking.
     """
     if not path.exists():
         raise ConfigError(f"{path.parent} has no tuned options; run sparse-ir tune first")
@@ -154,5 +163,11 @@ def read_tuned(path: Path, index_sha256: str) -> SearchOptions:
     if record["index_sha256"] != index_sha256:
         raise IndexMismatch(
             f"{path} was measured on another version of this index; run sparse-ir tune again"
+        )
+    measured_with = record.get("ranking", SPARSE)
+    if measured_with != ranking:
+        raise IndexMismatch(
+            f"{path} was measured with the ranking {measured_with}, not with {ranking}; run "
+            "sparse-ir tune again"
         )
     return SearchOptions.from_json(record["options"])

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from sparse_ir.data import records
-from sparse_ir.engines.base import SPARSE, EngineReader, EngineStatistics, Hits
+from sparse_ir.engines.base import BM25, SPARSE, EngineReader, EngineStatistics, Hits
+from sparse_ir.engines.lucene.analysis import TextAnalyzer
 from sparse_ir.engines.lucene.bm25 import Bm25Reader
 from sparse_ir.engines.lucene.terms import CONTENTS_FIELD
 from sparse_ir.errors import ConfigError
+from sparse_ir.indexing.bm25_field import Bm25Settings
 from sparse_ir.indexing.forward import ForwardIndex
 from sparse_ir.indexing.quantization import Rule, quantize_query
-from sparse_ir.indexing.statistics import Statistics
+from sparse_ir.indexing.statistics import BM25_TERMS, Statistics
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.static_queries import StaticQueryEncoder
-from sparse_ir.retrieval.encoded_query import EncodedQuery, ImpactQuery, TextQuery
+from sparse_ir.retrieval.encoded_query import (
+    EncodedQuery,
+    FieldsQuery,
+    HybridQuery,
+    ImpactQuery,
+    TextQuery,
+    WordQuery,
+    name_word,
+)
 from sparse_ir.retrieval.options import EXACT, SearchOptions, choose_terms
+from sparse_ir.storage import files
 
 _NO_IDS = np.empty(0, np.int32)
 _NO_WEIGHTS = np.empty(0, np.float32)
@@ -55,8 +69,8 @@ class Ranker(Protocol):
         """Release all files."""
 
 
-class ImpactRanker:
-    """Ranks by integer impacts, with any engine.
+class SparseField:
+    """Queries of the field ``sparse``: encoded, and quantized under the rule of the index.
 
     ``statistics`` may be None for an older or foreign index; document frequencies are then asked of
     the engine, once for each token.
@@ -67,19 +81,16 @@ class ImpactRanker:
         reader: EngineReader,
         query_encoder: QueryEncoder,
         rule: Rule,
-        forward: ForwardIndex | None,
         statistics: Statistics | None,
     ) -> None:
         self._reader = reader
         self._query_encoder = query_encoder
         self._rule = rule
-        self._forward = forward
         self._statistics = statistics
         self._known_frequencies: dict[str, int] = {}
 
     def encode(self, text: str) -> ImpactQuery:
         """Encode a text and quantize its weights under the rule of the index."""
-        records.check_text(text)
         vocabulary = self._query_encoder.vocabulary
         if not text.strip():  # a network would give the weights of its special tokens
             empty = np.empty(0, np.int32)
@@ -92,9 +103,100 @@ class ImpactRanker:
         kept_weights = weights[np.searchsorted(token_ids, kept)]
         return ImpactQuery(text, vocabulary, kept, kept_weights, impacts, token_ids, weights)
 
+    def frequencies(self, query: ImpactQuery) -> np.ndarray:
+        """The number of documents that hold each token, int64 ``(T,)``."""
+        if self._statistics is not None:
+            frequencies: np.ndarray = self._statistics.frequencies[SPARSE][query.token_ids]
+            return frequencies
+        unknown = [token for token in query.tokens if token not in self._known_frequencies]
+        if unknown:
+            counts = self._reader.document_frequencies(SPARSE, unknown)
+            self._known_frequencies.update(zip(unknown, counts.tolist(), strict=True))
+        known = [self._known_frequencies[token] for token in query.tokens]
+        return np.array(known, dtype=np.int64)
+
+
+class WordField:
+    """Queries of the field ``bm25``: analysed as the documents were, each word counted.
+
+    ``rule``: boosts are counts under a folded rule, and counts times its scale under a plain one,
+    as the weights of sparse queries are.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Bm25Settings, analyzer: TextAnalyzer, rule: Rule
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._analyzer = analyzer
+        self._boost = 1.0 if rule.folded else rule.scale
+
+    def encode(self, text: str) -> WordQuery:
+        """Analyse a text; a word that it has twice counts twice."""
+        counts = collections.Counter(self._analyzer.terms(text))
+        boosts = np.rint(np.fromiter(counts.values(), np.float64, len(counts)) * self._boost)
+        impacts = np.maximum(boosts, 1).astype(np.int32)
+        return WordQuery(text, list(counts), impacts)
+
+    def ids(self, query: WordQuery) -> np.ndarray:
+        """The place of each word in the statistics, int64 ``(T,)``; -1 for an unknown word."""
+        known = self._known
+        return np.array([known.get(token, -1) for token in query.tokens], dtype=np.int64)
+
+    def frequencies(self, query: WordQuery) -> np.ndarray:
+        """The number of documents that hold each word, int64 ``(T,)``."""
+        ids = self.ids(query)
+        if not len(ids):
+            return ids
+        return np.where(ids >= 0, self._statistics.frequencies[BM25][ids], 0)
+
+    def weights(self, query: WordQuery) -> np.ndarray:
+        """The part of each word's score that the query decides, float64 ``(T,)``."""
+        texts = self._statistics.texts
+        assert texts is not None
+        frequencies = self.frequencies(query)
+        idf = np.log1p((texts.documents - frequencies + 0.5) / (frequencies + 0.5))
+        return self._settings.share * idf * query.impacts / self._boost
+
+    @functools.cached_property
+    def _statistics(self) -> Statistics:
+        return Statistics.load(self._folder)
+
+    @functools.cached_property
+    def _known(self) -> dict[str, int]:
+        vocabulary = files.read_json(self._folder / BM25_TERMS)
+        return {token: place for place, token in enumerate(vocabulary)}
+
+
+class ImpactRanker:
+    """Ranks by integer impacts of one field or of both, with any engine."""
+
+    def __init__(
+        self,
+        reader: EngineReader,
+        sparse_field: SparseField | None,
+        word_field: WordField | None,
+        forward: ForwardIndex | None,
+    ) -> None:
+        self._reader = reader
+        self._sparse_field = sparse_field
+        self._word_field = word_field
+        self._forward = forward
+
+    def encode(self, text: str) -> FieldsQuery:
+        """The query of a text in the fields that are ranked by."""
+        records.check_text(text)
+        if self._word_field is None:
+            assert self._sparse_field is not None
+            return self._sparse_field.encode(text)
+        words = self._word_field.encode(text)
+        if self._sparse_field is None:
+            return words
+        return HybridQuery(self._sparse_field.encode(text), words)
+
     def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> Hits:
         """Search exactly, or with some of the terms and perhaps a second phase."""
-        assert isinstance(query, ImpactQuery)
+        assert not isinstance(query, TextQuery)
         if options.candidates and self._forward is None:
             raise ConfigError(
                 "two-phase search needs a forward index; build the index with --forward"
@@ -103,30 +205,39 @@ class ImpactRanker:
         if not options.leaves_out or covers_all:
             return self._reader.search(query.engine_query, k)
         frequencies = self._frequencies(query)
-        chosen = choose_terms(options, query.weights, frequencies, self._reader.num_documents)
+        weights = self._weights(query)
+        chosen = choose_terms(options, weights, frequencies, self._reader.num_documents)
         part = query.part(chosen)
         is_whole = len(chosen) == np.count_nonzero(frequencies)
         if self._forward is None or not options.candidates or is_whole:
             return self._reader.search(part, k)
         count = math.ceil(options.candidates * k)
         numbers = self._reader.find_candidates(part, count)
-        scores = self._forward.scores(numbers, query.token_ids, query.impacts)
+        token_ids = self._forward_ids(query, self._forward)
+        known = token_ids >= 0
+        scores = self._forward.scores(numbers, token_ids[known], query.impacts[known])
         return self._reader.rank(numbers, scores.astype(np.float64), k)
 
     def score(self, query: EncodedQuery, doc_id: str) -> float:
         """The engine's score of one document."""
-        assert isinstance(query, ImpactQuery)
+        assert not isinstance(query, TextQuery)
         return self._reader.score(doc_id, query.engine_query)
 
     def contributions(self, query: EncodedQuery, doc_id: str) -> dict[str, float]:
-        """Token -> its part of the score of one document."""
-        assert isinstance(query, ImpactQuery)
+        """Token -> its part of the score of one document; words beside tokens are named
+        ``bm25:WORD``.
+        """
+        assert not isinstance(query, TextQuery)
         parts = self._reader.contributions(doc_id, query.engine_query)
-        return {token: part for (_, token), part in parts.items()}
+        named = {}
+        for (field, token), part in parts.items():
+            is_word = field == BM25 and isinstance(query, HybridQuery)
+            named[name_word(token) if is_word else token] = part
+        return named
 
     def count_postings(self, query: EncodedQuery) -> int:
         """The number of postings that the tokens of a query meet."""
-        assert isinstance(query, ImpactQuery)
+        assert not isinstance(query, TextQuery)
         return int(self._frequencies(query).sum())
 
     def has_document(self, doc_id: str) -> bool:
@@ -145,17 +256,36 @@ class ImpactRanker:
         """Release the engine's files."""
         self._reader.close()
 
-    def _frequencies(self, query: ImpactQuery) -> np.ndarray:
-        """The number of documents that hold each token, int64 ``(T,)``."""
-        if self._statistics is not None:
-            frequencies: np.ndarray = self._statistics.frequencies[query.token_ids]
-            return frequencies
-        unknown = [token for token in query.tokens if token not in self._known_frequencies]
-        if unknown:
-            counts = self._reader.document_frequencies(SPARSE, unknown)
-            self._known_frequencies.update(zip(unknown, counts.tolist(), strict=True))
-        known = [self._known_frequencies[token] for token in query.tokens]
-        return np.array(known, dtype=np.int64)
+    def _frequencies(self, query: FieldsQuery) -> np.ndarray:
+        """The number of documents that hold each term, int64 ``(T,)``."""
+        if isinstance(query, HybridQuery):
+            parts = [self._frequencies(query.sparse), self._frequencies(query.words)]
+            return np.concatenate(parts)
+        if isinstance(query, WordQuery):
+            assert self._word_field is not None
+            return self._word_field.frequencies(query)
+        assert self._sparse_field is not None
+        return self._sparse_field.frequencies(query)
+
+    def _weights(self, query: FieldsQuery) -> np.ndarray:
+        """The weight of each term in the query, float ``(T,)``."""
+        if isinstance(query, HybridQuery):
+            return np.concatenate([self._weights(query.sparse), self._weights(query.words)])
+        if isinstance(query, WordQuery):
+            assert self._word_field is not None
+            return self._word_field.weights(query)
+        return query.weights
+
+    def _forward_ids(self, query: FieldsQuery, forward: ForwardIndex) -> np.ndarray:
+        """The id of each term in the forward index, int ``(T,)``; -1 for an unknown word."""
+        if isinstance(query, HybridQuery):
+            sparse_ids = self._forward_ids(query.sparse, forward)
+            return np.concatenate([sparse_ids, self._forward_ids(query.words, forward)])
+        if isinstance(query, WordQuery):
+            assert self._word_field is not None
+            ids = self._word_field.ids(query)
+            return np.where(ids >= 0, ids + forward.first_ids[BM25], -1)
+        return query.token_ids
 
 
 class Bm25Ranker:

@@ -17,18 +17,21 @@ from typing import Any, cast
 import numpy as np
 
 from sparse_ir.data.records import Query, Run
-from sparse_ir.engines.base import EngineStatistics, Hits
+from sparse_ir.engines.base import BM25, SPARSE, EngineStatistics, Hits
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, find_engine
+from sparse_ir.engines.lucene.analysis import TextAnalyzer
 from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader
 from sparse_ir.engines.threads import run_threads
 from sparse_ir.errors import ClosedError, ConfigError, DamagedError, DataError, IndexMismatch
 from sparse_ir.indexing import statistics
+from sparse_ir.indexing.bm25_field import Bm25Settings
 from sparse_ir.indexing.forward import FOLDER, ForwardIndex
 from sparse_ir.indexing.manifest import (
     TUNED,
     DocIds,
     IndexManifest,
     check_files,
+    choose_ranking,
     engine_of,
     has_forward_index,
     is_lucene_folder,
@@ -39,9 +42,9 @@ from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.statistics import Statistics
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.query_side import load_query_encoder
-from sparse_ir.retrieval.encoded_query import EncodedQuery, ImpactQuery, TextQuery
+from sparse_ir.retrieval.encoded_query import EncodedQuery
 from sparse_ir.retrieval.options import EXACT, SearchOptions, read_tuned
-from sparse_ir.retrieval.rankers import Bm25Ranker, ImpactRanker, Ranker
+from sparse_ir.retrieval.rankers import Bm25Ranker, ImpactRanker, Ranker, SparseField, WordField
 from sparse_ir.storage import files
 
 
@@ -54,14 +57,18 @@ class Index:
     ``query_encoder`` and the ``rule`` that made its impacts. ``query_rule`` quantizes the query
     weights where the impacts were made by a rule that the index does not know. ``tuned``: searches
     without options use those that ``tune`` stored with this version; otherwise they are exact.
+    ``ranking``: "sparse" (the model alone), "bm25" or "hybrid" (the sum of both); by default hybrid
+    where the index has both fields, else the field that it has.
 
     Raises ``DamagedError`` when files are missing or have another size than the manifest says.
     """
 
     manifest: IndexManifest
+    ranking: str  # sparse, bm25 or hybrid
     query_encoder: QueryEncoder | None = None  # None for BM25
     rule: Rule | None = None  # None for BM25
     forward: ForwardIndex | None = None  # where the index keeps one
+    analyzer: TextAnalyzer | None = None  # of the words that BM25 ranks by
     options: SearchOptions = EXACT  # of searches that name none
     engine_folder: Path  # where the engine's files are
 
@@ -74,6 +81,7 @@ class Index:
         rule: Rule | None = None,
         query_rule: Rule | None = None,
         tuned: bool = False,
+        ranking: str | None = None,
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"folder must be a string or a path, not {folder!r}")
@@ -85,7 +93,9 @@ class Index:
             "rule": rule,
             "query_rule": query_rule,
             "tuned": tuned,
+            "ranking": ranking,
         }
+        self._wanted_ranking = ranking
         if is_lucene_folder(self.folder):
             self._ranker: Ranker = self._open_foreign(query_encoder, rule)
         else:
@@ -105,11 +115,13 @@ class Index:
         if self._tuned:
             raise ConfigError(f"{self.folder} is a bare Lucene index and keeps no tuned options")
         self.manifest = cast(IndexManifest, {"kind": "impact"})
+        self.ranking = choose_ranking(self.folder, self.manifest, self._wanted_ranking)
         self.rule = rule
         self.query_encoder = query_encoder
         self.engine_folder = self.folder
         reader = find_engine("lucene").open(self.folder)
-        return ImpactRanker(reader, query_encoder, rule, None, None)
+        field = SparseField(reader, query_encoder, rule, None)
+        return ImpactRanker(reader, field, None, None)
 
     def _open_one_version(
         self,
@@ -122,12 +134,15 @@ class Index:
         while True:
             version = version_of(self.folder)
             self.manifest = read_manifest(self.folder)
+            self.ranking = choose_ranking(self.folder, self.manifest, self._wanted_ranking)
             self.forward = None
             try:
                 check_files(self.folder, self.manifest, checksums=False)
                 self.engine_folder = self.folder / engine_of(self.manifest)
                 if self.manifest["kind"] == "impact":
-                    query_side = self._choose_query_encoder(query_encoder, query_model)
+                    query_side = None
+                    if self.ranking != BM25:
+                        query_side = self._choose_query_encoder(query_encoder, query_model)
                     ranker = self._open_impacts(query_side, rule, query_rule)
                 else:
                     ranker = self._open_bm25(query_encoder, query_model)
@@ -149,21 +164,26 @@ class Index:
         parameters = Bm25(**self.manifest.get("parameters", {}))
         reader = Bm25Reader(self.engine_folder, parameters, doc_ids.find)
         self._check_number(reader.num_documents, doc_ids, reader.close)
+        self.analyzer = TextAnalyzer()
         return Bm25Ranker(reader)
 
     def _open_impacts(
-        self, query_encoder: QueryEncoder, rule: Rule | None, query_rule: Rule | None
+        self, query_encoder: QueryEncoder | None, rule: Rule | None, query_rule: Rule | None
     ) -> Ranker:
+        """``query_encoder`` is None where BM25 alone ranks."""
         own_rule = Rule.from_json(self.manifest["rule"])
         if rule is not None and rule != own_rule:
             raise IndexMismatch(f"{self.folder} was built by {own_rule}, not by {rule}")
         self.rule = query_rule or own_rule
         self.query_encoder = query_encoder
         if self._tuned:
-            self.options = read_tuned(self.folder / TUNED, self.manifest["sha256"])
+            path = self.folder / TUNED
+            self.options = read_tuned(path, self.manifest["sha256"], self.ranking)
         has_own_side = self.manifest["query"] is not None
         if has_forward_index(self.manifest):
-            other = None if has_own_side else query_encoder.vocabulary
+            other = None
+            if query_encoder is not None and not has_own_side:
+                other = query_encoder.vocabulary
             self.forward = ForwardIndex(self.folder / FOLDER, other)
         record = None
         if has_own_side and (self.folder / statistics.FILE).exists():
@@ -172,7 +192,15 @@ class Index:
         engine = find_engine(engine_of(self.manifest))
         reader = engine.open(self.engine_folder, doc_ids.find)
         self._check_number(reader.num_documents, doc_ids, reader.close)
-        return ImpactRanker(reader, query_encoder, self.rule, self.forward, record)
+        sparse_field = None
+        if query_encoder is not None:
+            sparse_field = SparseField(reader, query_encoder, self.rule, record)
+        word_field = None
+        if self.ranking != SPARSE:
+            settings = Bm25Settings.from_json(self.manifest["bm25"])
+            self.analyzer = TextAnalyzer(settings.analyzer_settings)
+            word_field = WordField(self.folder, settings, self.analyzer, self.rule)
+        return ImpactRanker(reader, sparse_field, word_field, self.forward)
 
     def _check_number(self, number: int, doc_ids: DocIds, close: Callable[[], None]) -> None:
         """The engine and the list of doc_ids hold the same number of documents."""
@@ -212,12 +240,12 @@ class Index:
         return self._ranker.encode(text)
 
     def _as_encoded(self, query: str | EncodedQuery) -> EncodedQuery:
-        if isinstance(query, ImpactQuery | TextQuery):
+        if isinstance(query, EncodedQuery):
             return query
         return self.encode(query)
 
     def encode_query(self, text: str) -> dict[str, int]:
-        """``{token: impact}`` of a text under the rule of the index; empty for BM25."""
+        """``{token: impact}`` of a text under the rule of the index; empty if BM25 ranks alone."""
         if self.query_encoder is None:
             return {}
         return self.encode(text).terms
@@ -254,8 +282,8 @@ class Index:
     def matched_terms(self, query: str | EncodedQuery, doc_id: str) -> dict[str, float]:
         """What each query term adds to the score of one document, the largest first.
 
-        The sum is the score. Terms of a BM25 index with a field for titles are named
-        ``title:TERM`` there.
+        The sum is the score. Words of a hybrid ranking are named ``bm25:WORD``; terms of a BM25
+        index with a field for titles are named ``title:TERM`` there.
         """
         query = self._as_encoded(query)
         parts = self._ranker.contributions(query, doc_id)

@@ -18,6 +18,7 @@ from small_indexes import (
     vocabulary_of_size,
 )
 
+from sparse_ir.engines.base import SPARSE
 from sparse_ir.errors import DamagedError
 from sparse_ir.indexing import builder, verification
 from sparse_ir.indexing.forward import ForwardIndex, ForwardWriter
@@ -44,7 +45,7 @@ def write(folder, matrix, order=(0, 1, 2), vocabulary=VOCABULARY):
     writer = ForwardWriter(folder)
     for number in order:
         writer.add(number, matrix[number * 30 : (number + 1) * 30])
-    writer.finish(vocabulary)
+    writer.finish({SPARSE: vocabulary})
     return folder
 
 

@@ -7,7 +7,6 @@ ones, and the leaderboard compares every model with it.
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from sparse_ir.data import records
 from sparse_ir.engines.base import EngineStatistics, FindIds, Hits
 from sparse_ir.engines.lucene import java, java_classes
+from sparse_ir.engines.lucene.analysis import TextAnalyzer, make_analyzer
 from sparse_ir.engines.lucene.opened import OpenLucene
 from sparse_ir.engines.lucene.terms import CONTENTS_FIELD, TITLE_FIELD
 from sparse_ir.engines.lucene.writer import ReusableDocument, open_writer
@@ -108,7 +108,7 @@ class Bm25Reader(OpenLucene):
 
 def count_terms(text: str) -> dict[str, int]:
     """How often a text has each analysed term."""
-    return dict(collections.Counter(next(analyze([text]))))
+    return dict(collections.Counter(TextAnalyzer().terms(text)))
 
 
 def analyze(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -118,20 +118,10 @@ def analyze(texts: Iterable[str]) -> Iterator[list[str]]:
     An empty text gives an empty list. Raises ``DataError`` for a text with a lone surrogate, which
     Java cannot take.
     """
-    analyzer = make_analyzer()
-    mapper = java.java_class("com.fasterxml.jackson.databind.ObjectMapper")()
-    utilities = java.java_class("io.anserini.analysis.AnalyzerUtils")
+    analyzer = TextAnalyzer()
     for position, text in enumerate(texts):
-        with java.translated_errors(f"text {position} could not be analysed"):
-            records.check_text(text, f"text {position}")
-            analysed = utilities.analyze(analyzer, text)
-            terms = mapper.writeValueAsString(analysed)
-        yield json.loads(terms)
-
-
-def make_analyzer() -> Any:
-    """Anserini's default analyzer for English."""
-    return java.java_class("io.anserini.analysis.DefaultEnglishAnalyzer").newDefaultInstance()
+        records.check_text(text, f"text {position}")
+        yield analyzer.terms(text)
 
 
 def _similarity(parameters: Bm25) -> Any:

@@ -94,10 +94,21 @@ def narrow_class(name: str, constructor: str, **methods: str) -> Any:
     which takes a tenth of the time of a search.
     """
     start()
+    members = {"__javaconstructor__": [(constructor, False)]}
+    return _make_narrow(name, members, methods)
+
+
+def narrow_cast(value: Any, name: str, **methods: str) -> Any:
+    """A Java object seen as the type ``name`` with only these methods; see ``narrow_class``."""
+    narrow = _make_narrow(name, {}, methods)
+    return cast(narrow, value)
+
+
+def _make_narrow(name: str, members: dict[str, Any], methods: Mapping[str, str]) -> Any:
     jnius = importlib.import_module("jnius")
-    members = {method: jnius.JavaMethod(signature) for method, signature in methods.items()}
+    for method, signature in methods.items():
+        members[method] = jnius.JavaMethod(signature)
     members["__javaclass__"] = name.replace(".", "/")
-    members["__javaconstructor__"] = [(constructor, False)]
     # pyjnius keeps one class for each name and these parameters; others must not get this one
     return jnius.MetaJavaClass(name, (jnius.JavaClass,), members, classparams=(False, False))
 
@@ -107,7 +118,7 @@ def class_object(name: str) -> Any:
     return java_class("java.lang.Class").forName(name)
 
 
-def cast(name: str, value: Any) -> Any:
+def cast(name: Any, value: Any) -> Any:
     """``value`` seen as the Java type ``name``: pyjnius picks methods by exact type."""
     return importlib.import_module("jnius").cast(name, value)
 
