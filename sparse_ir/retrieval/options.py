@@ -139,9 +139,7 @@ def write_tuned(
     facts: dict[str, Any],
     ranking: str = SPARSE,
 ) -> None:
-    """Keep options for one version of an index and one ranking, with what was measured when they
-    were chosen.
-    """
+    """Keep options for one version of an index and one ranking, with what was measured for them."""
     record = {"format": _FORMAT, "index_sha256": index_sha256, "options": options.to_json()}
     if ranking != SPARSE:
         record["ranking"] = ranking

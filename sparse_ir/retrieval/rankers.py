@@ -224,9 +224,7 @@ class ImpactRanker:
         return self._reader.score(doc_id, query.engine_query)
 
     def contributions(self, query: EncodedQuery, doc_id: str) -> dict[str, float]:
-        """Token -> its part of the score of one document; words beside tokens are named
-        ``bm25:WORD``.
-        """
+        """Token -> its part of a document's score; words beside tokens are named ``bm25:WORD``."""
         assert not isinstance(query, TextQuery)
         parts = self._reader.contributions(doc_id, query.engine_query)
         named = {}
