@@ -9,7 +9,7 @@ import functools
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, EngineName

@@ -139,7 +139,9 @@ def test_terms_of_bm25_are_cut_as_lucene_cuts_them(tmp_path):
         term: facts["in_query"] for term, facts in report["query_terms"].items()
     } == dict.fromkeys(next(bm25.analyze([text])), True)
     assert "4,997" in report["query_terms"]
-    places = {term: text[start:end] for term, start, end in explanation._find_analysed(text)}
+    with Index(tmp_path / "index") as index:
+        found = explanation.find_terms(index, text)
+    places = {term: text[start:end] for term, start, end in found}
     assert (places["4,997"], places["beam"], places["lock"], places["mutex"]) == (
         "4,997",
         "beam",
@@ -355,7 +357,7 @@ def test_what_cannot_be_explained(root, tmp_path):
     ):
         explain(root / "plain", QUERY, hits=1, input=str(tmp_path / "corpus.jsonl"))
     bm25_builder.build_bm25_index(lambda: [Document("d", "", "text")], tmp_path / "bm25")
-    with pytest.raises(ConfigError, match="bm25 is a BM25 index and was not built from vectors"):
+    with pytest.raises(ConfigError, match="bm25 is ranked by BM25 alone, which no vectors explain"):
         explain(tmp_path / "bm25", "text", vectors=root / "vectors")
     assert error_of("explain", "--index", tmp_path / "none", "--query", "x").endswith(
         "build an index first"

@@ -60,7 +60,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of all that, whose index is opened with its query encoder."""
     monkeypatch.setattr(
-        opening, "open_index", lambda path, *_: Index(path, query_encoder=TermQueries(VOCABULARY))
+        opening,
+        "open_index",
+        lambda path, *_, **__: Index(path, query_encoder=TermQueries(VOCABULARY)),
     )
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
