@@ -84,7 +84,8 @@ class Bm25Counts(NamedTuple):
     def idf(self) -> np.ndarray:
         """``ln(1 + (N - df + 0.5) / (df + 0.5))`` of each term, float64 ``(V,)``."""
         missing = self.documents - self.frequencies
-        return np.log1p((missing + 0.5) / (self.frequencies + 0.5))
+        idf: np.ndarray = np.log1p((missing + 0.5) / (self.frequencies + 0.5))
+        return idf
 
 
 class Bm25Weights:

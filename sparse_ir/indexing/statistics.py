@@ -86,6 +86,7 @@ def _frequencies_file(field: str) -> str:
 def _read_frequencies(folder: Path, field: str) -> np.ndarray:
     path = folder / _frequencies_file(field)
     try:
-        return np.load(path)
+        frequencies: np.ndarray = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from error
+    return frequencies

@@ -156,7 +156,8 @@ class WordField:
         assert texts is not None
         frequencies = self.frequencies(query)
         idf = np.log1p((texts.documents - frequencies + 0.5) / (frequencies + 0.5))
-        return self._settings.share * idf * query.impacts / self._boost
+        weights: np.ndarray = self._settings.share * idf * query.impacts / self._boost
+        return weights
 
     @functools.cached_property
     def _statistics(self) -> Statistics:

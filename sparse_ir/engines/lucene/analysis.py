@@ -116,8 +116,9 @@ class TextAnalyzer:
         """
         records.check_text(text)
         with java.translated_errors("the text could not be analysed"):
-            terms = self._analyze.invokeWithArguments([text])
-        return json.loads(terms)
+            written = self._analyze.invokeWithArguments([text])
+        terms: list[str] = json.loads(written)
+        return terms
 
 
 @functools.lru_cache(maxsize=len(LANGUAGES) + len(_WITHOUT_LANGUAGE))
