@@ -1,14 +1,12 @@
-"""What each part of the training recipe is worth: one short run per variant, the same steps, data
-and seed.
+"""Measure what each part of the training recipe is worth, by one short training per variant.
 
-    python scripts/ablate.py --base scripts/recipes/ablation.toml --collections data/test/cranfield
-        data/test/cisi \\
-        --output runs/ablation
+    python scripts/ablate.py --base scripts/recipes/ablation.toml \\
+        --collections data/test/cranfield data/test/cisi --output runs/ablation
 
-Each variant changes the base configuration in one respect, is trained from the same start, and is
-measured on the collections zero-shot: nDCG@10 by query, compared with the base by a paired
-randomization test (Holm over the variants). Everything resumes: run it again after a kill.
-``--only`` names variants; what is there already is used.
+Each variant changes one thing in the base configuration and keeps its start, data, steps and seed.
+Its model is measured zero-shot on the collections by nDCG@10. A paired randomization test compares
+the queries with those of the base, with Holm's correction for the number of variants. A killed run
+can be repeated: finished variants are kept. ``--only`` selects variants by name.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="the teachers' scores; default: OUTPUT/teachers")
     parser.add_argument(
-        "--steps", type=int, help="length of every run; default: as in the configuration"
+        "--steps", type=int, help="steps of every training; default: those of the configuration"
     )
     parser.add_argument(
         "--terms", type=float, nargs="+", default=[60.0, 100.0], help="further targets of the curve"
@@ -76,10 +74,10 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         nargs="+",
         default=[60.0, 100.0, 150.0],
-        help="sizes at which both forms of IDF-aware FLOPS and plain FLOPS meet",
+        help="numbers of terms at which both forms of IDF-aware FLOPS and plain FLOPS are compared",
     )
     parser.add_argument(
-        "--precision", default="float32", help="of encoding: float32, bfloat16, int8"
+        "--precision", default="float32", help="precision of encoding: float32, bfloat16, int8"
     )
     parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -90,12 +88,12 @@ def parse_arguments() -> argparse.Namespace:
 def make_variants(
     base: dict[str, Any], terms: list[float], equal: list[float]
 ) -> dict[str, dict[str, Any]]:
-    """Name -> configuration. "No IDF" is SPLADE's own form: each query token weighs 1, and FLOPS is
-    plain.
+    """Name -> configuration.
 
-    Those called "equal" have IDF in the score (form A of Geng et al.), in the penalty (form B), or
-    nowhere, and their output biases are shifted in the end, so that documents of a sample, read
-    whole, have equally many terms.
+    "No IDF" is SPLADE's own form: each query token weighs 1, and FLOPS is plain. The variants called
+    "equal" have IDF in the score (form A of Geng et al.), in the penalty (form B), or nowhere. Their
+    output biases are shifted at the end, so that documents of a sample have the same mean number of
+    terms.
     """
     target = base["documents"]["target_terms"]
     variants = {
@@ -159,7 +157,9 @@ def measure(name: str, config: dict[str, Any], arguments: argparse.Namespace) ->
         figures["collections"][Path(collection).name] = evaluate(
             report["model"], collection, path.parent, arguments
         )
-    files.write_json(path, figures)  # whole or not at all: what is there counts as done
+    files.write_json(
+        path, figures
+    )  # written whole or not at all, so an existing file is a finished variant
 
 
 def evaluate(
@@ -178,9 +178,7 @@ def evaluate(
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """A row per variant; the last columns compare all queries of all collections with the base, or
-    the first row.
-    """
+    """One row per variant; the last columns compare all queries with the base, or the first row."""
     base = BASE if BASE in found else next(iter(found))
     collections = list(found[base]["collections"])
     pooled = {name: pool(figures) for name, figures in found.items()}
@@ -214,9 +212,7 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def as_pairs(found: dict[str, Any]) -> str:
-    """IDF-aware against plain FLOPS at each number of terms, and not
-    against the base of the table.
-    """
+    """IDF-aware against plain FLOPS at each number of terms."""
     chosen = {label: pair for label, pair in find_pairs(found).items() if set(pair) <= set(found)}
     compared = {
         label: significance.compare(pool(found[plain]), {aware: pool(found[aware])})[aware]
@@ -239,7 +235,7 @@ def as_pairs(found: dict[str, Any]) -> str:
 
 
 def find_pairs(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Label -> a variant that knows of IDF and the plain one of its size."""
+    """Label -> a variant with IDF and the plain variant of the same size."""
     pairs = {"full": (BASE, "no IDF")} | {
         name.partition(", ")[2]: (name, f"no {name}")
         for name in found
@@ -269,7 +265,7 @@ def mean_terms(figures: dict[str, Any]) -> float:
 
 
 def find_curves(found: dict[str, Any]) -> dict[str, list[str]]:
-    """Label -> the variants that differ in their number of terms alone."""
+    """Label -> the variants that differ only in their number of terms."""
     curves = {
         f"{label} FLOPS": [
             name
@@ -290,7 +286,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "sparse_ir"  # the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "sparse_ir"  # makes the file reproducible
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")

@@ -1,23 +1,21 @@
-"""What each approximation costs and what it buys: time beside BM25 and exact search, kept hits,
-nDCG@10.
+"""Measure what each approximation costs and what it saves: time, kept hits and nDCG@10.
 
-    python scripts/bench_approximations.py --collection my_corpus --vectors my_vectors --expand 60
-    --work work
+    python scripts/bench_approximations.py --collection my_corpus --vectors my_vectors --expand 60 \\
+        --work work
 
-One index with a forward index answers the queries exactly and under each search option; pruned
+One index with a forward index answers the queries exactly and under each search option. Pruned
 indexes of the same vectors answer them exactly. All systems take turns in one process and on one
-thread, from the text to the list of ``(doc_id, score)``, and of the rounds the fastest counts for
-each query, since a busy machine only ever adds; with ``--expand`` the time of the network that
-reads the query is left out. Overlap is that of the first 10 and 1000 hits with exact search on the
-whole index, each at its own depth; the interval of the difference of nDCG@10 is a bootstrap over
-queries. ``bm25`` is this package's search on a BM25 index of the same corpus; ``pyserini`` is
+thread, and are timed from the text to the list of ``(doc_id, score)``. The fastest round counts for
+each query, because other work on the machine only adds time. Overlap is the share of the first 10
+and 1000 exact hits that are kept. The interval of the difference of nDCG@10 is a bootstrap over
+queries. ``bm25`` is this package's search on a BM25 index of the same corpus, and ``pyserini`` is
 Pyserini's LuceneSearcher on that index.
 
-``--expand N``: expanded queries of at most N terms. No query encoder with a network is shipped, so
-the document network of the model in this package reads the question as well: the terms of the
-question with the model's own weights, and 0.1 times what the network makes of it (times the same
-weights). Without it: the queries of the vectors' own model. Without a collection, one is drawn by
-Zipf's law and encoded by the lexical model.
+``--expand N`` asks expanded queries of at most N terms. The package ships no neural query encoder,
+so its document network reads the question as well: the query has the terms of the question with the
+model's weights, and 0.1 times the terms that the network adds. The time of the network is left out.
+Without ``--expand``, queries are encoded by the vectors' own model. Without a collection, one is
+drawn by Zipf's law and encoded by the lexical model.
 """
 
 from __future__ import annotations
@@ -87,19 +85,19 @@ def parse_arguments() -> argparse.Namespace:
         "--collection", type=Path, help="BEIR folder: corpus, queries, qrels/test.tsv"
     )
     parser.add_argument(
-        "--vectors", type=Path, help="vectors of this corpus; default: of the lexical model"
+        "--vectors", type=Path, help="vectors of this corpus; default: those of the lexical model"
     )
     parser.add_argument(
-        "--expand", type=int, default=0, help="expanded queries of at most so many terms"
+        "--expand", type=int, default=0, help="ask expanded queries of at most this many terms"
     )
-    parser.add_argument("--documents", type=int, default=5000, help="of the drawn collection")
     parser.add_argument(
-        "--hits", type=int, default=10, help="documents per query when the time is taken"
+        "--documents", type=int, default=5000, help="documents of the drawn collection"
     )
+    parser.add_argument("--hits", type=int, default=10, help="hits per query in the timed searches")
     parser.add_argument("--max-queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="threads that build")
-    parser.add_argument("--work", type=Path, help="folder that keeps the indexes for another run")
+    parser.add_argument("--threads", type=int, default=2, help="threads for building indexes")
+    parser.add_argument("--work", type=Path, help="folder that keeps the indexes for later runs")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
@@ -163,8 +161,9 @@ class ExpandedQueries:
 def build_indexes(
     collection: Path, work: Path, arguments: argparse.Namespace
 ) -> tuple[dict[str, Path], Any]:
-    """The folders of the whole index, the pruned ones and BM25, and the query encoder; what is
-    there is kept.
+    """The folders of the whole, the pruned and the BM25 index, and the query encoder.
+
+    Existing indexes are kept.
     """
     if arguments.vectors is None:
         indexing.encode("lexical", str(collection), work / "vectors")
@@ -193,7 +192,7 @@ def build_indexes(
 
 
 def name_of(pruning: Pruning) -> str:
-    """Such as ``pruned mass=0.9``; the whole index is ``exact``."""
+    """The name of a system, such as ``pruned mass=0.9``; the whole index is ``exact``."""
     if not pruning:
         return str(EXACT)
     changed = {
@@ -251,12 +250,12 @@ def measure(collection: Path, work: Path, arguments: argparse.Namespace) -> dict
 
 
 def ratios(found: Latency, base: Latency) -> list[float]:
-    """Of p50 and p95."""
+    """The ratios of p50 and p95 to those of the baseline."""
     return [found.p50 / base.p50, found.p95 / base.p95]
 
 
 def time_encoder(encoder: Any, asked: list[Query]) -> float:
-    """Median milliseconds to read a query; the encoder is still to meet these queries."""
+    """Median milliseconds to encode a query; the encoder must not have seen these queries."""
     seconds = []
     for query in asked:
         begun = time.perf_counter()

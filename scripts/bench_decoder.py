@@ -1,14 +1,14 @@
-"""What a decoder costs: encoding and a training step of a randomly initialised one, measured; or on
-paper.
+"""Measure what a decoder costs in encoding and in a training step, or estimate it on paper.
 
     python scripts/bench_decoder.py --size 1b --mode bidirectional --device cuda
     python scripts/bench_decoder.py --estimate
 
-Measured: documents and tokens per second of encoding, and of a step with LoRA on all linear layers
-(InfoNCE and FLOPS on ``--batch`` pairs), best of ``--rounds``, with the peak of memory (of the GPU,
-or of the process). ``--estimate`` needs no machine: its arithmetic, for LoRA and for training the
-whole network, stands in ``estimate``; several GPUs are counted as ideal scaling. Sizes are those of
-Llama 3.2 1B and Llama 3.1 8B, and smaller.
+The decoder is randomly initialised. The table has documents and tokens per second of encoding, and
+of a training step with LoRA on all linear layers (InfoNCE and FLOPS on ``--batch`` pairs), each the
+best of ``--rounds``, and the peak memory of the GPU or of the process. ``--estimate`` measures
+nothing: ``estimate`` explains its arithmetic for LoRA and for training the whole network, and it
+assumes that several GPUs scale ideally. Sizes are those of Llama 3.2 1B and Llama 3.1 8B, and
+smaller ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sparse_ir.training import config_parser, losses, penalties, trainable_decod
 
 
 class Size(NamedTuple):
-    """A Llama by its numbers."""
+    """The dimensions of a Llama."""
 
     layers: int
     width: int
@@ -85,14 +85,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument(
-        "--tokens", type=int, default=192, help="of a text, both copies of an echo counted"
+        "--tokens", type=int, default=192, help="tokens of a text; echo counts both copies"
     )
-    parser.add_argument("--texts", type=int, default=32, help="to encode")
+    parser.add_argument("--texts", type=int, default=32, help="documents to encode")
     parser.add_argument("--batch", type=int, default=8, help="pairs of a training step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument(
-        "--estimate", action="store_true", help="print the estimate on paper, measure nothing"
+        "--estimate", action="store_true", help="print the estimate and measure nothing"
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args()
@@ -170,7 +170,7 @@ def estimate(
 
 
 def make_model(folder: Path, size: Size) -> None:
-    """A random Llama with a tokenizer of so many made-up words."""
+    """A random Llama with a tokenizer of made-up words."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -267,7 +267,7 @@ def step(student: Any, texts: list[str], arguments: argparse.Namespace) -> None:
 
 
 def timed(work: Callable[[], Any], arguments: argparse.Namespace, texts: int) -> dict[str, float]:
-    """The best of some rounds after one to warm up."""
+    """The best of several rounds after one warm-up round."""
     on_gpu = arguments.device.startswith("cuda")
     work()
     if on_gpu:

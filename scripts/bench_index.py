@@ -1,14 +1,13 @@
-"""Speed of building an impact index, beside Pyserini's indexer: same impacts, same threads, in one
-run.
+"""Compare the speed of building an impact index with Pyserini's indexer in one run.
 
     python scripts/bench_index.py --documents 20000 --terms 190 --threads 1 2 --rounds 3
 
-Every build is a process of its own; the clock runs from the first document to the closed index,
-after Python and Java have started, so that Pyserini's slow import does not count against it.
-Systems take turns within each round; the table shows medians. "build" quantizes, writes, merges,
-verifies and flushes to the disk; "write" only quantizes, writes and merges. Pyserini
-(``pyserini.index.lucene --impact --pretokenized``) reads its own form of the impacts, JSON lines.
-Without ``--vectors`` a corpus is drawn from Zipf's law.
+All systems index the same impacts with the same number of threads. Every build has a process of its
+own. The clock runs from the first document to the closed index, after Python and Java have started,
+so Pyserini's slow import does not count against it. Systems take turns within each round, and the
+table shows medians. "build" quantizes, writes, merges, verifies and flushes to disk; "write" only
+quantizes, writes and merges. Pyserini (``pyserini.index.lucene --impact --pretokenized``) reads its
+own format, JSON lines. Without ``--vectors``, a corpus is drawn from Zipf's law.
 """
 
 from __future__ import annotations
@@ -63,12 +62,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--vectors",
         type=Path,
-        help="JsonVectorCollection of whole numbers; default: a drawn corpus",
+        help="JsonVectorCollection with integer weights; default: a drawn corpus",
     )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--queries", type=int, default=200, help="queries whose hits are compared")
-    parser.add_argument("--scratch", type=Path, help="folder on the disk to measure on")
+    parser.add_argument("--scratch", type=Path, help="folder on the disk that is measured")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--worker", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -79,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(work: Path, arguments: argparse.Namespace) -> Path:
-    """The same impacts twice: ``json`` for Pyserini, ``vectors`` for this package."""
+    """Write the same impacts twice: ``json`` for Pyserini, ``vectors`` for this package."""
     if arguments.vectors:
         shutil.copytree(arguments.vectors, work / "json")
     else:
@@ -116,7 +115,7 @@ def draw_corpus(folder: Path, documents: int, terms: int) -> None:
 
 
 def measure(system: str, work: Path, threads: int) -> dict[str, float]:
-    """Seconds of one build in this process; Python and Java have started before."""
+    """Seconds of one build in this process, after Python and Java have started."""
     output = work / system
     shutil.rmtree(output, ignore_errors=True)
     java.start()
@@ -185,7 +184,7 @@ def measure_in_new_process(system: str, work: Path, threads: int) -> dict[str, f
 
 
 def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All systems with all numbers of threads in turn, and whether the hits are the same."""
+    """Time all systems with each number of threads in turn, and compare their hits."""
     cases = [(system, threads) for threads in arguments.threads for system in SYSTEMS]
     measured: dict[tuple[str, int], list[dict[str, float]]] = {case: [] for case in cases}
     equal = {}

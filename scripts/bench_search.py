@@ -1,15 +1,15 @@
-"""Latency of search beside BM25 and Pyserini's impact searcher: from a query's text to its
-``(doc_id, score)`` list.
+"""Compare search latency with BM25 and Pyserini's impact searcher, from text to hits.
 
-    python scripts/bench_search.py --corpus C --vectors V --queries Q1 Q2 --json found.json --plot
-    found.svg
+    python scripts/bench_search.py --corpus C --vectors V --queries Q1 Q2 --json found.json \\
+        --plot found.svg
 
-All systems answer the same questions in one process, in turn (``sparse_ir.retrieval.timing``); BM25
-and the impacts are of the same texts. Before anything is timed, hits are compared with brute force
-over the same impacts. Peak memory and the cold start of the command lines are measured in processes
-of their own. ``--growth`` repeats the collection with perturbed weights (BM25: with words left out)
-up to a size that was never encoded: that curve is about the engines and not about a real
-collection. Without ``--corpus`` the demo's collection and questions are taken.
+All systems answer the same questions in one process, in turn (``sparse_ir.retrieval.timing``). BM25
+and the impacts index the same texts. Before anything is timed, the hits are compared with brute
+force over the same impacts. Peak memory and cold starts of the command lines are measured in
+processes of their own. ``--growth`` repeats the collection with perturbed weights (for BM25, with
+words left out) up to a given size. No model encoded these documents: that curve is about the
+engines, not about a real collection. Without ``--corpus``, the demo's collection and questions are
+used.
 """
 
 from __future__ import annotations
@@ -87,9 +87,13 @@ def parse_arguments() -> argparse.Namespace:
         "--corpus", type=Path, help="BEIR folder; default: the documentation of Python's library"
     )
     parser.add_argument(
-        "--vectors", type=Path, help="the same documents encoded; default: by the lexical encoder"
+        "--vectors",
+        type=Path,
+        help="vectors of the same documents; default: those of the lexical encoder",
     )
-    parser.add_argument("--documents", type=int, help="only so many documents of that default")
+    parser.add_argument(
+        "--documents", type=int, help="use only this many documents of the default corpus"
+    )
     parser.add_argument("--queries", type=Path, nargs="+", default=[], help="BEIR folders")
     parser.add_argument(
         "--per-set", type=int, default=100, help="questions of each set, drawn at random"
@@ -110,12 +114,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_const",
         const=(),
         default=(BM25, PEER, OURS),
-        help="measure neither memory nor cold starts, each of which starts processes",
+        help="skip memory and cold starts, which need processes of their own",
     )
     parser.add_argument(
         "--growth", type=int, nargs="+", default=[], help="sizes of the repeated collection"
     )
-    parser.add_argument("--work", type=Path, help="folder that keeps the indexes for the next run")
+    parser.add_argument("--work", type=Path, help="folder that keeps the indexes for later runs")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them as SVG")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -193,9 +197,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare(work: Path, arguments: argparse.Namespace) -> None:
-    """The two indexes, unless an earlier run has left them in the folder; that must be one of the
-    same collection.
-    """
+    """The two indexes; those that an earlier run on the same collection left are kept."""
     sources = {
         name: str(value)
         for name in ("corpus", "vectors", "documents")
@@ -270,9 +272,7 @@ def systems(work: Path, index: Index, k: int, arguments: argparse.Namespace) -> 
 
 
 def lucene_alone(index: Index, k: int) -> Search:
-    """Lucene's part of our exact search, its queries made before: what nobody who asks Lucene can
-    stay below.
-    """
+    """Lucene's part of our exact search, with prepared queries: a lower bound for any caller."""
     reader = index._ranker._reader
 
     @functools.cache
@@ -305,7 +305,7 @@ def parse_options(text: str) -> SearchOptions:
         return SearchOptions.from_json(
             {name: int(value) if name == "top_terms" else float(value) for name, value in pairs}
         )
-    except ValueError as error:  # ConfigError is one
+    except ValueError as error:  # ConfigError is a ValueError
         raise argparse.ArgumentTypeError(f"{text!r} is no list of NAME=NUMBER ({error})") from error
 
 
@@ -316,9 +316,7 @@ def mean_terms(index: Index, texts: list[str]) -> float:
 def time_sets(
     found: dict[str, Search], questions: dict[str, list[str]], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Set of questions -> system -> percentiles, and their ratios to BM25; the sets are timed
-    together.
-    """
+    """Set of questions -> system -> percentiles, with their ratios to BM25."""
     seconds = timing.time_queries(
         found,
         [text for texts in questions.values() for text in texts],
@@ -342,7 +340,7 @@ def time_sets(
 
 
 def count_equal(index: Index, vectors: Vectors, questions: dict[str, list[str]], k: int) -> str:
-    """How many of some queries have exactly the hits and scores of the exact engine."""
+    """Count the queries with exactly the hits and scores of the exact engine."""
     texts = [text for part in questions.values() for text in part[:CHECKED]]
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "exact"
@@ -389,7 +387,7 @@ def measure_memory(system: str, work: Path, arguments: argparse.Namespace) -> fl
         }[system](arguments.hits[0])
         for text in texts * 3:
             search(text)
-    # not getrusage: its peak is inherited from the process that started this one
+    # getrusage would report the peak of the parent process
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return (
         int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
@@ -398,9 +396,7 @@ def measure_memory(system: str, work: Path, arguments: argparse.Namespace) -> fl
 
 
 def measure_cold_starts(work: Path, text: str) -> dict[str, float]:
-    """Seconds of a command line that answers one question: Pyserini's with BM25, and ours with
-    either index.
-    """
+    """Seconds of a command line that answers one question, Pyserini's (BM25) and ours."""
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "queries.tsv").write_text(f"1\t{' '.join(text.split())}\n")
         asked, output = f"{scratch}/queries.tsv", f"{scratch}/run"
@@ -505,7 +501,7 @@ class Repeated:
 
 
 def repeated_texts(corpus: Path, documents: int) -> Iterator[Document]:
-    """The corpus again and again, from the second time on with 15 % of the words left out."""
+    """The corpus over and over, from the second time on with 15 % of the words left out."""
     count, turn = 0, 0
     while count < documents:
         generator = random.Random(turn)
@@ -636,13 +632,11 @@ def format_growth(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Left: latency by depth, as multiples of BM25's; right, where it was measured: milliseconds by
-    collection size.
-    """
+    """Plot latency by depth as multiples of BM25's, and milliseconds by collection size."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "sparse_ir"  # the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "sparse_ir"  # makes the file reproducible
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(

@@ -1,14 +1,13 @@
-"""Training speed and memory beside sentence-transformers' SparseEncoderTrainer: same model, batch
-and loss, in turn.
+"""Compare training speed and memory with sentence-transformers' SparseEncoderTrainer.
 
     python scripts/bench_train.py --batch 32 --max-length 256 --steps 8 --rounds 3
 
-Siamese SPLADE (InfoNCE within the batch + FLOPS on both sides) or, with ``--queries idf``,
-inference-free queries. Each run is a fresh process that trains on one and the same batch again and
-again, so that the losses of both can be compared step by step; systems take turns. A step's time is
-that between the ends of two steps, tokenizing and all; the first two are not counted. Dropout is
+Both train siamese SPLADE (InfoNCE within the batch and FLOPS on both sides) or, with ``--queries
+idf``, inference-free queries. Each run is a fresh process that trains on the same batch at every
+step, so the losses can be compared step by step. Systems take turns. A step lasts from the end of
+the step before to its own end, tokenizing included; the first two steps are not counted. Dropout is
 off. Memory is the peak of the process, and what training adds to the loaded model. Without
-``--model`` the masked LM of ``bench_encode.py`` is made.
+``--model``, the masked language model of ``bench_encode.py`` is made.
 """
 
 from __future__ import annotations
@@ -67,7 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--micro-batch", type=int, help="texts whose graph ours keeps at a time")
+    parser.add_argument(
+        "--micro-batch", type=int, help="our micro-batch: texts whose graph is kept at a time"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--run", choices=(PEER, OURS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -142,7 +143,7 @@ def row_of(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train for some steps in this process: seconds and losses of the steps, memory."""
+    """Train for some steps in this process; returns seconds, losses and memory."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -176,7 +177,7 @@ def start_of_memory(device: str) -> float:
 
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which loading has set
     return resident_mib("VmRSS")
 
 
@@ -331,7 +332,7 @@ def as_sparse_encoder(model: str, folder: Path, arguments: argparse.Namespace) -
 
 
 def without_dropout(path: Path) -> None:
-    """Random zeros would keep the two losses from being compared."""
+    """Switch dropout off, so that the losses can be compared."""
     config = json.loads(path.read_text())
     path.write_text(
         json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})

@@ -1,12 +1,11 @@
-"""Are our figures those that others have printed, to the last digit? Runs with known scores, and
-BM25 on BEIR sets.
+"""Check that our figures equal published ones to the last digit.
 
     python scripts/check_figures.py --checks data/checks --data data/test
 
-``CHECKS/NAME-runs`` holds runs ``X_results.json[.gz]``, each with what BEIR's evaluator printed,
-``eval_result_X.txt``; ``CHECKS/anserini-beir-expected.tsv`` has lines of data set, system, measure
-and figure. ``DATA/NAME`` are BEIR folders. Prints a table of all figures, and exits with 1 when one
-differs.
+``CHECKS/NAME-runs`` holds runs ``X_results.json[.gz]`` with what BEIR's evaluator printed for each,
+``eval_result_X.txt``. ``CHECKS/anserini-beir-expected.tsv`` has lines of data set, system, measure
+and figure. ``DATA/NAME`` are BEIR folders. The script prints a table of all figures and exits with
+1 if any differs.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SYSTEMS = {"flat": "bm25", "multifield": "bm25-multifield"}  # Anserini's -> our
 
 
 class Figure(NamedTuple):
-    """One figure of somebody else, and ours."""
+    """A published figure and ours."""
 
     what: str
     measure: str
@@ -37,14 +36,12 @@ class Figure(NamedTuple):
 
     @property
     def ours_printed(self) -> str:
-        """Ours with as many decimals as theirs."""
+        """Our figure with as many decimals as theirs."""
         return f"{self.ours:.{len(self.printed.partition('.')[2])}f}"
 
 
 def check_runs(checks: Path, data_dir: Path) -> Iterator[Figure]:
-    """Every run below ``checks`` beside the scores that BEIR's evaluator printed for it (rounded to
-    five decimals).
-    """
+    """Compare each run with the scores that BEIR's evaluator printed (five decimals)."""
     for printed in sorted(checks.glob("*-runs/eval_result_*.txt")):
         name, dataset = (
             printed.stem.removeprefix("eval_result_"),
@@ -68,7 +65,7 @@ def check_runs(checks: Path, data_dir: Path) -> Iterator[Figure]:
 
 
 def check_bm25(checks: Path, data_dir: Path, output: Path) -> Iterator[Figure]:
-    """BM25 flat and multifield on every data set that is there, beside the figures of Anserini."""
+    """Compare BM25 flat and multifield with Anserini's figures on every data set found."""
     lines = (checks / "anserini-beir-expected.tsv").read_text(encoding="utf-8").splitlines()
     expected = [line.split("\t")[:4] for line in lines if line.split("\t")[1] in SYSTEMS]
     there = list(dict.fromkeys(line[0] for line in expected if (data_dir / line[0]).is_dir()))
@@ -87,7 +84,7 @@ def check_bm25(checks: Path, data_dir: Path, output: Path) -> Iterator[Figure]:
 
 
 def main() -> int:
-    """Print the table; the number of figures that differ, as an exit status."""
+    """Print the table; returns the number of figures that differ."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,18 +1,16 @@
-"""Causal, echo and bidirectional side by side: one decoder, the whole road for each, at the same
-sparsity.
+"""Compare causal, echo and bidirectional reading of one decoder at the same sparsity.
 
-    python scripts/compare_decoders.py --start HuggingFaceTB/SmolLM2-135M-Instruct --lora 16 --dense
-        \\
-        models/all-MiniLM-L6-v2 --train data/train/nq-mix --collections data/test/nq-utd --output
-            runs/decoders
+    python scripts/compare_decoders.py --start HuggingFaceTB/SmolLM2-135M-Instruct --lora 16 \\
+        --dense models/all-MiniLM-L6-v2 --train data/train/nq-mix \\
+        --collections data/test/nq-utd --output runs/decoders
 
-Every variant trains for the same number of steps on the same batches from the same decoder (without
-``--start`` a small random one, with a tokenizer of its own), by LoRA or whole, with a dense and a
-BM25 teacher or by InfoNCE alone, towards the same number of terms (twice ``--terms``; the heaviest
-``--terms`` of a document are indexed, and the heaviest ``--query-terms`` of a query asked).
-``untrained`` is the decoder as it came; ``clm`` and ``mntp`` adapt first, in steps taken from those
-of ranking; logits are centered but in ``uncentered``. BM25 reads the same texts. Everything
-resumes: run it again after a kill.
+Every variant trains for the same number of steps on the same batches from the same decoder, by LoRA
+or whole, with a dense and a BM25 teacher or by InfoNCE alone. Training aims at twice ``--terms``;
+the heaviest ``--terms`` of a document are indexed, and the heaviest ``--query-terms`` of a query are
+searched. Without ``--start``, a small random decoder with its own tokenizer is made. ``untrained``
+is the decoder before training. ``clm`` and ``mntp`` adapt first, in steps taken from those of
+ranking. Logits are centered except in ``uncentered``. BM25 reads the same texts. A killed run can be
+repeated: finished variants are kept.
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
-        "--only", nargs="+", choices=VARIANTS, help="variants; what is there already is shown too"
+        "--only", nargs="+", choices=VARIANTS, help="variants to run; finished ones are shown too"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument(
@@ -85,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         default=0,
         metavar="RANK",
-        help="train adapters and not the whole decoder",
+        help="rank of LoRA adapters; default: train the whole decoder",
     )
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate")
     numbers = {
@@ -118,9 +116,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_start(arguments: argparse.Namespace) -> str:
-    """The decoder of ``--start``, or a random one, which may learn language
-    on the documents first.
-    """
+    """The decoder of ``--start``, or a random one that may first learn from the documents."""
     if arguments.start:
         return str(arguments.start)
     start = arguments.output / "start"
@@ -190,8 +186,10 @@ def make_decoder(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def cut(collection: str, arguments: argparse.Namespace) -> str:
-    """A smaller copy of a collection, and its name: the first words of documents, the first queries
-    whose judged documents have room, and then the first of the other documents."""
+    """A smaller copy of a collection, and its name.
+
+    It has the first words of documents, the first queries whose judged documents fit, and then the
+    first of the other documents."""
     name = Path(collection).name
     with files.building(arguments.output / "collections" / name) as folder:
         qrels = choose_queries(
@@ -243,8 +241,9 @@ def choose_queries(qrels: Qrels, queries: int, documents: int) -> Qrels:
 
 
 def make_config(start: str, name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The run of a variant; the decoder as it came is one step that changes nothing but where the
-    ReLU begins.
+    """The configuration of a variant.
+
+    For the untrained decoder it is one step that moves only the point where the ReLU begins.
     """
     mode, _, kind = name.partition(", ")
     copies, frame = (2, FRAME) if mode == "echo" else (1, 0)
@@ -311,7 +310,7 @@ def make_config(start: str, name: str, seed: int, arguments: argparse.Namespace)
 
 
 def source(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A source of pairs; mined negatives where batches are to be made of neighbours."""
+    """A source of pairs, with mined negatives if batches hold neighbourhoods."""
     found: dict[str, Any] = {"path": path, "allow_missing": True}
     if arguments.neighbourhood > 1:
         negatives = arguments.output / "negatives" / f"{Path(path).name}.jsonl"
@@ -353,7 +352,7 @@ def measure(
         for collection in collections
     }
     figures["measuring_seconds"] = round(time.perf_counter() - began)
-    # what is there counts as done
+    # an existing file is a finished variant
     files.write_json(folder / "figures.json", {**figures, "collections": found})
 
 
@@ -433,9 +432,7 @@ def average(measured_by_seed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """A row per variant; the last columns compare all queries of all collections with the causal
-    decoder.
-    """
+    """One row per variant; the last columns compare all queries with the causal decoder."""
     collections = list(found[BM25]["collections"])
     pooled = {name: pool(row) for name, row in found.items()}
     others = {name: values for name, values in pooled.items() if name != BASE}

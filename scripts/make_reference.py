@@ -102,7 +102,7 @@ def describe_option(option: cli.Option) -> str:
 
 
 def describe_value(hint: Any) -> str:
-    """What a user writes behind an option."""
+    """The value of an option, as a user writes it."""
     parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{part}`" for part in parts)

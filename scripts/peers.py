@@ -37,7 +37,7 @@ class _Encoder(NamedTuple):
 def measure_throughput(
     systems: Mapping[str, Search], texts: Sequence[str], *, threads: int = 1, rounds: int = 5
 ) -> dict[str, np.ndarray]:
-    """Queries per second with ``threads`` callers at once, float64 ``(rounds,)``.
+    """Queries per second with ``threads`` concurrent callers, float64 ``(rounds,)``.
 
     Each round answers all texts with each system in turn.
     """

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole road for one BEIR folder: an impact index and a BM25 index of the same documents, searched and measured.
+# Build, search and measure an impact index and a BM25 index of one BEIR folder.
 #
 #   scripts/run_collection.sh MODEL CORPUS OUTPUT [--remove-query]
 #   scripts/run_collection.sh lexical my_corpus indexes/my_corpus
 #
 # OUTPUT gets: impact/ impact.vectors/ bm25/ (folders), impact.trec bm25.trec (runs), impact.json bm25.json (measures).
-# Killed and started again, it goes on with the documents that are not encoded yet.
+# After a kill, the same command continues with the documents that are not encoded yet.
 set -euo pipefail
 model=$1 corpus=$2 output=$3 remove_query=${4:-}
 measures="nDCG@10 R@100 R@1000 RR@10"

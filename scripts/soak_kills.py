@@ -1,4 +1,4 @@
-"""Kill builds of an index at random moments: what is on the disk must be whole each time.
+"""Kill index builds at random moments and check that the disk never holds half an index.
 
     python scripts/soak_kills.py --input my_corpus --minutes 30
 
@@ -80,7 +80,7 @@ def start_build(source: str, index: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_build(source: str, index: Path, seconds: float) -> bool:
-    """Build again, for so many seconds at most; whether the build had to be killed."""
+    """Build again for at most ``seconds``; returns whether the build had to be killed."""
     process = start_build(source, index)
     try:
         process.wait(timeout=seconds)
@@ -91,7 +91,7 @@ def kill_build(source: str, index: Path, seconds: float) -> bool:
 
 
 def check(index: Path, documents: int) -> str | None:
-    """What is wrong with the index that is there, in one sentence."""
+    """What is wrong with the index, in one sentence."""
     try:
         found = sparse_ir.verify(index)["documents"]
     except SparseIRError as error:

@@ -1,13 +1,13 @@
-"""Many callers on one open index for minutes: no error, no growth of memory, every answer that of a
-single thread.
+"""Search one open index from many threads for minutes, and check every answer.
 
     python scripts/soak_search.py --index I --queries Q --callers 16 --minutes 5 --replace
 
-With ``--replace`` a copy of the index is swapped in at its place again and again meanwhile, and
-each version is opened and searched by one more caller: searches on versions that were opened before
-lose nothing. The exit code is 1 when an answer differed or memory grew by more than
-``--allowed-mb``; memory is read after half of the time, when caches are full and code is compiled,
-and at the end; the Java heap is 1 GB unless ``SPARSE_IR_JAVA_HEAP`` says otherwise.
+There must be no error, no growth of memory, and only answers that a single thread gives too. With
+``--replace``, copies of the index are swapped in meanwhile, and one more caller opens and searches
+each version; searches on versions that were opened before must lose nothing. The exit code is 1 if
+an answer differs or memory grows by more than ``--allowed-mb``. Memory is read at half time, when
+caches are full and code is compiled, and at the end. The Java heap is 1 GB unless
+``SPARSE_IR_JAVA_HEAP`` says otherwise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Answer = tuple[list[str], list[float]]
 
 def main() -> None:
     arguments = parse_arguments()
-    # Java fills whatever it is given before it clears up
+    # Java fills its heap before it collects garbage
     os.environ.setdefault(HEAP_VARIABLE, "1g")
     texts = [query.text for folder in arguments.queries for query in readers.read_queries(folder)]
     texts = random.Random(0).sample(texts, min(len(texts), arguments.texts))
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--queries", type=Path, nargs="+", required=True, help="BEIR folders")
-    parser.add_argument("--texts", type=int, default=500, help="different questions")
+    parser.add_argument("--texts", type=int, default=500, help="number of different questions")
     parser.add_argument("--hits", type=int, default=100)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -83,9 +83,7 @@ def parse_arguments() -> argparse.Namespace:
 def soak(
     place: Path, texts: list[str], *, callers: int, seconds: float, k: int, replace: bool
 ) -> dict[str, Any]:
-    """Search until the time is over; counts of searches, wrong answers and replaced versions, and
-    resident memory.
-    """
+    """Search until the time is over; returns counts of searches, wrong answers and swaps, and memory."""
     with Index(place) as index:
         expected = {text: answer(index, text, k) for text in texts}
         counts, wrong, versions, lock = [0] * callers, list[str](), [0], threading.Lock()
@@ -141,16 +139,14 @@ def answer(index: Index, text: str, k: int) -> Answer:
 
 
 def swap_in_a_copy(place: Path) -> None:
-    """What a build does at its end, with the same content under other files."""
+    """Swap in a copy, as a build does at its end."""
     copy = files.temporary_sibling(place)
     shutil.copytree(place, copy)
     files.swap_folder(copy, place)
 
 
 def read_memory(memory: list[float], moments: tuple[float, ...]) -> None:
-    """Resident megabytes of this process at each of the moments, Java's garbage collected and given
-    back before.
-    """
+    """Resident megabytes of this process at the given moments, after Java's garbage collection."""
     system = java.java_class("java.lang.System")
     for moment in moments:
         time.sleep(max(0.0, moment - time.monotonic()))

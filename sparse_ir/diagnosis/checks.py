@@ -54,13 +54,8 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def _read_rules() -> tuple[Rule, ...]:
-    path = importlib.resources.files("sparse_ir") / "resources" / "checks.toml"
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    return tuple(Rule(**rule) for rule in table["rules"])
-
-
-RULES = _read_rules()
+_TABLE = importlib.resources.files("sparse_ir") / "resources" / "checks.toml"
+RULES = tuple(Rule(**rule) for rule in tomllib.loads(_TABLE.read_text("utf-8"))["rules"])
 
 
 def judge(check: str, measured: Measured, rules: Sequence[Rule] = RULES) -> Finding:

@@ -320,7 +320,7 @@ def _encode_as_tokenizer_pads(encoder: Encoder, texts: Sequence[str]) -> np.ndar
 def measure_truncation(examined: ExaminedModel) -> Measured:
     """How many words of a long document and of a long query are read."""
     encoder = examined.encoder
-    query_encoder = examined.query_encoder
+    query_encoder: Any = examined.query_encoder
     words = " ".join(examined.passages * 8).split()
     document_words = _words_read(encoder, words)
     document_cure = "raise max_length (--max-length, or in the model's folder)"
@@ -335,7 +335,10 @@ def measure_truncation(examined: ExaminedModel) -> Measured:
         if _fills_network(query_encoder.encoder):
             query_cure = "this network cannot read more"
     else:
-        query_words = _static_words_read(query_encoder, words)
+        text = " ".join(words)
+        tokens = len(query_encoder.tokenizer.encode(text, add_special_tokens=False).ids)
+        limit = query_encoder.fingerprint.get("max_length") or tokens
+        query_words = len(words) * min(limit, tokens) // max(tokens, 1)
     values = {"words_of_a_document": document_words, "words_of_a_query": query_words}
     evidence = {
         "max_length": encoder.fingerprint["max_length"],
@@ -359,13 +362,6 @@ def _words_read(encoder: Encoder, words: Sequence[str]) -> int:
     read = len(encoder.tokenize([text])[0].pooled_ids)
     whole = len(encoder.tokenize([text], whole=True)[0].pooled_ids)
     return len(words) * read // max(whole, 1)
-
-
-def _static_words_read(query_encoder: Any, words: Sequence[str]) -> int:
-    text = " ".join(words)
-    tokens = len(query_encoder.tokenizer.encode(text, add_special_tokens=False).ids)
-    limit = query_encoder.fingerprint.get("max_length") or tokens
-    return len(words) * min(limit, tokens) // max(tokens, 1)
 
 
 def measure_retrieval(examined: ExaminedModel) -> Measured:
@@ -407,7 +403,10 @@ def measure_prompts(examined: ExaminedModel) -> Measured:
     values = {}
     if ranks:
         values["gain"] = ranks["with_usual_prompts"] - ranks["mean_reciprocal_rank"]
-    named = _prompts_in_card(checkpoint.folder)
+    card = checkpoint.folder / "README.md"
+    named = []
+    if card.is_file():
+        named = _PROMPT_IN_CARD.findall(card.read_text(encoding="utf-8", errors="replace"))
     if named and not any(prompts.values()):
         values["named_in_card"] = float(len(named))
         evidence["card_names"] = named[0]
@@ -440,13 +439,6 @@ def _stated_prompts(folder: Path) -> dict[str, str]:
         if name in stated:
             prompts[task] = str(stated[name] or "")
     return prompts
-
-
-def _prompts_in_card(folder: Path) -> list[str]:
-    path = folder / "README.md"
-    if not path.is_file():
-        return []
-    return _PROMPT_IN_CARD.findall(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _round(value: Any) -> float:

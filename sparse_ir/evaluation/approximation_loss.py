@@ -49,8 +49,8 @@ def overlap(exact: Run, run: Run, depth: int) -> float:
         )
     shares = []
     for query_id, hits in exact.items():
-        wanted = {doc_id for doc_id, _ in hits[:depth]}
-        kept = {doc_id for doc_id, _ in run[query_id][:depth] if doc_id in wanted}
+        wanted = dict(hits[:depth]).keys()
+        kept = wanted & dict(run[query_id][:depth]).keys()
         if wanted:
             shares.append(len(kept) / len(wanted))
         else:
@@ -85,7 +85,7 @@ def loss(exact: Run, run: Run, qrels: Qrels) -> ApproximationLoss:
 
 def _measure_queries(run: Run, judged: Qrels) -> np.ndarray:
     """nDCG@10 of each judged query, float64 ``(Q,)``; 0 for all if the run has no hit at all."""
-    if not any(run.get(query_id) for query_id in judged):
+    if not any(map(run.get, judged)):
         return np.zeros(len(judged))
     values = evaluate_run(run, judged, MEASURE).per_query[MEASURE]
-    return np.array([values[query_id] for query_id in judged])
+    return np.array(list(map(values.__getitem__, judged)))

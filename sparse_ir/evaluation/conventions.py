@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from sparse_ir.data.records import Qrels, Run, rank_hits
 from sparse_ir.errors import ConfigError
 from sparse_ir.evaluation.measures import (
+    choose_numbers,
     evaluate_run,
     number_queries,
     parse_measures,
@@ -88,8 +90,7 @@ def measure_conventions(
     answered = [query_id for query_id in qrels if run.get(query_id)]
     over_answered: Means = {}
     for name, values in evaluation.per_query.items():
-        total = sum(values[query_id] for query_id in answered)
-        over_answered[name] = total / len(answered)
+        over_answered[name] = sum(map(values.__getitem__, answered)) / len(answered)
     parsed = parse_measures(measures)
     shapes = {}
     for name, measure in parsed.items():
@@ -103,7 +104,7 @@ def measure_conventions(
     }
     table: dict[str, Means] = {"trec_eval -c": dict(evaluation.mean), "trec_eval": over_answered}
     for convention, known in tools.items():
-        table[convention] = {name: known.get(name) for name in parsed}
+        table[convention] = dict.fromkeys(parsed) | known
     table["ir_measures"] = _measure_as_ir_measures(parsed, run, qrels)
     return table
 
@@ -118,7 +119,7 @@ def _measure_as_beir(shapes: Mapping[str, Shape], written: Run, qrels: Qrels) ->
     for query_id, hits in remove_identical(written).items():
         if query_id in qrels:
             ranked.append(_grade(rank_hits(hits), qrels[query_id]))
-            listed.append(_grade(sorted(hits, key=_negative_score), qrels[query_id]))
+            listed.append(_grade(sorted(hits, key=itemgetter(1), reverse=True), qrels[query_id]))
     means: Means = {}
     for name, shape in shapes.items():
         if shape.name in ("RR", "Success"):
@@ -126,10 +127,6 @@ def _measure_as_beir(shapes: Mapping[str, Shape], written: Run, qrels: Qrels) ->
         else:
             means[name] = _average(shape, ranked)
     return means
-
-
-def _negative_score(hit: tuple[str, float]) -> float:
-    return -hit[1]
 
 
 def _measure_as_sentence_transformers(
@@ -142,14 +139,12 @@ def _measure_as_sentence_transformers(
         for query_id, judgements in qrels.items():
             relevant = {doc_id: 1 for doc_id, grade in judgements.items() if grade >= shape.level}
             if relevant:
-                hits = sorted(written.get(query_id, []), key=_score_then_id)
+                hits = sorted(
+                    written.get(query_id, []), key=lambda hit: (-np.float32(hit[1]), hit[0])
+                )
                 graded.append(_grade(hits, relevant))
         means[name] = _average(shape._replace(level=1), graded, is_capped=True)
     return means
-
-
-def _score_then_id(hit: tuple[str, float]) -> tuple[np.float32, str]:
-    return -np.float32(hit[1]), hit[0]
 
 
 def _measure_as_ms_marco(shapes: Mapping[str, Shape], written: Run, qrels: Qrels) -> Means:
@@ -167,7 +162,7 @@ def _measure_as_ms_marco(shapes: Mapping[str, Shape], written: Run, qrels: Qrels
 def _measure_as_ir_measures(parsed: Mapping[str, Any], run: Run, qrels: Qrels) -> Means:
     import ir_measures
 
-    numbers = {query_id: str(number) for number, query_id in enumerate(qrels, 1)}
+    numbers = choose_numbers(qrels)
     scores = {}
     for number, hits in number_queries(run, numbers).items():
         if hits:
@@ -271,7 +266,7 @@ class _Ranking:
 
 def _group_ties(hits: Hits, judgements: Mapping[str, int]) -> _Ranking:
     ranked = rank_hits(hits)
-    scores = np.array([score for _, score in ranked], dtype=np.float32)
+    scores = np.array(list(map(itemgetter(1), ranked)), dtype=np.float32)
     starts_group = np.ones(len(scores), dtype=bool)
     starts_group[1:] = scores[1:] != scores[:-1]
     graded = _grade(ranked, judgements)

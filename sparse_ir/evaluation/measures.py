@@ -66,7 +66,12 @@ def evaluate_run(
             "must have both"
         )
     per_query = _calculate(parsed, qrels, ranked)
-    mean = {name: _aggregate(measure, per_query[name]) for name, measure in parsed.items()}
+    mean = {}
+    for name, measure in parsed.items():
+        aggregator = measure.aggregator()
+        for value in per_query[name].values():
+            aggregator.add(value)
+        mean[name] = float(aggregator.result())
     return Evaluation(
         mean=mean,
         per_query=per_query,
@@ -98,8 +103,8 @@ def parse_measures(measures: Sequence[str] | str) -> dict[str, Any]:
         names = measures.split()
     if not names:
         raise ConfigError(f"measures: none given; name some, such as {_EXAMPLES}")
-    parsed = [_parse_measure(name) for name in names]
-    return {str(measure): measure for measure in parsed}
+    parsed = list(map(_parse_measure, names))
+    return dict(zip(map(str, parsed), parsed, strict=True))
 
 
 def _parse_measure(name: str) -> Any:
@@ -159,6 +164,11 @@ def _rank_scores(query_id: str, hits: list[tuple[str, float]]) -> dict[str, floa
     return ranked
 
 
+def choose_numbers(qrels: Qrels) -> dict[str, str]:
+    """A number for each query."""
+    return {query_id: str(number) for number, query_id in enumerate(qrels, 1)}
+
+
 def number_queries(
     by_query: Mapping[str, Content], numbers: Mapping[str, str]
 ) -> dict[str, Content]:
@@ -178,7 +188,7 @@ def _calculate(
     parsed: Mapping[str, Any], qrels: Qrels, ranked: Ranked
 ) -> dict[str, dict[str, float]]:
     """Measure -> query_id -> value."""
-    numbers = {query_id: str(number) for number, query_id in enumerate(qrels, 1)}
+    numbers = choose_numbers(qrels)
     numbered = number_queries(ranked, numbers)
     # trec_eval loops forever on negative grades if nDCG has no cutoff
     endless = []
@@ -222,10 +232,3 @@ def _raise_to_zero(qrels: Qrels, numbers: Mapping[str, str]) -> Qrels:
         grades = {doc_id: max(grade, 0) for doc_id, grade in judged.items()}
         raised[numbers[query_id]] = grades
     return raised
-
-
-def _aggregate(measure: Any, values: Mapping[str, float]) -> float:
-    aggregator = measure.aggregator()
-    for value in values.values():
-        aggregator.add(value)
-    return float(aggregator.result())

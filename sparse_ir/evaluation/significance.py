@@ -94,8 +94,8 @@ def _subtract(name: str, baseline: Mapping[str, float], values: Mapping[str, flo
         )
     query_ids = sorted(baseline)
     what = f"value of {name} or the baseline"
-    after = _check_finite(what, [values[query_id] for query_id in query_ids])
-    before = _check_finite(what, [baseline[query_id] for query_id in query_ids])
+    after = _check_finite(what, list(map(values.__getitem__, query_ids)))
+    before = _check_finite(what, list(map(baseline.__getitem__, query_ids)))
     differences: np.ndarray = after - before
     return differences
 

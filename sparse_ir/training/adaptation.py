@@ -25,7 +25,12 @@ class Adaptation:
 
     def __init__(self, setup: TrainingSetup) -> None:
         self._setup = setup
-        self.packed = _pack_documents(setup)
+        self.packed: Packed | None = None  # the documents of all sources, where they are joined
+        settings = setup.config.warm_start
+        if settings.packed_length is not None and settings.steps:
+            assert isinstance(setup.student, TrainableDecoder)
+            texts = list(itertools.chain.from_iterable(setup.documents))
+            self.packed = setup.student.pack(texts, settings.packed_length, setup.config.run.seed)
 
     def take_step(self, step: int, batch: TrainingBatch) -> dict[str, float]:
         """Leave the gradients of a step on the weights; returns what is worth logging.
@@ -59,7 +64,12 @@ class Adaptation:
         accelerator = setup.accelerator
         assert isinstance(setup.student, TrainableDecoder)
         seed = seed_of(setup.config.run.seed, step)
-        sequences = self._sequences(setup.student, step, batch)
+        if self.packed is None:
+            length = setup.config.model.max_length
+            sequences = [ids[:length] for ids in setup.student.bare_ids(batch.documents)]
+        else:
+            count = setup.config.batch.queries
+            sequences = list(map(self.packed.at, range(step * count, (step + 1) * count)))
         examples = setup.student.make_examples(sequences, settings, seed)
         total = sum(example.predicted for example in examples)
         rows = np.array_split(np.arange(len(examples)), accelerator.num_processes)
@@ -89,26 +99,6 @@ class Adaptation:
                 accelerator.backward(share * loss * accelerator.num_processes)
             sums_2 += share * parts_2.detach()
         return sums_2
-
-    def _sequences(
-        self, student: TrainableDecoder, step: int, batch: TrainingBatch
-    ) -> list[np.ndarray]:
-        """Token ids: the next packed sequences, or the documents of the batch, cut to length."""
-        config = self._setup.config
-        if self.packed is None:
-            return [ids[: config.model.max_length] for ids in student.bare_ids(batch.documents)]
-        first = step * config.batch.queries
-        return list(map(self.packed.at, range(first, first + config.batch.queries)))
-
-
-def _pack_documents(setup: TrainingSetup) -> Packed | None:
-    """The documents of all sources as packed sequences, where the configuration joins them."""
-    settings = setup.config.warm_start
-    if settings.packed_length is None or not settings.steps:
-        return None
-    assert isinstance(setup.student, TrainableDecoder)
-    texts = list(itertools.chain.from_iterable(setup.documents))
-    return setup.student.pack(texts, settings.packed_length, setup.config.run.seed)
 
 
 def _check_finite(step: int, name: str, *values: float) -> None:

@@ -67,11 +67,19 @@ class Checkpoints:
         """Write a checkpoint of the present step, and remove the old ones."""
         self._setup.accelerator.wait_for_everyone()
         if self._setup.accelerator.is_main_process:
+            facts: dict[str, Any] = {
+                "progress": dataclasses.asdict(self._parts.progress),
+                "fingerprint": self.fingerprint,
+            }
+            facts |= self._parts.sparsity.state()
+            facts["world"] = self._setup.accelerator.num_processes
+            facts["dev"] = self._parts.dev.facts
+            facts["start_sha256"] = self._parts.ranking_start.sha256
             saved_state.write_checkpoint(
                 saved_state.checkpoint_of(self._folder, self._parts.progress.step),
                 self._setup.student.write_weights,
                 self._tensors(),
-                self._facts(),
+                facts,
             )
             saved_state.remove_old_checkpoints(self._folder, self._setup.config.run.keep)
         self._setup.accelerator.wait_for_everyone()
@@ -126,17 +134,6 @@ class Checkpoints:
         if packed is not None:
             tensors["packed_starts"] = torch.tensor(packed.starts)
         return tensors
-
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "progress": dataclasses.asdict(self._parts.progress),
-            "fingerprint": self.fingerprint,
-        }
-        facts |= self._parts.sparsity.state()
-        facts["world"] = self._setup.accelerator.num_processes
-        facts["dev"] = self._parts.dev.facts
-        facts["start_sha256"] = self._parts.ranking_start.sha256
-        return facts
 
     def _restore(self, folder: Path) -> None:
         state = saved_state.read_state(folder)

@@ -555,7 +555,11 @@ class TrainConfig:
     @model_validator(mode="after")
     def _check_decoder(self) -> Self:
         if self.decoder is None:
-            self._check_no_decoder()
+            if self.lora is not None or self.warm_start.objective != "bag_of_words":
+                raise ConfigError(
+                    "[lora] and the warm-start objectives clm and mntp are for decoders; add a "
+                    "[decoder] section"
+                )
             return self
         if self.model.query != "neural":
             raise ConfigError(
@@ -575,11 +579,3 @@ class TrainConfig:
         if self.lora is not None and self.blend != BlendSettings():
             raise ConfigError("[blend] mixes whole networks, but [lora] trains adapters; drop one")
         return self
-
-    def _check_no_decoder(self) -> None:
-        objective = self.warm_start.objective
-        if self.lora is not None or objective != "bag_of_words":
-            raise ConfigError(
-                "[lora] and the warm-start objectives clm and mntp are for decoders; add a "
-                "[decoder] section"
-            )

@@ -134,33 +134,22 @@ def _describe(error: ErrorDetails) -> str:
     if kind == "unexpected_keyword_argument":
         return _describe_unknown(place, error)
     if kind == "value_error":
-        return _describe_check(place, error)
+        # the message of a validator, behind the section or the key that it checks
+        message = str(error["ctx"]["error"])
+        if place and isinstance(error["input"], Mapping):
+            return f"[{place}] {message}"
+        return f"{place}: {message}" if place else message
     if kind == "union_tag_not_found":
         return f"{place}.kind is missing"
     value = error["input"]
+    expected = error["msg"].removeprefix("Input should be ")
+    if kind in _CONTAINERS:
+        expected = _CONTAINERS[kind].format(place=place)
     if kind == "union_tag_invalid":
         place = f"{place}.kind"
         value = value["kind"]
-    return f"{place} is {value!r:.{_SHOWN}} but must be {_expected(place, error)}"
-
-
-def _expected(place: str, error: ErrorDetails) -> str:
-    """What a value must be, in words of TOML."""
-    kind = error["type"]
-    if kind in _CONTAINERS:
-        return _CONTAINERS[kind].format(place=place)
-    if kind == "union_tag_invalid":
-        return f"one of {error['ctx']['expected_tags']}"
-    return error["msg"].removeprefix("Input should be ")
-
-
-def _describe_check(place: str, error: ErrorDetails) -> str:
-    """The message of a validator, behind the section or the key that it checks."""
-    message = str(error["ctx"]["error"])
-    if not place:
-        return message
-    is_section = isinstance(error["input"], Mapping)
-    return f"[{place}] {message}" if is_section else f"{place}: {message}"
+        expected = f"one of {error['ctx']['expected_tags']}"
+    return f"{place} is {value!r:.{_SHOWN}} but must be {expected}"
 
 
 def _describe_unknown(place: str, error: ErrorDetails) -> str:
@@ -178,7 +167,9 @@ def _describe_unknown(place: str, error: ErrorDetails) -> str:
                 f"use it; it is for {', '.join(users)}"
             )
     elif len(location) > 1:
-        section = _section_in(typing.get_type_hints(TrainConfig)[str(location[0])])
+        section = typing.get_type_hints(TrainConfig)[str(location[0])]
+        if not dataclasses.is_dataclass(section):  # such as tuple[DataSettings, ...]
+            section = next(filter(dataclasses.is_dataclass, typing.get_args(section)))
     keys = _keys_of(section)
     similar = difflib.get_close_matches(key, keys, 1)
     if similar:
@@ -188,10 +179,3 @@ def _describe_unknown(place: str, error: ErrorDetails) -> str:
 
 def _keys_of(section: Any) -> list[str]:
     return list(section.__dataclass_fields__)
-
-
-def _section_in(hint: Any) -> Any:
-    """The section class in a hint such as ``tuple[DataSettings, ...]``."""
-    if dataclasses.is_dataclass(hint):
-        return hint
-    return next(filter(dataclasses.is_dataclass, typing.get_args(hint)))

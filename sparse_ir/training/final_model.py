@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sparse_ir.training.batches import TrainingBatch
 from sparse_ir.training.config import BlendSettings, TrainConfig
 from sparse_ir.training.controller import TOLERANCE
 from sparse_ir.training.ranking_start import RankingStart
@@ -66,7 +65,11 @@ def _count_terms(setup: TrainingSetup, step: int) -> dict[str, float]:
     batches = list(map(setup.batches.at, range(first, step)))
     if not batches:
         return {}
-    documents, queries = _spread_texts(batches)
+    documents: list[str] = []
+    queries: list[str] = []
+    for batch in batches:  # texts from all over each batch
+        documents += pick(batch.documents, spread(len(batch.documents), _COUNTED))
+        queries += pick(batch.queries, spread(len(batch.queries), _COUNTED))
     document_vectors = setup.student.vectors(documents, whole=False)
     if setup.query_side is None:
         query_vectors = setup.student.vectors(queries, neural_queries=True, whole=False)
@@ -78,13 +81,3 @@ def _count_terms(setup: TrainingSetup, step: int) -> dict[str, float]:
         "documents_terms": float(document_vectors.getnnz(1).mean()),
         "queries_terms": float(query_terms.mean()),
     }
-
-
-def _spread_texts(batches: list[TrainingBatch]) -> tuple[list[str], list[str]]:
-    """Documents and queries from all over each batch."""
-    documents: list[str] = []
-    queries: list[str] = []
-    for batch in batches:
-        documents += pick(batch.documents, spread(len(batch.documents), _COUNTED))
-        queries += pick(batch.queries, spread(len(batch.queries), _COUNTED))
-    return documents, queries

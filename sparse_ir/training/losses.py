@@ -226,11 +226,16 @@ def ensemble(
     shapes = {tuple(teacher.shape) for teacher in teachers}
     if len(shapes) > 1:
         raise DataError(f"teachers have the shapes {sorted(shapes)}; all must be the same [Q, D]")
-    normalize = min_max if normalization == "minmax" else _raw
     terms = []
     for share, teacher in zip(shares, teachers, strict=True):
-        if share > 0:
-            terms.append(share * normalize(teacher, allowed_QD))
+        if share == 0:
+            continue
+        if normalization == "minmax":
+            scores = min_max(teacher, allowed_QD)
+        else:
+            scores, scored = _teacher(teacher, _candidates(teacher, allowed_QD))
+            scores = scores.masked_fill(~scored, math.nan)
+        terms.append(share * scores)
     return scale * torch.stack(terms).sum(dim=0)
 
 
@@ -282,11 +287,6 @@ def _teacher(
     if like is not None:
         teacher = teacher.to(like.dtype)
     return teacher, scored
-
-
-def _raw(teacher_QD: Tensor, allowed_QD: Tensor | None) -> Tensor:
-    teacher, scored = _teacher(teacher_QD, _candidates(teacher_QD, allowed_QD))
-    return teacher.masked_fill(~scored, math.nan)
 
 
 def _log_shares(scores_QD: Tensor, scored_QD: Tensor) -> Tensor:

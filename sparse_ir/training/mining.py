@@ -107,17 +107,14 @@ def dense_finder(teacher: DenseTeacher, source: TrainingSource, depth: int) -> F
             block = slice(start, start + _DOCUMENTS_PER_BLOCK)
             scores_QD = teacher.scores(texts, source.documents[block])
             for query, scores_D in zip(queries, scores_QD, strict=True):
-                best = _best_of_block(doc_ids[block], scores_D, depth)
-                run[query.query_id] = rank_hits([*run[query.query_id], *best])[:depth]
+                hits = run[query.query_id]
+                count = min(depth, len(scores_D))
+                for column in np.argpartition(-scores_D, count - 1)[:count].tolist():
+                    hits.append((doc_ids[start + column], float(scores_D[column])))
+                run[query.query_id] = rank_hits(hits)[:depth]
         return run
 
     return find
-
-
-def _best_of_block(doc_ids: Sequence[str], scores_D: np.ndarray, depth: int) -> ScoredIds:
-    count = min(depth, len(doc_ids))
-    columns = np.argpartition(-scores_D, count - 1)[:count]
-    return [(doc_ids[column], float(scores_D[column])) for column in columns.tolist()]
 
 
 def mine_block(

@@ -79,12 +79,22 @@ class Objective:
     def _teacher_targets(self, batch: TrainingBatch, allowed_QD: Tensor) -> Tensor:
         """The ensemble of all teachers' scores for a batch, ``[Q, D]``."""
         scores = []
-        for teacher, _ in self._teachers:
-            scores.append(_teacher_scores(teacher, batch, allowed_QD))
+        weights = []
+        for teacher, weight in self._teachers:
+            scored = batch.scores_QD
+            if teacher is not None:
+                scored = teacher.scores(batch.queries, batch.documents, allowed_QD.cpu().numpy())
+            if scored is None:
+                raise DataError(
+                    f"source {batch.source}: its file holds no teacher scores, which kind = 'file' "
+                    "needs"
+                )
+            scores.append(torch.from_numpy(scored).to(allowed_QD.device))
+            weights.append(weight)
         settings = self._config.ensemble
         return losses.ensemble(
             scores,
-            [weight for _, weight in self._teachers],
+            weights,
             settings.scale,
             normalization=settings.normalization,
             allowed_QD=allowed_QD,
@@ -99,7 +109,12 @@ class Objective:
             return None
         value = weights_NV.new_zeros(())
         if settings.penalty != NONE:
-            facts = self._token_facts(ranking_step)
+            # The running mean began at zero: this is the share of its weights given so far.
+            observed = 1 - _FREQUENCY_MEMORY ** (ranking_step + 1)
+            frequency_V = (self.frequency_V / observed).clamp(max=1.0)
+            facts: dict[TokenFacts, Tensor] = {"document_frequency_V": frequency_V}
+            if self._idf_V is not None:
+                facts["idf_V"] = self._idf_V
             value = PENALTIES[settings.penalty].compute(weights_NV, settings, facts)
         total = weight * value
         if settings.anti_zero:
@@ -110,25 +125,3 @@ class Objective:
         """Update the document frequencies with the active terms of a batch."""
         active_V = (documents_DV.detach() > 0).float().mean(0)
         self.frequency_V.mul_(_FREQUENCY_MEMORY).add_(active_V, alpha=1 - _FREQUENCY_MEMORY)
-
-    def _token_facts(self, ranking_step: int) -> dict[TokenFacts, Tensor]:
-        # The running mean began at zero; this is the share of its weights that were given so far.
-        observed = 1 - _FREQUENCY_MEMORY ** (ranking_step + 1)
-        facts: dict[TokenFacts, Tensor] = {
-            "document_frequency_V": (self.frequency_V / observed).clamp(max=1.0)
-        }
-        if self._idf_V is not None:
-            facts["idf_V"] = self._idf_V
-        return facts
-
-
-def _teacher_scores(teacher: Teacher | None, batch: TrainingBatch, allowed_QD: Tensor) -> Tensor:
-    if teacher is not None:
-        scores = teacher.scores(batch.queries, batch.documents, allowed_QD.cpu().numpy())
-    elif batch.scores_QD is None:
-        raise DataError(
-            f"source {batch.source}: its file holds no teacher scores, which kind = 'file' needs"
-        )
-    else:
-        scores = batch.scores_QD
-    return torch.from_numpy(scores).to(allowed_QD.device)

@@ -109,7 +109,11 @@ def _read_folder(
     qrels_path = readers.find_qrels(path, split)
     judged = readers.read_qrels(path, split)
     qrels = dict(itertools.islice(judged.items(), limit))
-    doc_ids, documents = _read_corpus(corpus_path)
+    doc_ids: list[str] = []
+    documents: list[str] = []
+    for document in readers.read_documents(corpus_path):
+        doc_ids.append(document.doc_id)
+        documents.append(document.contents)
     positions = positions_of(doc_ids)
     positives, missing = _find_positives(qrels_path, corpus_path, qrels, positions, allow_missing)
     query_ids = list(positives)
@@ -138,16 +142,6 @@ def _read_folder(
     return with_fingerprint(
         source, path=path, split=split, limit=limit, files_read=files_read, counts=counts
     )
-
-
-def _read_corpus(path: Path) -> tuple[list[str], list[str]]:
-    """The ids and texts of all documents."""
-    doc_ids: list[str] = []
-    texts: list[str] = []
-    for document in readers.read_documents(path):
-        doc_ids.append(document.doc_id)
-        texts.append(document.contents)
-    return doc_ids, texts
 
 
 def _read_query_texts(path: Path, query_ids: list[str], qrels_path: Path) -> list[str]:

@@ -227,7 +227,15 @@ def describe(settings: PenaltySettings) -> str:
     parts = [NONE]
     if settings.penalty != NONE:
         entry = PENALTIES[settings.penalty]
-        parts = [entry.sentence, *_describe_strength(settings)]
+        if settings.target_terms is None:
+            strength = f"lambda {settings.weight or 0.0:.10g}"
+            ramp = f"quadratic ramp over {settings.ramp_steps:,} steps"
+        else:
+            strength = f"lambda controlled towards {settings.target_terms:.10g} active terms"
+            ramp = f"to be reached within {settings.ramp_steps:,} steps"
+        parts = [entry.sentence, strength]
+        if settings.ramp_steps:
+            parts.append(ramp)
         if entry.details:
             parts.append(entry.details.format(**vars(settings)))
         if settings.exempt_up_to is not None:
@@ -235,18 +243,6 @@ def describe(settings: PenaltySettings) -> str:
     if settings.anti_zero:
         parts.append(f"plus {settings.anti_zero:.10g} times the anti-zero loss")
     return "; ".join(parts)
-
-
-def _describe_strength(settings: PenaltySettings) -> list[str]:
-    if settings.target_terms is None:
-        parts = [f"lambda {settings.weight or 0.0:.10g}"]
-        ramp = f"quadratic ramp over {settings.ramp_steps:,} steps"
-    else:
-        parts = [f"lambda controlled towards {settings.target_terms:.10g} active terms"]
-        ramp = f"to be reached within {settings.ramp_steps:,} steps"
-    if settings.ramp_steps:
-        parts.append(ramp)
-    return parts
 
 
 def _mean_weights(weights_NV: Tensor, exempt_up_to: int | None) -> Tensor:

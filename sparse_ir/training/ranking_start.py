@@ -19,10 +19,15 @@ class RankingStart:
 
     def begin(self, batch: TrainingBatch) -> None:
         """Set the number of active terms by a batch's own logits, and keep a copy for a blend."""
-        terms = self._initial_terms()
+        config = self._setup.config
+        terms = None  # None keeps the biases as they are
+        if config.decoder is not None:
+            terms = config.decoder.initial_terms
+        elif config.warm_start.steps or self._setup.has_new_head:
+            terms = config.warm_start.active_terms
         if terms is not None:
             self._setup.student.set_terms(batch.documents, terms)
-        if self._setup.config.blend.start:
+        if config.blend.start:
             if self._setup.accelerator.is_main_process:
                 write = self._setup.student.write_weights
                 self.sha256 = saved_state.write_start(self._folder, write)
@@ -50,12 +55,3 @@ class RankingStart:
         if settings.terms is not None:
             setup.student.set_terms(setup.sample, settings.terms, whole=True)
         return float(setup.student.vectors(setup.sample).nnz / len(setup.sample))
-
-    def _initial_terms(self) -> int | None:
-        """Active terms of a decoder or of a new output layer; None keeps the biases as they are."""
-        config = self._setup.config
-        if config.decoder is not None:
-            return config.decoder.initial_terms
-        if config.warm_start.steps or self._setup.has_new_head:
-            return config.warm_start.active_terms
-        return None

@@ -85,7 +85,14 @@ class Trainer:
                 first,
                 tensorboard=self.config.run.tensorboard,
             )
-            with log, self._bar(first, last, progress) as bar:
+            bar = tqdm(
+                total=last,
+                initial=first,
+                desc="training",
+                unit=" steps",
+                disable=None if progress and self.is_main_process else True,
+            )
+            with log, bar:
                 for step in range(first, last):
                     self._take_logged_step(step, log, bar, is_last=step + 1 == last)
             return self._finish()
@@ -186,10 +193,6 @@ class Trainer:
         """Whether this process writes the files of the training."""
         is_main: bool = self.setup.accelerator.is_main_process
         return is_main
-
-    def _bar(self, first: int, last: int, progress: bool) -> tqdm:
-        hidden = None if progress and self.is_main_process else True
-        return tqdm(total=last, initial=first, desc="training", unit=" steps", disable=hidden)
 
     def _describe(self, facts: dict[str, float]) -> str:
         """What stands beside the progress bar: loss, terms of both sides, and dev measures."""

@@ -178,10 +178,13 @@ def _open_queries(
     query_side = None
     if weights is not None:
         query_side = TokenWeights(student, weights, learned=settings.query == "learned")
+    needs_idf = config.warm_start.steps > 0
+    for penalty in {config.documents.penalty, config.queries.penalty} - {NONE}:
+        needs_idf = needs_idf or "idf_V" in PENALTIES[penalty].token_facts
     idf: np.ndarray | None = None
     if settings.query in ("idf", "learned"):
         idf = weights
-    elif _needs_idf(config):
+    elif needs_idf:
         if settings.idf is None:
             idf = compute_idf(texts(), student.rules)
         else:
@@ -190,10 +193,3 @@ def _open_queries(
     if idf is None:
         return query_side, None
     return query_side, TokenWeights(student, idf, learned=False).weights_V.detach()
-
-
-def _needs_idf(config: TrainConfig) -> bool:
-    if config.warm_start.steps:
-        return True
-    chosen = {config.documents.penalty, config.queries.penalty} - {NONE}
-    return any("idf_V" in PENALTIES[name].token_facts for name in chosen)

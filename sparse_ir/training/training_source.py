@@ -152,17 +152,12 @@ def with_fingerprint(
         "queries_without_negatives": list(map(len, source.negatives)).count(0),
     }
     fingerprint |= counts
-    texts = itertools.chain(source.queries, source.documents)
-    fingerprint["texts_sha256"] = _hash_texts(texts)
-    fingerprint["files"] = {file.name: files.sha256_of_file(file) for file in files_read}
-    return dataclasses.replace(source, fingerprint=fingerprint)
-
-
-def _hash_texts(texts: Iterable[str]) -> str:
-    """SHA-256 of the texts, each after its length: different lists never give equal bytes."""
     digest = hashlib.sha256()
-    for text in texts:
+    for text in itertools.chain(source.queries, source.documents):
         raw = text.encode()
+        # each text after its length: different lists never give equal bytes
         digest.update(len(raw).to_bytes(8, "little"))
         digest.update(raw)
-    return digest.hexdigest()
+    fingerprint["texts_sha256"] = digest.hexdigest()
+    fingerprint["files"] = {file.name: files.sha256_of_file(file) for file in files_read}
+    return dataclasses.replace(source, fingerprint=fingerprint)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from sparse_ir.errors import DataError
@@ -45,8 +44,18 @@ def give_token_vectors(
     """
     encoder.eval()
     _open_transform(encoder, grown, texts)
-    mean_H, length = _center_of(encoder, texts)
-    before, after = _frame(encoder.rules)
+    states = []
+    for tokens in encoder.tokenize_documents(texts):
+        hidden_BLH, _ = encoder.network.hidden_states([tokens.ids])
+        states.append(hidden_BLH[0].float())
+    states_TH = torch.cat(states)
+    mean_H = states_TH.mean(0)
+    length = float((states_TH - mean_H).norm(dim=1).mean())
+    # the special tokens before and after a text
+    encoding = encoder.rules.encode("a")
+    text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+    before = encoding.ids[: text[0]]
+    after = encoding.ids[text[-1] + 1 :]
     vectors = []
     for first in range(0, encoder.size, _TOKENS_AT_ONCE):
         token_ids = range(first, min(first + _TOKENS_AT_ONCE, encoder.size))
@@ -75,24 +84,6 @@ def _open_transform(encoder: TrainableEncoder, grown: Sequence[str], texts: Sequ
         if isinstance(layer, torch.nn.Linear) and layer.in_features == layer.out_features:
             layer.weight.copy_(torch.eye(layer.in_features) * (_SPREAD / float(states.std())))
             layer.bias.fill_(_LIFT)
-
-
-def _frame(rules: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens before and after a text."""
-    encoding = rules.encode("a")
-    text = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
-    return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
-
-
-def _center_of(encoder: TrainableEncoder, texts: Sequence[str]) -> tuple[Tensor, float]:
-    """Return the mean state of the tokens of texts, ``[H]``, and the mean distance from it."""
-    parts = []
-    for tokens in encoder.tokenize_documents(texts):
-        hidden_BLH, _ = encoder.network.hidden_states([tokens.ids])
-        parts.append(hidden_BLH[0].float())
-    states_TH = torch.cat(parts)
-    mean_H = states_TH.mean(0)
-    return mean_H, float((states_TH - mean_H).norm(dim=1).mean())
 
 
 def bag_of_words_loss(

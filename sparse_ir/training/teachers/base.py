@@ -83,7 +83,7 @@ class CachedTeacher(Teacher):
         """Compute what is missing, the longest items first, in windows of similar lengths."""
         distinct = dict(zip(keys, items, strict=True))
         missing = self.cache.missing(list(distinct))
-        missing.sort(key=lambda key: -_characters(distinct[key]))
+        missing.sort(key=lambda key: -len("".join(distinct[key])))
         if progress is not None:
             progress(len(distinct) - len(missing))
         for start in range(0, len(missing), _ITEMS_PER_WINDOW):
@@ -169,10 +169,6 @@ class NetworkSettings(TeacherSettings):
         if self.max_length:
             sentence += f", {self.max_length} tokens"
         return Markdown(sentence)
-
-
-def _characters(item: str | tuple[str, str]) -> int:
-    return len(item) if isinstance(item, str) else sum(map(len, item))
 
 
 def shorten(text: str) -> str:

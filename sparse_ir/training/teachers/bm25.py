@@ -216,15 +216,11 @@ def _analysed(
         np.array(lengths, dtype=np.int32),
     )
     if path is not None:
-        _write_collection(path, collection)
+        # no term holds white space
+        joined = np.frombuffer("\n".join(collection.terms).encode(), dtype=np.uint8)
+        with files.atomic_writer(path, "wb") as stream:
+            np.savez(stream, **(collection._asdict() | {"terms": joined}))
     return collection
-
-
-def _write_collection(path: Path, collection: _Collection) -> None:
-    # no term holds white space
-    terms = np.frombuffer("\n".join(collection.terms).encode(), dtype=np.uint8)
-    with files.atomic_writer(path, "wb") as stream:
-        np.savez(stream, **(collection._asdict() | {"terms": terms}))
 
 
 def _read_collection(path: Path, documents: int, progress: OnProgress | None) -> _Collection:
