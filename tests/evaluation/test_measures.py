@@ -258,9 +258,9 @@ def test_scores_that_are_not_finite_are_refused(score):
             r"run, query 'q': doc id is '\\ud800'; it must be without white space",
         ),
         (
-            "a b",
+            " ab",
             {"q": {"a": 1}},
-            r"run, query 'q': doc id is 'a b'; it must be without white space",
+            r"run, query 'q': doc id is ' ab'; it must be without white space",
         ),
         (7, {"q": {"a": 1}}, r"run, query 'q': doc id is 7; it must be a string"),
         (
