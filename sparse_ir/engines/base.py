@@ -23,11 +23,12 @@ LARGEST_IMPACT = 2**16 - 1
 FindIds = Callable[[Sequence[int]], list[str]]  # document numbers -> doc_ids
 
 
-class Hits(NamedTuple):
+class EngineHits(NamedTuple):
     """The result of one search as plain arrays, best first."""
 
     doc_ids: list[str]
     scores: np.ndarray  # float32 or float64 (k,)
+    numbers: list[int]  # document numbers
 
 
 class FieldTerms(NamedTuple):
@@ -76,7 +77,7 @@ class EngineReader(Protocol):
 
     num_documents: int
 
-    def search(self, query: EngineQuery, k: int) -> Hits:
+    def search(self, query: EngineQuery, k: int) -> EngineHits:
         """The ``k`` best documents; documents that share no token with the query are no hits.
 
         Raises ``DataError`` when ``k`` is below 1.
@@ -85,7 +86,7 @@ class EngineReader(Protocol):
     def find_candidates(self, query: EngineQuery, count: int) -> np.ndarray:
         """Numbers of the ``count`` best documents, int64; the order of ties is not defined."""
 
-    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> Hits:
+    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> EngineHits:
         """The ``k`` best of documents ``(N,)`` that were scored elsewhere, scores ``(N,)``."""
 
     def score(self, doc_id: str, query: EngineQuery) -> float:
@@ -93,6 +94,12 @@ class EngineReader(Protocol):
 
     def contributions(self, doc_id: str, query: EngineQuery) -> dict[tuple[str, str], float]:
         """``(field, token)`` -> its part of a document's score, for the tokens that match."""
+
+    def explainer(self, query: EngineQuery) -> Callable[[int], dict[tuple[str, str], float]]:
+        """A function from a document number to its ``contributions``.
+
+        It takes a fraction of the time where one query is explained for many documents.
+        """
 
     def has_document(self, doc_id: str) -> bool:
         """True when the index holds a document of this id."""

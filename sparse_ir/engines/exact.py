@@ -13,6 +13,7 @@ memory maps. Writing holds the whole matrix in memory.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +25,10 @@ from scipy import sparse
 from sparse_ir.engines.base import (
     LARGEST_IMPACT,
     Capabilities,
+    EngineHits,
     EngineQuery,
     EngineStatistics,
     FindIds,
-    Hits,
     ImpactBatch,
 )
 from sparse_ir.engines.ranking import order_hits
@@ -127,7 +128,7 @@ class ExactReader:
         for field, vocabulary in record["fields"].items():
             self.fields[field] = _open_postings(folder, field, vocabulary)
 
-    def search(self, query: EngineQuery, k: int) -> Hits:
+    def search(self, query: EngineQuery, k: int) -> EngineHits:
         """The ``k`` best documents; see ``base.EngineReader.search``."""
         if k < 1:
             raise DataError(f"the number of hits is {k}; it must be at least 1")
@@ -139,7 +140,7 @@ class ExactReader:
         """Numbers of the ``count`` best documents, int64."""
         return _best(self._scores(query), count)[:count]
 
-    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> Hits:
+    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> EngineHits:
         """The ``k`` best of documents that were scored elsewhere."""
         best = np.argsort(-scores, kind="stable")
         return self._order(numbers[best], scores[best], k)
@@ -151,9 +152,14 @@ class ExactReader:
     def contributions(self, doc_id: str, query: EngineQuery) -> dict[tuple[str, str], float]:
         """``(field, token)`` -> its part of the score of one document."""
         number = self._number(doc_id)
+        return {} if number is None else self._explain(query, number)
+
+    def explainer(self, query: EngineQuery) -> Callable[[int], dict[tuple[str, str], float]]:
+        """A function from a document number to its ``contributions``."""
+        return functools.partial(self._explain, query)
+
+    def _explain(self, query: EngineQuery, number: int) -> dict[tuple[str, str], float]:
         parts: dict[tuple[str, str], float] = {}
-        if number is None:
-            return parts
         for field, terms in query.items():
             postings = self._field(field)
             for token, boost in zip(terms.tokens, terms.boosts, strict=True):
@@ -224,7 +230,7 @@ class ExactReader:
                 scores[documents] += boost * impacts.astype(np.float64)
         return scores
 
-    def _order(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> Hits:
+    def _order(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> EngineHits:
         return order_hits(numbers.tolist(), scores.tolist(), k, self._find_ids, np.float64)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_ir.engines.base import FindIds, Hits
+from sparse_ir.engines.base import EngineHits, FindIds
 
 
 def order_hits(
@@ -18,7 +18,7 @@ def order_hits(
     k: int,
     find_ids: FindIds,
     dtype: type[np.floating],
-) -> Hits:
+) -> EngineHits:
     """The first ``k`` hits by the tie rule; ``scores`` must be descending and hold every tie.
 
     It works on lists: for ten hits, and for a thousand, they are faster than numpy arrays.
@@ -28,16 +28,19 @@ def order_hits(
         end = bisect.bisect_right(scores, -scores[k - 1], key=operator.neg)
     doc_ids = find_ids(numbers[:end])
     kept = scores[:end]
+    ordered = list(numbers[:end])
     if len(set(kept)) < end:
-        _sort_ties(doc_ids, kept)
-    return Hits(doc_ids[:k], np.array(kept[:k], dtype=dtype))
+        _sort_ties(doc_ids, ordered, kept)
+    return EngineHits(doc_ids[:k], np.array(kept[:k], dtype=dtype), ordered[:k])
 
 
-def _sort_ties(doc_ids: list[str], scores: Sequence[float]) -> None:
-    """Sort the doc_ids of equal scores in place, descending."""
+def _sort_ties(doc_ids: list[str], numbers: list[int], scores: Sequence[float]) -> None:
+    """Sort the doc_ids of equal scores in place, descending, and their numbers with them."""
     end = 0
     for _, group in itertools.groupby(scores):
         start = end
         end += len(list(group))
         if end - start > 1:
-            doc_ids[start:end] = sorted(doc_ids[start:end], reverse=True)
+            pairs = sorted(zip(doc_ids[start:end], numbers[start:end], strict=True), reverse=True)
+            doc_ids[start:end] = [doc_id for doc_id, _ in pairs]
+            numbers[start:end] = [number for _, number in pairs]

@@ -5,6 +5,7 @@ L tokens of a text, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import warnings
@@ -167,6 +168,12 @@ def stated_length(hf_tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(limit) if limit < _NO_LIMIT else None
 
 
+@functools.lru_cache(maxsize=4)
+def _copy_without_state(tokenizer: Tokenizer) -> Tokenizer:
+    """``without_state`` of tokenizers that are asked often: a copy takes milliseconds."""
+    return without_state(tokenizer)
+
+
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 of the tokenizer's JSON without padding and truncation."""
     rules = json.loads(tokenizer.to_str())
@@ -176,7 +183,7 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 def find_terms(tokenizer: Tokenizer, names: Sequence[str], text: str) -> list[TermPlace]:
     """Return the place of each token in a text of any length; ``names`` are by token id."""
-    encoding = without_state(tokenizer).encode(text, add_special_tokens=False)
+    encoding = _copy_without_state(tokenizer).encode(text, add_special_tokens=False)
     return [
         TermPlace(names[token_id], start, end)
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)

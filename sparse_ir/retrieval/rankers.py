@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import functools
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from sparse_ir.data import records
-from sparse_ir.engines.base import BM25, SPARSE, EngineReader, EngineStatistics, Hits
+from sparse_ir.engines.base import BM25, SPARSE, EngineHits, EngineReader, EngineStatistics
 from sparse_ir.engines.lucene.analysis import TextAnalyzer
 from sparse_ir.engines.lucene.bm25 import Bm25Reader
 from sparse_ir.engines.lucene.terms import CONTENTS_FIELD
@@ -44,7 +45,7 @@ class Ranker(Protocol):
     def encode(self, text: str) -> EncodedQuery:
         """The query of a text; raises ``DataError`` for a lone surrogate."""
 
-    def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> Hits:
+    def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> EngineHits:
         """The ``k`` best documents."""
 
     def score(self, query: EncodedQuery, doc_id: str) -> float:
@@ -52,6 +53,9 @@ class Ranker(Protocol):
 
     def contributions(self, query: EncodedQuery, doc_id: str) -> dict[str, float]:
         """Term -> its part of the score of one document."""
+
+    def explainer(self, query: EncodedQuery) -> Callable[[int], dict[str, float]]:
+        """A function from a document number to its ``contributions``."""
 
     def count_postings(self, query: EncodedQuery) -> int:
         """The number of postings that the terms of a query meet."""
@@ -195,7 +199,7 @@ class ImpactRanker:
             return words
         return HybridQuery(self._sparse_field.encode(text), words)
 
-    def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> Hits:
+    def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> EngineHits:
         """Search exactly, or with some of the terms and perhaps a second phase."""
         assert not isinstance(query, TextQuery)
         if options.candidates and self._forward is None:
@@ -227,12 +231,13 @@ class ImpactRanker:
     def contributions(self, query: EncodedQuery, doc_id: str) -> dict[str, float]:
         """Token -> its part of a document's score; words beside tokens are named ``bm25:WORD``."""
         assert not isinstance(query, TextQuery)
-        parts = self._reader.contributions(doc_id, query.engine_query)
-        named = {}
-        for (field, token), part in parts.items():
-            is_word = field == BM25 and isinstance(query, HybridQuery)
-            named[name_word(token) if is_word else token] = part
-        return named
+        return _name_fields(query, self._reader.contributions(doc_id, query.engine_query))
+
+    def explainer(self, query: EncodedQuery) -> Callable[[int], dict[str, float]]:
+        """A function from a document number to its ``contributions``."""
+        assert not isinstance(query, TextQuery)
+        explain = self._reader.explainer(query.engine_query)
+        return lambda number: _name_fields(query, explain(number))
 
     def count_postings(self, query: EncodedQuery) -> int:
         """The number of postings that the tokens of a query meet."""
@@ -298,7 +303,7 @@ class Bm25Ranker:
         records.check_text(text)
         return TextQuery(text)
 
-    def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> Hits:
+    def search(self, query: EncodedQuery, k: int, options: SearchOptions) -> EngineHits:
         """The ``k`` best documents; raises ``ConfigError`` for any search option."""
         if options != EXACT:
             raise ConfigError(f"a BM25 index takes no search options ({options})")
@@ -310,12 +315,12 @@ class Bm25Ranker:
 
     def contributions(self, query: EncodedQuery, doc_id: str) -> dict[str, float]:
         """Term -> its part of the score; a term in a field for titles is named ``title:TERM``."""
-        parts = self._reader.contributions(doc_id, query.terms)
-        named = {}
-        for (field, term), part in parts.items():
-            name = term if field == CONTENTS_FIELD else f"{field}:{term}"
-            named[name] = part
-        return named
+        return _name_terms(self._reader.contributions(doc_id, query.terms))
+
+    def explainer(self, query: EncodedQuery) -> Callable[[int], dict[str, float]]:
+        """A function from a document number to its ``contributions``."""
+        explain = self._reader.explainer(query.text)
+        return lambda number: _name_terms(explain(number))
 
     def count_postings(self, query: EncodedQuery) -> int:
         """The number of postings that the terms of a query meet, over all fields."""
@@ -336,3 +341,21 @@ class Bm25Ranker:
     def close(self) -> None:
         """Release Lucene's files."""
         self._reader.close()
+
+
+def _name_fields(query: FieldsQuery, parts: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """Tokens without their field; words beside tokens are named ``bm25:WORD``."""
+    named = {}
+    for (field, token), part in parts.items():
+        is_word = field == BM25 and isinstance(query, HybridQuery)
+        named[name_word(token) if is_word else token] = part
+    return named
+
+
+def _name_terms(parts: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """Terms without their field, except those in a field for titles."""
+    named = {}
+    for (field, term), part in parts.items():
+        name = term if field == CONTENTS_FIELD else f"{field}:{term}"
+        named[name] = part
+    return named

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,15 +17,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from sparse_ir.data.records import Query, Run
-from sparse_ir.engines.base import BM25, SPARSE, EngineStatistics, Hits
+from sparse_ir.data.records import Document, Query, Run
+from sparse_ir.engines.base import BM25, SPARSE, EngineStatistics
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, find_engine
 from sparse_ir.engines.lucene.analysis import TextAnalyzer
 from sparse_ir.engines.lucene.bm25 import Bm25, Bm25Reader
 from sparse_ir.engines.threads import run_threads
 from sparse_ir.errors import ClosedError, ConfigError, DamagedError, DataError, IndexMismatch
-from sparse_ir.indexing import statistics
+from sparse_ir.indexing import document_store, statistics
 from sparse_ir.indexing.bm25_field import Bm25Settings
+from sparse_ir.indexing.document_store import DocumentStore
 from sparse_ir.indexing.forward import FOLDER, ForwardIndex
 from sparse_ir.indexing.manifest import (
     TUNED,
@@ -33,6 +35,7 @@ from sparse_ir.indexing.manifest import (
     check_files,
     choose_ranking,
     engine_of,
+    has_documents,
     has_forward_index,
     is_lucene_folder,
     read_manifest,
@@ -42,9 +45,11 @@ from sparse_ir.indexing.quantization import Rule
 from sparse_ir.indexing.statistics import Statistics
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.query_side import load_query_encoder
-from sparse_ir.retrieval.encoded_query import EncodedQuery
+from sparse_ir.retrieval.encoded_query import EncodedQuery, name_word
+from sparse_ir.retrieval.hits import Hits
 from sparse_ir.retrieval.options import EXACT, SearchOptions, read_tuned
 from sparse_ir.retrieval.rankers import Bm25Ranker, ImpactRanker, Ranker, SparseField, WordField
+from sparse_ir.retrieval.snippets import Place, Snippet, WordTerms, make_snippet
 from sparse_ir.storage import files
 
 
@@ -69,6 +74,7 @@ class Index:
     rule: Rule | None = None  # None for BM25
     forward: ForwardIndex | None = None  # where the index keeps one
     analyzer: TextAnalyzer | None = None  # of the words that BM25 ranks by
+    documents: DocumentStore | None = None  # where the index keeps them
     options: SearchOptions = EXACT  # of searches that name none
     engine_folder: Path  # where the engine's files are
 
@@ -136,8 +142,11 @@ class Index:
             self.manifest = read_manifest(self.folder)
             self.ranking = choose_ranking(self.folder, self.manifest, self._wanted_ranking)
             self.forward = None
+            self.documents = None
             try:
                 check_files(self.folder, self.manifest, checksums=False)
+                if has_documents(self.manifest):
+                    self.documents = DocumentStore(self.folder / document_store.FOLDER)
                 self.engine_folder = self.folder / engine_of(self.manifest)
                 if self.manifest["kind"] == "impact":
                     query_side = None
@@ -262,17 +271,58 @@ class Index:
         An empty query has no hits. ``options`` says what may be left out: by default nothing, or
         what was tuned if the index was opened so. Hits are then ranked by the remaining terms or,
         with candidates, by their exact scores; fewer than ``k`` come back when the remaining terms
-        match fewer documents. Raises ``DataError`` for a lone surrogate and for ``k`` below 1,
-        ``ConfigError`` for options that this index cannot serve, ``ClosedError`` after ``close``.
+        match fewer documents. Documents and snippets are read when a hit is asked for them. Raises
+        ``DataError`` for a lone surrogate and for ``k`` below 1, ``ConfigError`` for options that
+        this index cannot serve, ``ClosedError`` after ``close``.
         """
         if not isinstance(k, int | np.integer) or k < 1:
             raise DataError(f"the number of hits is {k!r}; it must be a whole number, at least 1")
         query = self._as_encoded(query)
         chosen = self.options if options is None else options
         try:
-            return self._ranker.search(query, int(k), chosen)
+            found = self._ranker.search(query, int(k), chosen)
         except ConfigError as error:
             raise ConfigError(f"{self.folder}: {error}") from error
+        return Hits(found, query, self)
+
+    def find_document(self, doc_id: str) -> Document | None:
+        """The document of an id; None if the index has none of this id, or keeps no documents."""
+        return None if self.documents is None else self.documents.find(doc_id)
+
+    def snippet_maker(self, query: EncodedQuery) -> Callable[[int, Document], Snippet]:
+        """A function from the engine's number of a hit and its document to its snippet.
+
+        It raises ``ClosedError`` after ``close``.
+        """
+        explain = self._ranker.explainer(query)
+
+        def make(number: int, document: Document) -> Snippet:
+            parts = explain(number)
+            contributions = dict(sorted(parts.items(), key=lambda item: -item[1]))
+            return make_snippet(
+                document.title, document.text, query.text, contributions, self._word_terms
+            )
+
+        return make
+
+    @functools.cached_property
+    def _word_terms(self) -> WordTerms:
+        """The terms in words, named as ``matched_terms`` names them."""
+        return WordTerms(self._find_terms)
+
+    def _find_terms(self, text: str) -> list[Place]:
+        """The terms in a text of words between blanks; no tokens if the query side cannot say."""
+        places: list[Place] = []
+        find_tokens = getattr(self.query_encoder, "find_terms", None)
+        if find_tokens is not None:
+            places.extend(find_tokens(text))
+        if self.analyzer is not None:
+            is_hybrid = self.query_encoder is not None
+            for word in re.finditer(r"\S+", text):
+                for term in self.analyzer.terms(word[0]):
+                    name = name_word(term) if is_hybrid else term
+                    places.append((name, word.start(), word.end()))
+        return places
 
     def score(self, query: str | EncodedQuery, doc_id: str) -> float:
         """The engine's exact score of one document; 0.0 when nothing matches or it is missing."""

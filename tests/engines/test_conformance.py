@@ -112,6 +112,28 @@ def test_scores_and_contributions_add_up(reader: EngineReader) -> None:
     assert reader.contributions("no such document", asked) == {}
 
 
+@pytest.mark.parametrize("boosted", [True, False])
+def test_explanations_by_number_equal_contributions(reader: EngineReader, boosted: bool) -> None:
+    query = QUERIES[0]
+    tokens = [*tokens_of(query), tokens_of(query)[0], "nowhere"]
+    boosts = [*query.data.tolist(), 3, 1]
+    if not boosted:
+        tokens = tokens_of(query)
+        boosts = [1] * len(tokens)
+    asked = query_of(tokens, boosts)
+    explain = reader.explainer(asked)
+    hits = reader.search(asked, 40)
+    assert [DOC_IDS[number] for number in hits.numbers] == hits.doc_ids
+    for number, doc_id, score in zip(hits.numbers, hits.doc_ids, hits.scores, strict=True):
+        parts = explain(number)
+        assert parts == reader.contributions(doc_id, asked)
+        assert sum(parts.values()) == score
+    one = query_of(tokens[:1], [2])
+    (best,) = reader.search(one, 1).numbers
+    assert reader.explainer(one)(best) == reader.contributions(DOC_IDS[best], one)
+    assert reader.explainer({})(0) == {}
+
+
 def test_candidates_hold_the_best_and_are_ranked_by_the_tie_rule(reader: EngineReader) -> None:
     query = QUERIES[1]
     numbers = reader.find_candidates(query_of(tokens_of(query), query.data.tolist()), 80)

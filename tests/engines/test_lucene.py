@@ -335,6 +335,22 @@ def test_bm25_parameters_count(tmp_path):
         ]
 
 
+@pytest.mark.parametrize("title", [0.0, 2.0])
+def test_bm25_explanations_by_number_equal_contributions(tmp_path, title):
+    texts = [("a", "red red green"), ("b", "red fox"), ("c", "blue")]
+    parameters = Bm25(title=title)
+    if title:
+        texts = [(doc_id, text, "red : title") for doc_id, text in texts]
+    write_texts(tmp_path / "l", texts, parameters)
+    with Bm25Reader(tmp_path / "l", parameters) as reader:
+        hits = reader.search("red red fox", 10)
+        explain = reader.explainer("red red fox")
+        for number, doc_id, score in zip(hits.numbers, hits.doc_ids, hits.scores, strict=True):
+            parts = explain(number)
+            assert parts == pytest.approx(reader.contributions(doc_id, {"red": 2, "fox": 1}))
+            assert sum(parts.values()) == pytest.approx(score, rel=1e-6)
+
+
 @pytest.mark.parametrize("text", ["", "   ", "the of and", "\u2603"])
 def test_bm25_query_without_terms_has_no_hits(tmp_path, text):
     write_texts(tmp_path / "l", [("a", "red")], Bm25())

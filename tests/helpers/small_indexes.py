@@ -19,12 +19,13 @@ from scipy import sparse
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sparse_ir.data.records import Document
-from sparse_ir.engines.base import SPARSE, EngineQuery, FieldTerms, Hits, ImpactBatch
+from sparse_ir.engines.base import SPARSE, EngineHits, EngineQuery, FieldTerms, ImpactBatch
 from sparse_ir.engines.catalog import find_engine
 from sparse_ir.indexing import encoding
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.models.interfaces import QueryEncoder
 from sparse_ir.models.static_queries import StaticQueryEncoder
+from sparse_ir.retrieval.hits import Hits
 
 UNKNOWN = "[UNK]"
 
@@ -168,7 +169,7 @@ def query_of(tokens: Sequence[str], boosts: Sequence[int]) -> EngineQuery:
     return {SPARSE: FieldTerms(list(tokens), list(boosts))}
 
 
-def pairs_of(hits: Hits) -> list[tuple[str, float]]:
+def pairs_of(hits: EngineHits | Hits) -> list[tuple[str, float]]:
     """Hits as ``(doc_id, score)``."""
     return list(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
 

@@ -1054,7 +1054,7 @@ def test_every_token_reaches_lucene_and_comes_back(kind, folded, tmp_path):
     )
     with Index(tmp_path / "i") as index:
         query = index.encode_query(TEXTS[-1])
-        hits = dict(zip(*index.search(TEXTS[-1], k=len(TEXTS)), strict=True))
+        hits = {hit.doc_id: hit.score for hit in index.search(TEXTS[-1], k=len(TEXTS))}
     ids, weights = side.encode(TEXTS[-1])
     rounded = {
         side.vocabulary[i]: int(np.rint(w * SCALE))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_indexes import make_vectors, random_matrix, static_queries
 
-from sparse_ir.engines.base import Hits
+from sparse_ir.engines.base import EngineHits
 from sparse_ir.engines.lucene.impact_reader import ImpactReader
 from sparse_ir.indexing import builder
 from sparse_ir.retrieval.searcher import Index
@@ -51,10 +51,14 @@ def test_an_answer_that_differs_is_counted(soak_search, place, monkeypatch):
     """Every 50th search loses its best hit."""
     search, calls = ImpactReader.search, [0]
 
-    def lossy(reader: ImpactReader, *arguments: Any) -> Hits:
+    def lossy(reader: ImpactReader, *arguments: Any) -> EngineHits:
         calls[0] += 1
         hits = search(reader, *arguments)
-        return hits if calls[0] % 50 else Hits(hits.doc_ids[1:], hits.scores[1:])
+        return (
+            hits
+            if calls[0] % 50
+            else EngineHits(hits.doc_ids[1:], hits.scores[1:], hits.numbers[1:])
+        )
 
     monkeypatch.setattr(ImpactReader, "search", lossy)
     assert soak_search.soak(place, TEXTS, callers=2, seconds=1.5, k=20, replace=False)["wrong"] > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparse_ir.data import records
-from sparse_ir.engines.base import EngineStatistics, FindIds, Hits
+from sparse_ir.engines.base import EngineHits, EngineStatistics, FindIds
 from sparse_ir.engines.lucene import java, java_classes
 from sparse_ir.engines.lucene.analysis import TextAnalyzer, make_analyzer
 from sparse_ir.engines.lucene.opened import OpenLucene
@@ -62,7 +62,7 @@ class Bm25Reader(OpenLucene):
         self._generator = java.java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
         self._analyzer = make_analyzer()
 
-    def search(self, text: str, k: int) -> Hits:
+    def search(self, text: str, k: int) -> EngineHits:
         """The ``k`` best documents for a text; a text without terms has no hits."""
         return self._top(self._lucene_query(text), k)
 
@@ -84,6 +84,10 @@ class Bm25Reader(OpenLucene):
                 if score:
                     parts[field, term] = score
         return parts
+
+    def explainer(self, text: str) -> Callable[[int], dict[tuple[str, str], float]]:
+        """A function from a document number to its ``contributions``, by Lucene's explanations."""
+        return self._explainer(self._lucene_query(text))
 
     def document_frequencies(self, terms: Iterable[str]) -> dict[str, int]:
         """The number of documents that hold each term, summed over the fields."""

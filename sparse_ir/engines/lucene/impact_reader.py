@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse_ir.engines.base import (
+    EngineHits,
     EngineQuery,
     EngineStatistics,
     FieldTerms,
     FindIds,
-    Hits,
 )
 from sparse_ir.engines.lucene import java, java_classes
 from sparse_ir.engines.lucene.directory import impact_similarity
@@ -41,11 +41,11 @@ class ImpactReader(OpenLucene):
             functools.partial(_find_token, self._searcher)
         )
 
-    def search(self, query: EngineQuery, k: int) -> Hits:
+    def search(self, query: EngineQuery, k: int) -> EngineHits:
         """The ``k`` best documents; see ``base.EngineReader.search``."""
         num_terms = _count_tokens(query)
         if not num_terms:
-            return Hits([], np.empty(0, np.float32))
+            return EngineHits([], np.empty(0, np.float32), [])
         return self._top(self._lucene_query(query), k, num_terms)
 
     def find_candidates(self, query: EngineQuery, count: int) -> np.ndarray:
@@ -58,7 +58,7 @@ class ImpactReader(OpenLucene):
         numbers, _ = self._collect(lucene_query, wanted, score_all=scores_all(count, num_terms))
         return np.asarray(numbers, dtype=np.int64)
 
-    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> Hits:
+    def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> EngineHits:
         """The ``k`` best of documents ``(N,)`` that were scored elsewhere, as float32."""
         rounded = scores.astype(np.float32)  # as Lucene's own scores are
         best = np.argsort(-rounded, kind="stable")
@@ -83,6 +83,21 @@ class ImpactReader(OpenLucene):
                 if score:
                     parts[field, token] = score
         return parts
+
+    def explainer(self, query: EngineQuery) -> Callable[[int], dict[tuple[str, str], float]]:
+        """A function from a document number to its ``contributions``, by Lucene's explanations."""
+        if not _count_tokens(query):
+            return lambda number: {}
+        names = {}
+        for field, terms in query.items():
+            for token in terms.tokens:
+                names[lucene_field(field), term_of_token(token)] = (field, token)
+        explain = self._explainer(self._lucene_query(query))
+
+        def explain_by_token(number: int) -> dict[tuple[str, str], float]:
+            return {names[place]: part for place, part in explain(number).items()}
+
+        return explain_by_token
 
     def document_frequencies(self, field: str, tokens: Sequence[str]) -> np.ndarray:
         """The number of documents that hold each token in a field, int64 ``(T,)``."""

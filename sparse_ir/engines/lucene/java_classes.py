@@ -36,6 +36,26 @@ def collecting_searcher_class() -> Any:
     )
 
 
+@functools.lru_cache(maxsize=1)
+def explaining_searcher_class() -> Any:
+    """``IndexSearcher`` that says how scores come about: ``explain(weight, number)``.
+
+    Java keeps this method from other packages, since it goes around the public one, which prepares
+    the query again for each document.
+    """
+    name = "org.apache.lucene.search.IndexSearcher"
+    constructor = "(Lorg/apache/lucene/index/IndexReader;)V"
+    weight = "Lorg/apache/lucene/search/Weight;"
+    return java.narrow_class(
+        name,
+        constructor,
+        rewrite=f"({_QUERY}){_QUERY}",
+        createWeight=f"({_QUERY}Lorg/apache/lucene/search/ScoreMode;F){weight}",
+        explain=f"({weight}I)Lorg/apache/lucene/search/Explanation;",
+        **_SHARED_METHODS,
+    )
+
+
 def _searcher_class(search: str) -> Any:
     name = "org.apache.lucene.search.IndexSearcher"
     constructor = "(Lorg/apache/lucene/index/IndexReader;)V"
