@@ -88,14 +88,18 @@ class ImpactReader(OpenLucene):
         """A function from a document number to its ``contributions``, by Lucene's explanations."""
         if not _count_tokens(query):
             return lambda number: {}
-        names = {}
+        named = {}
         for field, terms in query.items():
-            for token in terms.tokens:
-                names[lucene_field(field), term_of_token(token)] = (field, token)
+            for token, boost in _boosts_by_token(terms).items():
+                named[lucene_field(field), term_of_token(token)] = ((field, token), boost)
         explain = self._explainer(self._lucene_query(query))
 
         def explain_by_token(number: int) -> dict[tuple[str, str], float]:
-            return {names[place]: part for place, part in explain(number).items()}
+            parts = {}
+            for place, impact in explain(number).items():  # Anserini explains without the boost
+                name, boost = named[place]
+                parts[name] = boost * impact
+            return parts
 
         return explain_by_token
 
