@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparse_ir.errors import DamagedError, TrainingError
 from sparse_ir.storage import files
+from sparse_ir.training.trainable_encoder import save_tensors
 
 FORMAT = 2  # of a training checkpoint
 WEIGHTS = "model.safetensors"
@@ -85,13 +86,6 @@ def write_checkpoint(
         sealed = dict(state) | {"sha256": hashes}
         seal = files.sha256_of_json(sealed)
         files.write_json(folder / _STATE, {"format": FORMAT} | sealed | {"state_sha256": seal})
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file; equal tensors give equal bytes."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

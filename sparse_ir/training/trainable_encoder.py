@@ -31,7 +31,6 @@ from sparse_ir.models.reading import TextReader
 from sparse_ir.models.tokenization import Tokens
 from sparse_ir.storage import files
 from sparse_ir.training.config import ModelSettings, TrainConfig
-from sparse_ir.training.saved_state import save_tensors
 from sparse_ir.training.training_source import pick
 
 if TYPE_CHECKING:
@@ -375,6 +374,13 @@ def threshold_of(scores_NV: Tensor, active_terms: float) -> Tensor:
     """Return the score (a scalar) above which texts have ``active_terms`` terms on average."""
     values = scores_NV.detach().float().flatten()
     return values.kthvalue(max(values.numel() - round(active_terms * len(scores_NV)), 1)).values
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file; equal tensors give equal bytes."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def safetensors_device(device: torch.device) -> str:
