@@ -20,7 +20,8 @@ from typing import Any
 from sparse_ir.commands import evaluating, indexing, searching
 from sparse_ir.evaluation import significance
 from sparse_ir.storage import files
-from sparse_ir.training import config_parser, pipeline
+from sparse_ir.training import pipeline
+from sparse_ir.training.configuration import config_parser
 
 BASE = "IDF, min-max ensemble"
 TEACHERS = {"dense": 0, "bm25": 1}  # places in the base configuration

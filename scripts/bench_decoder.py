@@ -26,7 +26,9 @@ import torch
 
 from sparse_ir.models import loading
 from sparse_ir.models.encoder import Encoder
-from sparse_ir.training import config_parser, losses, penalties, trainable_decoder
+from sparse_ir.training.configuration import config_parser
+from sparse_ir.training.encoders import trainable_decoder
+from sparse_ir.training.objectives import losses, penalties
 
 
 class Size(NamedTuple):

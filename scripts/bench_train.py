@@ -253,9 +253,10 @@ def prepare_ours(
     pairs: list[dict[str, str]], folder: Path, clock: list[float], arguments: argparse.Namespace
 ) -> Any:
     """Our trainer on one batch."""
-    from sparse_ir.training import config_parser, pipeline
-    from sparse_ir.training.config import VERSION
-    from sparse_ir.training.trainer import Trainer
+    from sparse_ir.training import pipeline
+    from sparse_ir.training.configuration import config_parser
+    from sparse_ir.training.configuration.config import VERSION
+    from sparse_ir.training.loop.trainer import Trainer
 
     class Clocked(Trainer):
         def take_step(self, step: int) -> dict[str, float]:

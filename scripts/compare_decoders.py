@@ -29,7 +29,8 @@ from sparse_ir.data.records import Qrels
 from sparse_ir.evaluation import significance
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
-from sparse_ir.training import config_parser, pipeline
+from sparse_ir.training import pipeline
+from sparse_ir.training.configuration import config_parser
 
 BASE, BM25 = "causal", "BM25"
 MODES = ("causal", "echo", "bidirectional")

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 import sparse_ir
 from sparse_ir import cli
-from sparse_ir.training.config import TrainConfig
+from sparse_ir.training.configuration.config import TrainConfig
 from sparse_ir.training.fields import LARGEST
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"

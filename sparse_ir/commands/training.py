@@ -22,7 +22,7 @@ from sparse_ir.reports import Report
 if TYPE_CHECKING:
     from sparse_ir.data.records import Query, Run
     from sparse_ir.training.mining import Find
-    from sparse_ir.training.training_source import TrainingSource
+    from sparse_ir.training.sources.training_source import TrainingSource
 
 # facts of an index that a file of negatives records
 _RECORDED = ("kind", "counts", "rule", "encoder", "bm25", "query_encoder")
@@ -107,7 +107,8 @@ def mine(
     """
 
     from sparse_ir.storage import files
-    from sparse_ir.training import mining, pairs
+    from sparse_ir.training import mining
+    from sparse_ir.training.sources import pairs
 
     output = Path(output)
     rules = mining.Rules(negatives, skip, consistency, margin)

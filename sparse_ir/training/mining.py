@@ -21,8 +21,8 @@ from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.indexing import manifest
 from sparse_ir.indexing.manifest import DocIds
 from sparse_ir.storage import files
+from sparse_ir.training.sources.training_source import TrainingSource, is_blank, pick, positions_of
 from sparse_ir.training.teachers.dense import DenseTeacher
-from sparse_ir.training.training_source import TrainingSource, is_blank, pick, positions_of
 
 Miner = Literal["bm25", "index", "dense"]
 ScoredIds = list[tuple[str, float]]  # (doc_id, score), best first

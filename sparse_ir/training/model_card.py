@@ -20,11 +20,12 @@ from sparse_ir.errors import DataError, ModelError
 from sparse_ir.models import decoder_settings
 from sparse_ir.models.model_files import is_sparse_encoder
 from sparse_ir.storage import files
-from sparse_ir.training import losses, markdown, penalties
-from sparse_ir.training.config import BlendSettings, TrainConfig
-from sparse_ir.training.config_parser import format_config
+from sparse_ir.training import markdown
+from sparse_ir.training.configuration.config import BlendSettings, TrainConfig
+from sparse_ir.training.configuration.config_parser import format_config
 from sparse_ir.training.markdown import Markdown, number
-from sparse_ir.training.penalties import PenaltySettings
+from sparse_ir.training.objectives import losses, penalties
+from sparse_ir.training.objectives.penalties import PenaltySettings
 from sparse_ir.training.teachers.base import NetworkSettings
 
 _NOT_STATED = "not stated"

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from sparse_ir.environment import package_versions
-from sparse_ir.training import config_parser, dev_sets, model_card, pairs
-from sparse_ir.training.config import TrainConfig
+from sparse_ir.training import model_card
+from sparse_ir.training.configuration import config_parser
+from sparse_ir.training.configuration.config import TrainConfig
+from sparse_ir.training.loop import dev_sets
+from sparse_ir.training.loop.trainer import Trainer
+from sparse_ir.training.loop.training_setup import make_batches
+from sparse_ir.training.sources import pairs
+from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.base import Teacher
 from sparse_ir.training.teachers.preparation import prepare_teachers
-from sparse_ir.training.trainer import Trainer
-from sparse_ir.training.training_setup import make_batches
-from sparse_ir.training.training_source import TrainingSource
 
 _CACHE = "teacher-cache"
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "sparse-ir-toolkit")

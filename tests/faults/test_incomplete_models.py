@@ -19,8 +19,8 @@ from sparse_ir.commands.doctor import doctor
 from sparse_ir.errors import ModelError, SparseIRWarning
 from sparse_ir.models.decoder_settings import DecoderSettings, write_decoder_settings
 from sparse_ir.models.encoder import Encoder, load_tokenizer
-from sparse_ir.training import trainable_encoder
-from sparse_ir.training.config_parser import parse_config
+from sparse_ir.training.configuration.config_parser import parse_config
+from sparse_ir.training.encoders import trainable_encoder
 from sparse_ir.training.teachers.cross_encoder import CrossEncoderTeacher
 from sparse_ir.training.teachers.dense import DenseTeacher
 from sparse_ir.training.teachers.monot5 import MonoT5Teacher

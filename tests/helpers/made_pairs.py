@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from sparse_ir.training.training_source import TrainingSource
+from sparse_ir.training.sources.training_source import TrainingSource
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 INLINE = {"query": "salt", "positive": "sea salt", "negatives": ["sugar", "sand"]}

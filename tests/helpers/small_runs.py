@@ -9,8 +9,10 @@ from typing import ClassVar
 import numpy as np
 import tiny_models
 
-from sparse_ir.training import config_parser, pairs, trainable_decoder
-from sparse_ir.training.trainer import Trainer
+from sparse_ir.training.configuration import config_parser
+from sparse_ir.training.encoders import trainable_decoder
+from sparse_ir.training.loop.trainer import Trainer
+from sparse_ir.training.sources import pairs
 
 WORDS = " ".join(tiny_models.SENTENCES).lower().replace(",", "").replace(".", "").split()
 

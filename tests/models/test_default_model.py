@@ -22,7 +22,7 @@ from sparse_ir.models.encoder import Encoder
 from sparse_ir.models.static_queries import StaticQueryEncoder
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files
-from sparse_ir.training import config_parser
+from sparse_ir.training.configuration import config_parser
 
 DOCUMENTS = {
     "heart": "Myocardial infarction is treated by opening the blocked coronary artery within "

@@ -23,7 +23,7 @@ from tiny_decoders import TEXTS
 from sparse_ir.errors import ConfigError
 from sparse_ir.models.decoder_settings import DecoderSettings
 from sparse_ir.models.encoder import Encoder
-from sparse_ir.training import saved_state
+from sparse_ir.training.loop import saved_state
 
 pytest.importorskip("bitsandbytes", reason="the extra 'bits' is not installed")
 WIDE = {  # on some processors 4 bits want widths in steps of 32

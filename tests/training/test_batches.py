@@ -10,8 +10,8 @@ import pytest
 from made_pairs import make_line, make_source, positives_of, show, write_folder
 
 from sparse_ir.errors import ConfigError
-from sparse_ir.training.batches import Batches
-from sparse_ir.training.pairs import read_source
+from sparse_ir.training.sources.batches import Batches
+from sparse_ir.training.sources.pairs import read_source
 
 # --- exact values ---
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sparse_ir.errors import ConfigError
-from sparse_ir.training.config import (
+from sparse_ir.training.configuration.config import (
     VERSION,
     BatchSettings,
     BlendSettings,
@@ -33,7 +33,7 @@ from sparse_ir.training.config import (
     TrainConfig,
     WarmStartSettings,
 )
-from sparse_ir.training.config_parser import (
+from sparse_ir.training.configuration.config_parser import (
     config_to_json,
     format_config,
     parse_config,

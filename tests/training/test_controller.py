@@ -7,8 +7,8 @@ import json
 import pytest
 
 from sparse_ir.errors import ConfigError, TrainingError
-from sparse_ir.training.config import PenaltySettings
-from sparse_ir.training.controller import CollapseDetector, PenaltyController, ramp
+from sparse_ir.training.configuration.config import PenaltySettings
+from sparse_ir.training.objectives.controller import CollapseDetector, PenaltyController, ramp
 
 
 def test_ramp_by_hand():

@@ -14,8 +14,9 @@ from small_runs import Constant, make_config, make_trainer
 from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.training import losses, model_card
-from sparse_ir.training.losses import LOSSES, RankingLoss
+from sparse_ir.training import model_card
+from sparse_ir.training.objectives import losses
+from sparse_ir.training.objectives.losses import LOSSES, RankingLoss
 
 LN2, LN3 = math.log(2), math.log(3)
 NAN, INF = math.nan, math.inf

@@ -13,8 +13,9 @@ import pytest
 from sparse_ir.commands import indexing, training
 from sparse_ir.errors import ConfigError, DataError, IndexMismatch
 from sparse_ir.retrieval.searcher import Index
-from sparse_ir.training import mining, pairs
+from sparse_ir.training import mining
 from sparse_ir.training.mining import Rules, judge
+from sparse_ir.training.sources import pairs
 from sparse_ir.training.teachers import dense
 from sparse_ir.training.teachers.dense import DenseTeacher
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from sparse_ir.errors import DataError, ModelError
 from sparse_ir.storage import files
-from sparse_ir.training.config import (
+from sparse_ir.training.configuration.config import (
     BatchSettings,
     BlendSettings,
     CardSettings,
@@ -31,7 +31,7 @@ from sparse_ir.training.config import (
     TrainConfig,
     WarmStartSettings,
 )
-from sparse_ir.training.config_parser import parse_config
+from sparse_ir.training.configuration.config_parser import parse_config
 from sparse_ir.training.model_card import format_card, write_card
 from sparse_ir.training.teachers.bm25 import Bm25Settings
 from sparse_ir.training.teachers.cross_encoder import CrossEncoderSettings

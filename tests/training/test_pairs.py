@@ -9,7 +9,7 @@ from made_pairs import INLINE, as_lists, mined, write_folder, write_lines
 
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.storage import files
-from sparse_ir.training.pairs import read_source
+from sparse_ir.training.sources.pairs import read_source
 
 # --- BEIR folders ---
 

@@ -13,9 +13,10 @@ from small_runs import Killed, kill_at, make_config, make_trainer
 from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.training import losses, model_card, penalties
-from sparse_ir.training.penalties import PENALTIES as TABLE
-from sparse_ir.training.penalties import Penalty, PenaltySettings
+from sparse_ir.training import model_card
+from sparse_ir.training.objectives import losses, penalties
+from sparse_ir.training.objectives.penalties import PENALTIES as TABLE
+from sparse_ir.training.objectives.penalties import Penalty, PenaltySettings
 
 NAN, INF = math.nan, math.inf
 WEIGHTS = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]])

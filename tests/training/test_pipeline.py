@@ -10,7 +10,8 @@ import pytest
 import tiny_models
 from made_pairs import write_lines
 
-from sparse_ir.training import config_parser, pipeline
+from sparse_ir.training import pipeline
+from sparse_ir.training.configuration import config_parser
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from made_pairs import mined, write_folder, write_lines
 
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.training import pipeline
-from sparse_ir.training.config import LossSettings, TrainConfig
-from sparse_ir.training.config_parser import (
+from sparse_ir.training.configuration.config import LossSettings, TrainConfig
+from sparse_ir.training.configuration.config_parser import (
     config_to_json,
     format_config,
     parse_config,

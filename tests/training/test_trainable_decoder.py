@@ -26,18 +26,14 @@ from sparse_ir.data.records import Query
 from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import decoder_settings, model_files
 from sparse_ir.models.encoder import Encoder
-from sparse_ir.training import (
-    config_parser,
-    dev_sets,
-    language_model,
-    model_card,
-    pipeline,
-    saved_state,
-)
-from sparse_ir.training.config import WarmStartSettings
-from sparse_ir.training.dev_sets import DevSet
-from sparse_ir.training.language_model import _LOGITS_PER_BLOCK, Packed
-from sparse_ir.training.trainer import Trainer
+from sparse_ir.training import model_card, pipeline
+from sparse_ir.training.configuration import config_parser
+from sparse_ir.training.configuration.config import WarmStartSettings
+from sparse_ir.training.encoders import language_model
+from sparse_ir.training.encoders.language_model import _LOGITS_PER_BLOCK, Packed
+from sparse_ir.training.loop import dev_sets, saved_state
+from sparse_ir.training.loop.dev_sets import DevSet
+from sparse_ir.training.loop.trainer import Trainer
 
 MODES = ("causal", "echo", "bidirectional")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -755,9 +751,9 @@ def test_memory_of_a_step_does_not_grow_with_tokens_times_vocabulary(tmp_path):
     )
     used, tokens = tiny_decoders.measure_growth(
         f"""
-from sparse_ir.training import trainable_decoder
-from sparse_ir.training.config import WarmStartSettings
-from sparse_ir.training.config_parser import parse_config
+from sparse_ir.training.encoders import trainable_decoder
+from sparse_ir.training.configuration.config import WarmStartSettings
+from sparse_ir.training.configuration.config_parser import parse_config
 config = parse_config({{"model": {{"start": {str(folder)!r}, "query": "neural", "max_length": 512}},
     "data": [{{"path": "x"}}], "run": {{"steps": 2}}, "decoder": {{"mode": "causal", "logit_shift": 40.0}},
     "lora": {{"r": 4}}}})

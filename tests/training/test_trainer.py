@@ -30,18 +30,14 @@ from sparse_ir.models.batching import by_length
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.models.tokenization import Tokens
 from sparse_ir.storage import files
-from sparse_ir.training import (
-    config_parser,
-    dev_sets,
-    penalties,
-    pipeline,
-    saved_state,
-    trainable_encoder,
-    warm_start,
-)
-from sparse_ir.training.optimization import learning_rate
-from sparse_ir.training.trainable_encoder import TrainableEncoder
-from sparse_ir.training.trainer import Trainer
+from sparse_ir.training import pipeline
+from sparse_ir.training.configuration import config_parser
+from sparse_ir.training.encoders import trainable_encoder, warm_start
+from sparse_ir.training.encoders.trainable_encoder import TrainableEncoder
+from sparse_ir.training.loop import dev_sets, saved_state
+from sparse_ir.training.loop.optimization import learning_rate
+from sparse_ir.training.loop.trainer import Trainer
+from sparse_ir.training.objectives import penalties
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,8 +20,8 @@ from sparse_ir.environment import package_versions
 from sparse_ir.training import markdown
 from sparse_ir.training.fields import SECTION, Flag, Length, Positive, Text
 from sparse_ir.training.markdown import Markdown
+from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.cache import Cache, OnProgress, Prepared, key_of
-from sparse_ir.training.training_source import TrainingSource
 
 _SHOWN = 80  # characters of a text in a message
 _ITEMS_PER_WINDOW = 4096

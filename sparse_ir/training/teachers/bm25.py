@@ -25,9 +25,9 @@ from sparse_ir.models.batching import rows_to_csr
 from sparse_ir.storage import files
 from sparse_ir.training.fields import SECTION, NotNegative, Probability
 from sparse_ir.training.markdown import Markdown, number
+from sparse_ir.training.sources.training_source import TrainingSource, positions_of
 from sparse_ir.training.teachers.base import Teacher, TeacherSettings
 from sparse_ir.training.teachers.cache import OnProgress, Prepared, key_of
-from sparse_ir.training.training_source import TrainingSource, positions_of
 
 
 @dataclass(frozen=True, config=SECTION, kw_only=True)

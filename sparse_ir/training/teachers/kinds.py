@@ -11,13 +11,13 @@ from pydantic.dataclasses import dataclass
 from sparse_ir.errors import ConfigError
 from sparse_ir.training.fields import SECTION
 from sparse_ir.training.markdown import Markdown
+from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.base import TeacherSettings
 from sparse_ir.training.teachers.bm25 import Bm25Settings
 from sparse_ir.training.teachers.cross_encoder import CrossEncoderSettings
 from sparse_ir.training.teachers.dense import DenseSettings
 from sparse_ir.training.teachers.monot5 import MonoT5Settings
 from sparse_ir.training.teachers.sparse import SparseSettings
-from sparse_ir.training.training_source import TrainingSource
 
 
 @dataclass(frozen=True, config=SECTION, kw_only=True)

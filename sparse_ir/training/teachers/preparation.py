@@ -8,10 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.base import Teacher
 from sparse_ir.training.teachers.cache import Prepared
 from sparse_ir.training.teachers.pairwise import PairTeacher
-from sparse_ir.training.training_source import TrainingSource
 
 
 def prepare_teachers(

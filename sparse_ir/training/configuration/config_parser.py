@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from sparse_ir import extras
 from sparse_ir.errors import ConfigError
-from sparse_ir.training.config import TrainConfig
+from sparse_ir.training.configuration.config import TrainConfig
 from sparse_ir.training.teachers.kinds import TEACHERS
 
 _ADAPTER = TypeAdapter(TrainConfig)

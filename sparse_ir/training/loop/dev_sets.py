@@ -14,7 +14,7 @@ from sparse_ir.data import readers, records
 from sparse_ir.data.records import Document, Qrels, Query, Run
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.evaluation import measures
-from sparse_ir.training.trainable_encoder import TokenWeights, TrainableEncoder
+from sparse_ir.training.encoders.trainable_encoder import TokenWeights, TrainableEncoder
 
 _DEPTH = 100
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparse_ir.training import saved_state
-from sparse_ir.training.batches import TrainingBatch
-from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.loop import saved_state
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.sources.batches import TrainingBatch
 
 
 class RankingStart:

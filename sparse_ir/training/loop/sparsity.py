@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_ir.training import trainable_encoder
-from sparse_ir.training.batches import TrainingBatch
-from sparse_ir.training.controller import CollapseDetector, PenaltyController
-from sparse_ir.training.training_setup import TrainingSetup
-from sparse_ir.training.training_source import pick
+from sparse_ir.training.encoders import trainable_encoder
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.objectives.controller import CollapseDetector, PenaltyController
+from sparse_ir.training.sources.batches import TrainingBatch
+from sparse_ir.training.sources.training_source import pick
 
 SIDES = ("documents", "queries")
 _READ_EVERY = 2  # ranking steps between two readings without dropout

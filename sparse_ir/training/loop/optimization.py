@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_ir.training.config import OptimizerSettings, TrainConfig
-from sparse_ir.training.trainable_encoder import TokenWeights, TrainableEncoder
+from sparse_ir.training.configuration.config import OptimizerSettings, TrainConfig
+from sparse_ir.training.encoders.trainable_encoder import TokenWeights, TrainableEncoder
 
 
 def make_optimizer(

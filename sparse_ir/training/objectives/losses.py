@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.training.fields import SECTION, Positive, Text, name_in, refuse_unused
-from sparse_ir.training.tensor_checks import above_zero, floating, select_arguments
+from sparse_ir.training.objectives.tensor_checks import above_zero, floating, select_arguments
 
 BatchFacts = Literal["positive_Q", "allowed_QD", "teacher_QD"]
 

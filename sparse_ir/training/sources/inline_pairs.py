@@ -12,7 +12,7 @@ import numpy as np
 from sparse_ir.data import records
 from sparse_ir.data.lines import parse_jsonl
 from sparse_ir.errors import DataError
-from sparse_ir.training.training_source import (
+from sparse_ir.training.sources.training_source import (
     TrainingSource,
     check_apart,
     check_once,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sparse_ir.training.training_source import merge_equal
+from sparse_ir.training.sources.training_source import merge_equal
 
 Score = Callable[[Tensor], tuple[Tensor, Tensor]]
 _LOGITS_PER_BLOCK = {"cpu": 2**22, "cuda": 2**26}

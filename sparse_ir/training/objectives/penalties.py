@@ -31,7 +31,7 @@ from sparse_ir.training.fields import (
     name_in,
     refuse_unused,
 )
-from sparse_ir.training.tensor_checks import above_zero, floating, select_arguments
+from sparse_ir.training.objectives.tensor_checks import above_zero, floating, select_arguments
 
 NONE = "none"  # the name for "no penalty"
 TokenFacts = Literal["idf_V", "document_frequency_V"]

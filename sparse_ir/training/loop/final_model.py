@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sparse_ir.training.config import BlendSettings, TrainConfig
-from sparse_ir.training.controller import TOLERANCE
-from sparse_ir.training.ranking_start import RankingStart
-from sparse_ir.training.sparsity import SIDES, spread
-from sparse_ir.training.training_setup import TrainingSetup
-from sparse_ir.training.training_source import pick
+from sparse_ir.training.configuration.config import BlendSettings, TrainConfig
+from sparse_ir.training.loop.ranking_start import RankingStart
+from sparse_ir.training.loop.sparsity import SIDES, spread
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.objectives.controller import TOLERANCE
+from sparse_ir.training.sources.training_source import pick
 
 _DTYPES = {
     "float32": torch.float32,

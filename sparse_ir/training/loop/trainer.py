@@ -18,20 +18,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_ir.training import final_model, optimization, saved_state, training_setup
-from sparse_ir.training.adaptation import Adaptation
-from sparse_ir.training.checkpoints import Checkpoints, TrainingParts
-from sparse_ir.training.config import TrainConfig
-from sparse_ir.training.dev_evaluation import DevEvaluation
-from sparse_ir.training.dev_sets import DevSet
-from sparse_ir.training.objective import Objective, WeightedTeacher
-from sparse_ir.training.ranking import Ranking
-from sparse_ir.training.ranking_start import RankingStart
-from sparse_ir.training.saved_state import TrainingProgress
-from sparse_ir.training.sparsity import SparsityControl
+from sparse_ir.training.configuration.config import TrainConfig
+from sparse_ir.training.loop import final_model, optimization, saved_state, training_setup
+from sparse_ir.training.loop.adaptation import Adaptation
+from sparse_ir.training.loop.checkpoints import Checkpoints, TrainingParts
+from sparse_ir.training.loop.dev_evaluation import DevEvaluation
+from sparse_ir.training.loop.dev_sets import DevSet
+from sparse_ir.training.loop.objective import Objective, WeightedTeacher
+from sparse_ir.training.loop.ranking import Ranking
+from sparse_ir.training.loop.ranking_start import RankingStart
+from sparse_ir.training.loop.saved_state import TrainingProgress
+from sparse_ir.training.loop.sparsity import SparsityControl
+from sparse_ir.training.loop.training_log import Log
+from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.base import Teacher
-from sparse_ir.training.training_log import Log
-from sparse_ir.training.training_source import TrainingSource
 
 _WARM_LOSSES = ("bag_of_words_loss", "clm_loss", "mntp_loss")
 

@@ -30,8 +30,8 @@ from sparse_ir.models.network import SparseNetwork
 from sparse_ir.models.reading import TextReader
 from sparse_ir.models.tokenization import Tokens
 from sparse_ir.storage import files
-from sparse_ir.training.config import ModelSettings, TrainConfig
-from sparse_ir.training.training_source import pick
+from sparse_ir.training.configuration.config import ModelSettings, TrainConfig
+from sparse_ir.training.sources.training_source import pick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,8 +16,8 @@ from sparse_ir.data import readers, records
 from sparse_ir.data.lines import parse_jsonl, read_lines
 from sparse_ir.data.records import Qrels
 from sparse_ir.errors import ConfigError, DataError
-from sparse_ir.training.inline_pairs import get_field, read_inline_pairs
-from sparse_ir.training.training_source import (
+from sparse_ir.training.sources.inline_pairs import get_field, read_inline_pairs
+from sparse_ir.training.sources.training_source import (
     NO_DOCUMENTS,
     TrainingSource,
     check_apart,

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_ir.training.batches import TrainingBatch
-from sparse_ir.training.training_setup import TrainingSetup
-from sparse_ir.training.training_source import pick
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.sources.batches import TrainingBatch
+from sparse_ir.training.sources.training_source import pick
 
 
 class Represented(NamedTuple):

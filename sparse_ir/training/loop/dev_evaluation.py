@@ -7,10 +7,10 @@ from typing import Any
 
 from sparse_ir import extras
 from sparse_ir.storage import files
-from sparse_ir.training import dev_sets
-from sparse_ir.training.dev_sets import DevSet
-from sparse_ir.training.saved_state import TrainingProgress
-from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.loop import dev_sets
+from sparse_ir.training.loop.dev_sets import DevSet
+from sparse_ir.training.loop.saved_state import TrainingProgress
+from sparse_ir.training.loop.training_setup import TrainingSetup
 
 
 class DevEvaluation:

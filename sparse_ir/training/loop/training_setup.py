@@ -16,12 +16,13 @@ from sparse_ir import extras
 from sparse_ir.errors import ConfigError
 from sparse_ir.models import loading, static_queries
 from sparse_ir.models.idf import compute_idf
-from sparse_ir.training import optimization, trainable_decoder, trainable_encoder, warm_start
-from sparse_ir.training.batches import Batches
-from sparse_ir.training.config import TrainConfig
-from sparse_ir.training.penalties import NONE, PENALTIES
-from sparse_ir.training.trainable_encoder import Start, TokenWeights, TrainableEncoder
-from sparse_ir.training.training_source import TrainingSource, is_blank
+from sparse_ir.training.configuration.config import TrainConfig
+from sparse_ir.training.encoders import trainable_decoder, trainable_encoder, warm_start
+from sparse_ir.training.encoders.trainable_encoder import Start, TokenWeights, TrainableEncoder
+from sparse_ir.training.loop import optimization
+from sparse_ir.training.objectives.penalties import NONE, PENALTIES
+from sparse_ir.training.sources.batches import Batches
+from sparse_ir.training.sources.training_source import TrainingSource, is_blank
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _SAMPLE = 8  # documents of each source from which a new output layer learns what states look like

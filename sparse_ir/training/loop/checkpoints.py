@@ -13,15 +13,16 @@ from torch import Tensor
 
 from sparse_ir.errors import DamagedError
 from sparse_ir.storage import files
-from sparse_ir.training import optimization, saved_state, trainable_encoder
-from sparse_ir.training.adaptation import Adaptation
-from sparse_ir.training.config_parser import config_to_json, format_config
-from sparse_ir.training.dev_evaluation import DevEvaluation
-from sparse_ir.training.objective import Objective, WeightedTeacher
-from sparse_ir.training.ranking_start import RankingStart
-from sparse_ir.training.saved_state import TENSORS, WEIGHTS, TrainingProgress
-from sparse_ir.training.sparsity import SparsityControl
-from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.configuration.config_parser import config_to_json, format_config
+from sparse_ir.training.encoders import trainable_encoder
+from sparse_ir.training.loop import optimization, saved_state
+from sparse_ir.training.loop.adaptation import Adaptation
+from sparse_ir.training.loop.dev_evaluation import DevEvaluation
+from sparse_ir.training.loop.objective import Objective, WeightedTeacher
+from sparse_ir.training.loop.ranking_start import RankingStart
+from sparse_ir.training.loop.saved_state import TENSORS, WEIGHTS, TrainingProgress
+from sparse_ir.training.loop.sparsity import SparsityControl
+from sparse_ir.training.loop.training_setup import TrainingSetup
 
 # Settings that may change between two calls: they do not decide the weights.
 _RUN_MAY_CHANGE = (

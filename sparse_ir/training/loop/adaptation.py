@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sparse_ir.errors import TrainingError
-from sparse_ir.training import warm_start
-from sparse_ir.training.batches import TrainingBatch
-from sparse_ir.training.language_model import Packed
-from sparse_ir.training.representation import represent, seed_of, split_chunks, syncing
-from sparse_ir.training.trainable_decoder import TrainableDecoder
-from sparse_ir.training.training_setup import TrainingSetup
-from sparse_ir.training.training_source import pick
+from sparse_ir.training.encoders import warm_start
+from sparse_ir.training.encoders.language_model import Packed
+from sparse_ir.training.encoders.trainable_decoder import TrainableDecoder
+from sparse_ir.training.loop.representation import represent, seed_of, split_chunks, syncing
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.sources.batches import TrainingBatch
+from sparse_ir.training.sources.training_source import pick
 
 
 class Adaptation:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_ir.errors import ConfigError
-from sparse_ir.training.training_source import (
+from sparse_ir.training.sources.training_source import (
     TrainingSource,
     check_weight,
     merge_equal,

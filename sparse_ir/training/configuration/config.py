@@ -21,7 +21,6 @@ from pydantic_core import PydanticCustomError
 from sparse_ir.errors import ConfigError
 from sparse_ir.evaluation import measures
 from sparse_ir.models.decoder_settings import DecoderSettings
-from sparse_ir.training import pairs
 from sparse_ir.training.fields import (
     LARGEST,
     SECTION,
@@ -37,8 +36,9 @@ from sparse_ir.training.fields import (
     Text,
     refuse_unused,
 )
-from sparse_ir.training.losses import LOSSES, LossSettings
-from sparse_ir.training.penalties import NONE, PenaltySettings
+from sparse_ir.training.objectives.losses import LOSSES, LossSettings
+from sparse_ir.training.objectives.penalties import NONE, PenaltySettings
+from sparse_ir.training.sources import pairs
 from sparse_ir.training.teachers.base import TeacherSettings
 from sparse_ir.training.teachers.kinds import TEACHERS
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sparse_ir.errors import DataError
-from sparse_ir.training import losses, penalties
-from sparse_ir.training.batches import TrainingBatch
-from sparse_ir.training.losses import LOSSES, BatchFacts
-from sparse_ir.training.penalties import NONE, PENALTIES, PenaltySettings, TokenFacts
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.objectives import losses, penalties
+from sparse_ir.training.objectives.losses import LOSSES, BatchFacts
+from sparse_ir.training.objectives.penalties import NONE, PENALTIES, PenaltySettings, TokenFacts
+from sparse_ir.training.sources.batches import TrainingBatch
 from sparse_ir.training.teachers.base import Teacher
-from sparse_ir.training.training_setup import TrainingSetup
 
 _FREQUENCY_MEMORY = 0.99  # of the running mean of document frequencies
 

@@ -28,11 +28,11 @@ from sparse_ir.models.families.base import Family, NeuralSide
 from sparse_ir.models.families.decoder import Decoder
 from sparse_ir.models.reading import TextReader
 from sparse_ir.models.tokenization import Tokens
-from sparse_ir.training import language_model
-from sparse_ir.training.config import LoraSettings, TrainConfig, WarmStartSettings
-from sparse_ir.training.language_model import NOTHING, Example, Packed
-from sparse_ir.training.trainable_encoder import Start, TrainableEncoder, start_network
-from sparse_ir.training.training_source import pick
+from sparse_ir.training.configuration.config import LoraSettings, TrainConfig, WarmStartSettings
+from sparse_ir.training.encoders import language_model
+from sparse_ir.training.encoders.language_model import NOTHING, Example, Packed
+from sparse_ir.training.encoders.trainable_encoder import Start, TrainableEncoder, start_network
+from sparse_ir.training.sources.training_source import pick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse_ir.errors import DataError
 from sparse_ir.models import tokenization
 from sparse_ir.models.tokenization import Tokens
-from sparse_ir.training.trainable_encoder import OFF, TrainableEncoder
+from sparse_ir.training.encoders.trainable_encoder import OFF, TrainableEncoder
 
 _TOKENS_AT_ONCE = 512
 _LARGEST_LOGIT = 10.0  # of a new output layer: the logit of a state that is its token's own vector

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparse_ir.errors import ConfigError, TrainingError
-from sparse_ir.training.penalties import NONE, PenaltySettings
+from sparse_ir.training.objectives.penalties import NONE, PenaltySettings
 
 TOLERANCE = 0.10  # relative distance from a target above which it counts as missed
 _GAIN = 0.1  # share of the relative error by which log(lambda) moves in a step

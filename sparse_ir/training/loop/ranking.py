@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_ir.training.batches import TrainingBatch
-from sparse_ir.training.objective import Objective
-from sparse_ir.training.representation import represent_batch
-from sparse_ir.training.sparsity import SparsityControl
-from sparse_ir.training.training_setup import TrainingSetup
+from sparse_ir.training.loop.objective import Objective
+from sparse_ir.training.loop.representation import represent_batch
+from sparse_ir.training.loop.sparsity import SparsityControl
+from sparse_ir.training.loop.training_setup import TrainingSetup
+from sparse_ir.training.sources.batches import TrainingBatch
 
 
 class Ranking:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparse_ir.errors import DamagedError, TrainingError
 from sparse_ir.storage import files
-from sparse_ir.training.trainable_encoder import save_tensors
+from sparse_ir.training.encoders.trainable_encoder import save_tensors
 
 FORMAT = 2  # of a training checkpoint
 WEIGHTS = "model.safetensors"

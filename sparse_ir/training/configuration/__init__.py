@@ -1,0 +1,1 @@
+"""What may a training configuration say, and how is it read and written?"""

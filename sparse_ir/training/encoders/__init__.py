@@ -1,0 +1,1 @@
+"""How does an encoder compute with gradients, and how does it begin?"""

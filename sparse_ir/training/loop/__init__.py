@@ -1,0 +1,1 @@
+"""How does a training step, stop, resume and end?"""

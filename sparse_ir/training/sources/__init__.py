@@ -1,0 +1,1 @@
+"""Which texts are trained on, and in which batches?"""
