@@ -110,6 +110,8 @@ def describe_value(hint: Any) -> str:
         return describe_value(parts[0])
     if len(parts) == 1:
         return describe_value(parts[0])
+    if any(typing.get_origin(part) is tuple for part in parts):
+        return "TEXT"
     if parts:
         return "PATH" if os.PathLike[str] in parts else "NAME or PATH"
     return _VALUES.get(hint, "PATH")

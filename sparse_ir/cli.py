@@ -32,7 +32,7 @@ from cyclopts import (
 from docstring_parser import google
 
 import sparse_ir
-from sparse_ir.commands.arguments import StrPath, option_types
+from sparse_ir.commands.arguments import StrPath, option_records
 from sparse_ir.console import format_report
 from sparse_ir.errors import (
     EXIT_ERROR,
@@ -62,7 +62,11 @@ _OPTION_GROUPS = {
     "Pruning": ("prune_terms", "prune_impact", "prune_mass"),
 }
 # The title of a TypedDict of options in a help text.
-_OPTION_TITLES = {"EncodeOptions": "Encoding", "Approximations": "Approximation"}
+_OPTION_TITLES = {
+    "InputOptions": "Input",
+    "EncodeOptions": "Encoding",
+    "Approximations": "Approximation",
+}
 
 
 class Option(NamedTuple):
@@ -130,11 +134,11 @@ def find_options(function: Callable[..., Any]) -> Iterator[Option]:
     parameters = inspect.signature(function).parameters
     for name, parameter in parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            (options,) = typing.get_args(hints[name])
-            title = _OPTION_TITLES[options.__name__]
-            option_texts = _argument_texts(options)
-            for key, hint in option_types(hints[name]).items():
-                yield Option(key, hint, None, option_texts[key], title)
+            for record in option_records(hints[name]):
+                title = _OPTION_TITLES[record.__name__]
+                option_texts = _argument_texts(record)
+                for key, hint in typing.get_type_hints(record).items():
+                    yield Option(key, hint, None, option_texts[key], title)
         elif parameter.kind is parameter.VAR_POSITIONAL:
             yield Option(name, hints[name], parameter.empty, texts[name], "Required", True)
         elif name != "progress":
@@ -201,13 +205,16 @@ def _titles(options: Iterable[Option]) -> list[str]:
 
 def _make_parameter(option: Option, group: Group) -> inspect.Parameter:
     hint, metavar = _command_line_type(option.hint)
+    takes_several = typing.get_origin(hint) is tuple
     if option.default is None:
         hint = hint | None
     details: dict[str, Any] = {"help": option.text, "group": group, "metavar": metavar}
     details["show_default"] = option.default not in (None, (), False, inspect.Parameter.empty)
     if option.default is not None:
         details["negative"] = ()  # --no-... exists where it differs from leaving out the option
-    if not option.positional and typing.get_origin(hint) is not tuple:
+    if takes_several:
+        details["negative"] = ()
+    elif not option.positional:
         details["allow_repeating"] = True  # the last one counts
     annotation: Any = Annotated[hint, Parameter(**details)]
     if option.positional:
@@ -237,6 +244,8 @@ def _command_line_type(hint: Any) -> tuple[Any, str | None]:
             hint = parts[0]
         elif hint == StrPath or hint == StrPath | None:
             return str, "PATH"
+        elif any(typing.get_origin(part) is tuple for part in parts):
+            return tuple[str, ...], "TEXT"
         else:
             return str, "NAME"
     if typing.get_origin(hint) is typing.Literal:

@@ -8,16 +8,25 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from sparse_ir import extras
+from sparse_ir.data.options import ArrowStream, InputOptions
 from sparse_ir.errors import ConfigError
+from sparse_ir.models.options import EncodeOptions
 
 StrPath = str | os.PathLike[str]  # a file or a folder on this machine
 Source = str | Path  # a file, a folder, or a name on the Hugging Face hub
 
+
+class CorpusEncodeOptions(EncodeOptions, InputOptions, total=False):
+    """How a corpus is read and encoded."""
+
+
+# a record of options -> the records that it is made of, in the order of a help text
+_PARTS: dict[str, tuple[type, ...]] = {"CorpusEncodeOptions": (InputOptions, EncodeOptions)}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -29,6 +38,8 @@ _DESCRIPTIONS = {
     Path: "a path",
     os.PathLike: "a path",
     types.NoneType: "None",
+    Iterable: "documents",
+    ArrowStream: "a table",
 }
 
 
@@ -72,6 +83,22 @@ def _arguments(
                 yield key, value, options[key]
         else:
             yield name, given[name], hints[name]
+
+
+def option_records(hint: Any) -> tuple[type, ...]:
+    """The records of options in ``**options: Unpack[SomeTypedDict]``, each with its docstring."""
+    (record,) = typing.get_args(hint)
+    return _PARTS.get(record.__name__, (record,))
+
+
+def split_options(
+    options: Mapping[str, Any],
+) -> tuple[InputOptions, EncodeOptions]:
+    """The options that say how a corpus is read, and those that say how it is encoded."""
+    names = set(typing.get_type_hints(InputOptions))
+    reading = {name: value for name, value in options.items() if name in names}
+    encoding = {name: value for name, value in options.items() if name not in names}
+    return typing.cast(InputOptions, reading), typing.cast(EncodeOptions, encoding)
 
 
 def option_types(hint: Any) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Unpack
 
 from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.data.options import CorpusSource, InputOptions
 from sparse_ir.errors import ConfigError
 from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL
 from sparse_ir.reports import DoctorReport
@@ -15,13 +17,14 @@ from sparse_ir.reports import DoctorReport
 def doctor(
     model: Source,
     *,
-    input: Source | None = None,
+    input: CorpusSource | None = None,
     revision: str | None = None,
     device: str | None = None,
     max_length: int | None = None,
     decoder: StrPath | None = None,
     allow_pickle: bool = False,
     progress: bool = False,
+    **options: Unpack[InputOptions],
 ) -> DoctorReport:
     """Check whether a model is healthy before you invest in it.
 
@@ -29,7 +32,7 @@ def doctor(
 
     Args:
         model: Hub name or folder of a model, or "default" (the model inside this package).
-        input: A corpus whose first texts replace the built-in English texts.
+        input: A corpus, as in encode, whose first texts replace the built-in English texts.
         revision: Commit of a hub model.
         device: Device of the encoder: cpu, cuda, ... The default is the accelerator if there is
             one.
@@ -42,7 +45,7 @@ def doctor(
         progress: Show a progress bar.
     """
 
-    from sparse_ir.data import readers
+    from sparse_ir.data.corpus import Corpus
     from sparse_ir.diagnosis import examination
     from sparse_ir.models import decoder_settings
     from sparse_ir.models.catalog import shipped_model
@@ -54,8 +57,9 @@ def doctor(
         settings = decoder_settings.read_decoder_file(Path(decoder))
     texts = None
     if input is not None:
-        documents = itertools.islice(readers.read_documents(input), examination.MAX_USER_TEXTS)
-        texts = [document.contents for document in documents]
+        documents = Corpus(input, options).read(with_metadata=False)
+        first = itertools.islice(documents, examination.MAX_USER_TEXTS)
+        texts = [document.contents for document in first]
     report = examination.examine(
         str(shipped_model() if model == DEFAULT_MODEL else model),
         texts=texts,

@@ -11,15 +11,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
-from sparse_ir.commands.arguments import Source, StrPath, command
+from sparse_ir.commands.arguments import (
+    CorpusEncodeOptions,
+    Source,
+    StrPath,
+    command,
+    split_options,
+)
+from sparse_ir.data.options import CorpusSource, InputOptions
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, EngineName
 from sparse_ir.errors import ConfigError
-from sparse_ir.models.options import EncodeOptions
 from sparse_ir.reports import BuildReport, ExportReport, IdfReport, IndexReport, VectorsReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sparse_ir.data.corpus import Corpus
     from sparse_ir.data.records import Document
     from sparse_ir.indexing.bm25_field import Bm25Settings
     from sparse_ir.indexing.manifest import IndexManifest
@@ -35,12 +42,12 @@ BM25 = "bm25"
 @command
 def encode(
     model: Source,
-    input: Source,
+    input: CorpusSource,
     output: StrPath,
     *,
     store: bool | None = None,
     progress: bool = False,
-    **options: Unpack[EncodeOptions],
+    **options: Unpack[CorpusEncodeOptions],
 ) -> VectorsReport:
     """Encode a corpus into a folder of sparse vectors.
 
@@ -50,28 +57,35 @@ def encode(
     Args:
         model: Hub name or folder of a model, "default" (the model inside this package), or
             "lexical".
-        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
-            BeIR/scifact.
+        input: BEIR folder; a file .jsonl, .json, .csv, .tsv (each also .gz or .zst) or .parquet; a
+            folder of .txt, .md and .html files; a hub data set such as BeIR/scifact; or - for the
+            standard input. In Python also dicts, documents or a table.
         output: Folder for the vectors.
         store: Keep the documents (titles, texts, metadata) beside their vectors, so that an index
             can show them. By default, this is done.
         progress: Show a progress bar.
     """
 
-    from sparse_ir.data import readers
+    from sparse_ir.data.corpus import open_corpus
     from sparse_ir.indexing.encoding import write_vectors
     from sparse_ir.models.catalog import load_encoder
 
     started = time.perf_counter()
-    read = functools.partial(readers.read_documents, input)
-    encoder, query_encoder = load_encoder(str(model), read, options)
+    reading, encoding = split_options(options)
+    corpus = open_corpus(input, reading)
+    schema = None
+    if store is not False:
+        schema = corpus.metadata_schema()
+    read_texts = functools.partial(corpus.read, with_metadata=False)
+    encoder, query_encoder = load_encoder(str(model), read_texts, encoding)
     vectors = write_vectors(
         Path(output),
-        read,
+        functools.partial(corpus.read, with_metadata=schema is not None),
         encoder,
         query_encoder=query_encoder,
-        shard_size=options.get("shard_size", DEFAULT_SHARD_SIZE),
+        shard_size=encoding.get("shard_size", DEFAULT_SHARD_SIZE),
         store=store is not False,
+        metadata_schema=schema,
         progress=progress,
     )
     return _report_vectors(vectors, started)
@@ -82,7 +96,7 @@ def index(
     vectors: StrPath,
     output: StrPath,
     *,
-    input: Source | None = None,
+    input: CorpusSource | None = None,
     fields: str | None = None,
     share: float | None = None,
     k1: float = 0.9,
@@ -100,6 +114,7 @@ def index(
     engine: EngineName = DEFAULT_ENGINE,
     threads: int = 1,
     progress: bool = False,
+    **options: Unpack[InputOptions],
 ) -> IndexReport:
     """Build and verify an impact index from vectors.
 
@@ -145,7 +160,7 @@ def index(
     with tempfile.TemporaryDirectory() as scratch:
         opened = json_vectors.open_vectors(Path(vectors), Path(scratch) / "vectors")
         settings = field_sources.with_share(settings, share, opened)
-        texts = field_sources.Texts(opened, _reader(input))
+        texts = field_sources.Texts(opened, _reader(input, options))
         note = field_sources.reason_against_words(texts, wanted, engine)
         bm25_weights = None
         if note is None:
@@ -179,7 +194,7 @@ def index(
 @command
 def build(
     model: Source,
-    input: Source,
+    input: CorpusSource,
     output: StrPath,
     *,
     vectors: StrPath | None = None,
@@ -200,7 +215,7 @@ def build(
     engine: EngineName = DEFAULT_ENGINE,
     threads: int = 1,
     progress: bool = False,
-    **options: Unpack[EncodeOptions],
+    **options: Unpack[CorpusEncodeOptions],
 ) -> BuildReport:
     """Build an index from a corpus: encode and index in one command.
 
@@ -209,8 +224,9 @@ def build(
     Args:
         model: Hub name or folder of a model, "default" (the model inside this package), or
             "lexical".
-        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
-            BeIR/scifact.
+        input: BEIR folder; a file .jsonl, .json, .csv, .tsv (each also .gz or .zst) or .parquet; a
+            folder of .txt, .md and .html files; a hub data set such as BeIR/scifact; or - for the
+            standard input. In Python also dicts, documents or a table.
         output: Folder for the index. An existing index is replaced once the new one is verified.
         vectors: Folder for the vectors, which are kept. The default is OUTPUT.vectors.
         fields: "sparse" (the model), "bm25", or "sparse,bm25". By default both, if the engine is
@@ -239,6 +255,7 @@ def build(
         threads: Number of threads that write the index.
         progress: Show a progress bar.
     """
+    from sparse_ir.data.corpus import open_corpus
     from sparse_ir.indexing import field_sources
     from sparse_ir.indexing.bm25_field import Bm25Settings
     from sparse_ir.indexing.builder import check_index_options
@@ -247,16 +264,18 @@ def build(
     check_index_options(scale, bits, threads)
     wanted = field_sources.read_fields(fields)
     settings = Bm25Settings(k1, b, analyzer, language, 1.0 if share is None else share)
+    reading, encoding = split_options(options)
+    corpus = open_corpus(input, reading)
     if wanted == [BM25]:
-        return _build_words(input, Path(output), settings, scale, bits, engine, threads, progress)
+        return _build_words(corpus, Path(output), settings, scale, bits, engine, threads, progress)
     _make_pruning(prune_terms, prune_impact, prune_mass)
     output = Path(output)
     folder = Path(vectors) if vectors else output.with_name(output.name + ".vectors")
-    encoded = encode(model, input, folder, store=store, progress=progress, **options)
+    encoded = encode(model, corpus, folder, store=store, progress=progress, **encoding)
     report = index(
         folder,
         output,
-        input=input if store is False else None,
+        input=corpus if store is False else None,
         fields=fields,
         share=share,
         k1=k1,
@@ -280,21 +299,23 @@ def build(
 
 @command
 def bm25(
-    input: Source,
+    input: CorpusSource,
     output: StrPath,
     *,
     k1: float = 0.9,
     b: float = 0.4,
     store: bool | None = None,
     progress: bool = False,
+    **options: Unpack[InputOptions],
 ) -> IndexReport:
     """Build a BM25 index of a corpus, as a baseline.
 
     Title and text form one field, which is analyzed by Anserini's English analyzer.
 
     Args:
-        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
-            BeIR/scifact.
+        input: BEIR folder; a file .jsonl, .json, .csv, .tsv (each also .gz or .zst) or .parquet; a
+            folder of .txt, .md and .html files; a hub data set such as BeIR/scifact; or - for the
+            standard input. In Python also dicts, documents or a table.
         output: Folder for the index.
         k1: Saturation of the term frequency, at least 0.
         b: Strength of the length normalization, 0 to 1.
@@ -303,7 +324,7 @@ def bm25(
         progress: Show a progress bar.
     """
 
-    from sparse_ir.data import readers
+    from sparse_ir.data.corpus import open_corpus
     from sparse_ir.engines.lucene.bm25 import Bm25
     from sparse_ir.indexing.bm25_builder import build_bm25_index
 
@@ -312,9 +333,17 @@ def bm25(
     if not 0 <= b <= 1:
         raise ConfigError(f"b is {b}; it must be between 0 and 1")
     started = time.perf_counter()
-    read = functools.partial(readers.read_documents, input)
+    corpus = open_corpus(input, options)
+    schema = None
+    if store is not False:
+        schema = corpus.metadata_schema()
     manifest = build_bm25_index(
-        read, Path(output), Bm25(k1, b), store=store is not False, progress=progress
+        functools.partial(corpus.read, with_metadata=schema is not None),
+        Path(output),
+        Bm25(k1, b),
+        store=store is not False,
+        metadata_schema=schema,
+        progress=progress,
     )
     return _report_index(Path(output), manifest, started)
 
@@ -365,41 +394,52 @@ def export(
 
 
 @command
-def idf(model: Source, input: Source, output: StrPath, *, revision: str | None = None) -> IdfReport:
+def idf(
+    model: Source,
+    input: CorpusSource,
+    output: StrPath,
+    *,
+    revision: str | None = None,
+    **options: Unpack[InputOptions],
+) -> IdfReport:
     """Compute an idf.json of a corpus for the tokenizer of a model.
 
     The formula is ln(1 + (N - df + .5) / (df + .5)), where df of the N documents contain the token.
 
     Args:
         model: Hub name or folder of a model.
-        input: BEIR folder, corpus.jsonl[.gz], collection.tsv[.gz], or a hub data set such as
-            BeIR/scifact.
+        input: BEIR folder; a file .jsonl, .json, .csv, .tsv (each also .gz or .zst) or .parquet; a
+            folder of .txt, .md and .html files; a hub data set such as BeIR/scifact; or - for the
+            standard input. In Python also dicts, documents or a table.
         output: File for the JSON object {token: idf}.
         revision: Commit of a hub model.
     """
 
-    from sparse_ir.data import readers
+    from sparse_ir.data.corpus import open_corpus
     from sparse_ir.models.encoder import load_tokenizer
     from sparse_ir.models.idf import compute_idf, write_idf_json
 
     tokenizer = load_tokenizer(model, revision=revision)
-    texts = (document.contents for document in readers.read_documents(input))
+    corpus = open_corpus(input, options)
+    texts = (document.contents for document in corpus.read(with_metadata=False))
     values = compute_idf(texts, tokenizer)
     write_idf_json(Path(output), values, tokenizer)
     return {"output": str(output), "tokens": len(values)}
 
 
-def _reader(input: Source | None) -> Callable[[], Iterator[Document]] | None:
+def _reader(
+    input: CorpusSource | None, options: InputOptions
+) -> Callable[[], Iterator[Document]] | None:
     """What starts reading a corpus."""
-    from sparse_ir.data import readers
+    from sparse_ir.data.corpus import open_corpus
 
     if input is None:
         return None
-    return functools.partial(readers.read_documents, input)
+    return functools.partial(open_corpus(input, options).read, with_metadata=False)
 
 
 def _build_words(
-    input: Source,
+    corpus: Corpus,
     output: Path,
     settings: Bm25Settings,
     scale: float | None,
@@ -409,7 +449,6 @@ def _build_words(
     progress: bool,
 ) -> BuildReport:
     """Build an index that has the field ``bm25`` alone; nothing is encoded."""
-    from sparse_ir.data import readers
     from sparse_ir.indexing import builder
     from sparse_ir.indexing.bm25_field import weigh_documents
     from sparse_ir.indexing.building import progress_bar
@@ -417,7 +456,7 @@ def _build_words(
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         with progress_bar("analysing", None, progress) as bar:
-            documents = readers.read_documents(input)
+            documents = corpus.read(with_metadata=False)
             weights = weigh_documents(documents, Path(scratch), settings, progress=bar.update)
         rule = builder.choose_rule(None, None, scale=scale, bits=bits, bm25=weights)
         manifest = builder.build_impact_index(

@@ -107,6 +107,9 @@ class Corpus:
         self._schema: MetadataSchema | None = None
         self._text_fields: frozenset[str] | None = None
 
+    def __iter__(self) -> Iterator[Document]:
+        return self.read()
+
     @property
     def place(self) -> str:
         """The name of the source in messages."""
@@ -196,6 +199,16 @@ class Corpus:
             for name, value in self._flatten(record):
                 builder.add(f"{record.place}:{record.number}", name, value)
         return builder.finish()
+
+
+def open_corpus(source: object, options: InputOptions) -> Corpus:
+    """The corpus of a source and these options; an open corpus is returned as it is.
+
+    Raises as ``Corpus`` does.
+    """
+    if isinstance(source, Corpus):
+        return source
+    return Corpus(source, options)
 
 
 def read_texts(

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 Names = str | tuple[str, ...]  # one name, or several
 InputFormat = Literal["jsonl", "json", "csv", "tsv", "parquet"]
+
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A table of pandas, polars, Arrow, or any other library that speaks Arrow's protocol."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """A capsule with the stream of the table's batches."""
+
+
+# a file, a folder, a name on the Hugging Face hub; from Python also dicts, documents and tables
+CorpusSource = str | Path | Iterable[Any] | ArrowStream
 
 
 class InputOptions(TypedDict, total=False):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from sparse_ir.data.metadata import MetadataSchema
 from sparse_ir.data.records import Document
 from sparse_ir.engines.lucene.bm25 import Bm25, write_texts
 from sparse_ir.engines.lucene.checking import lucene_version
@@ -28,13 +30,15 @@ def build_bm25_index(
     parameters: Bm25 | None = None,
     *,
     store: bool = True,
+    metadata_schema: MetadataSchema | None = None,
     progress: bool = False,
 ) -> IndexManifest:
     """Build, verify and swap in a BM25 index; returns its manifest.
 
     Title and text are one field (Anserini's "flat"). With a weight for titles in the parameters
     they are two ("multifield"); then, as in Anserini, a document without text is not indexed,
-    whatever its title. ``store`` also keeps the documents themselves.
+    whatever its title. ``store`` also keeps the documents themselves; ``metadata_schema`` has the
+    types of their metadata.
     """
     parameters = parameters or Bm25()
     doc_ids: list[str] = []
@@ -69,5 +73,7 @@ def build_bm25_index(
             "indexed": len(doc_ids),
             "empty": len(unindexed),
         }
-        facts = {"parameters": parameters._asdict(), "counts": counts}
+        facts: dict[str, Any] = {"parameters": parameters._asdict(), "counts": counts}
+        if store and metadata_schema is not None:
+            facts["metadata_schema"] = metadata_schema
         return write_manifest(folder, "bm25", facts, {"lucene": lucene_version()})

@@ -170,7 +170,9 @@ def build_impact_index(
             )
         if forward_writer is not None:
             forward_writer.finish(source.vocabularies())
+        schema = None
         if vectors is not None and has_documents and store is not False:
+            schema = vectors.manifest.get("metadata_schema")
             _copy_documents(vectors, folder / document_store.FOLDER)
         if query_encoder is not None:
             query_encoder.save(folder / "query")
@@ -181,6 +183,8 @@ def build_impact_index(
             facts["fields"] = {field: source.field_counts(field) for field in fields}
         if pruning:
             facts["pruning"] = pruning.to_json()
+        if schema is not None:
+            facts["metadata_schema"] = schema
         return write_manifest(folder, "impact", facts, {chosen.name: chosen.version()})
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
+from sparse_ir.data.metadata import MetadataSchema
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError, DataError, LockedError
 from sparse_ir.indexing import shards
@@ -51,13 +52,17 @@ class Shard(NamedTuple):
     documents: list[Document]
 
     def digest(self) -> str:
-        """SHA-256 over the documents, so that a change of the corpus between runs is noticed."""
+        """SHA-256 over ids and texts, so that a change of the corpus between runs is noticed."""
         digest = hashlib.sha256()
         for document in self.documents:
-            record: list[object] = [document.doc_id, document.contents]
-            if document.metadata:  # older versions did not read any
-                record.append(dict(document.metadata))
-            digest.update(json.dumps(record).encode())
+            digest.update(json.dumps([document.doc_id, document.contents]).encode())
+        return digest.hexdigest()
+
+    def metadata_digest(self) -> str:
+        """SHA-256 over the metadata, which encoders do not read."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(json.dumps(dict(document.metadata)).encode())
         return digest.hexdigest()
 
 
@@ -68,6 +73,7 @@ class _Job(NamedTuple):
     plan: EncodingPlan
     encoder: DocumentEncoder
     store: bool  # keep the documents themselves
+    has_metadata: bool  # the documents come with their metadata
 
     def is_done(self, number: int) -> bool:
         """True when a shard has all that it should have."""
@@ -83,19 +89,24 @@ def write_vectors(
     query_encoder: QueryEncoder | None = None,
     shard_size: int = 1024,
     store: bool = True,
+    metadata_schema: MetadataSchema | None = None,
     progress: bool = False,
 ) -> Vectors:
     """Encode a corpus into ``output``; after a kill, do only what is missing or damaged.
 
     ``query_encoder`` replaces the encoder's own query side. An empty document gets an empty vector
     without a call of the model. ``store`` keeps the documents themselves beside their vectors, and
-    adds them to vectors that were encoded without them. Raises ``ConfigError`` when ``output`` was
-    begun with another encoder or shard size, and ``DataError`` when the corpus is not the one of
+    adds them to vectors that were encoded without them. ``metadata_schema`` has the types of their
+    metadata; None says that ``read`` gives none. Raises ``ConfigError`` when ``output`` was begun
+    with another encoder, shard size or schema, and ``DataError`` when the corpus is not the one of
     the plan.
     """
     query_side = query_encoder or encoder.query_encoder()
-    plan = _make_plan(output, read, encoder, query_side, shard_size, progress)
-    _fill_shards(_Job(output, plan, encoder, store), read, progress)
+    plan = _make_plan(output, read, encoder, query_side, shard_size, metadata_schema, progress)
+    has_metadata = metadata_schema is not None
+    _fill_shards(_Job(output, plan, encoder, store, has_metadata), read, progress)
+    if metadata_schema is not None:
+        plan.setdefault("metadata_schema", metadata_schema)  # plans of older versions have none
     finish_folder(output, plan)
     return Vectors(output)
 
@@ -106,6 +117,7 @@ def _make_plan(
     encoder: DocumentEncoder,
     query_encoder: QueryEncoder,
     shard_size: int,
+    metadata_schema: MetadataSchema | None,
     progress: bool,
 ) -> EncodingPlan:
     """The plan in ``output``, or a new one.
@@ -118,20 +130,22 @@ def _make_plan(
         raise ConfigError(
             f"{output} is not empty and holds no vectors; choose another output or delete it"
         )
-    identity = {
+    identity: dict[str, Any] = {
         "encoder": encoder.fingerprint,
         "query": query_encoder.fingerprint,
         "shard_size": shard_size,
     }
+    if metadata_schema is not None:
+        identity["metadata_schema"] = metadata_schema
     with files.write_lock(output / PLAN, timeout=-1):
         if not (output / PLAN).exists():
             files.remove_leftovers(output / PLAN)
-            planned, empty = _survey(read, shard_size, progress)
+            planned, empty = _survey(read, shard_size, metadata_schema is not None, progress)
             facts = identity | {"shards": planned, "empty_documents": empty}
             files.write_json(output / PLAN, seal_record(facts))
         record = read_record(output / PLAN)
         for key, value in identity.items():
-            if files.sha256_of_json(record[key]) != files.sha256_of_json(value):
+            if files.sha256_of_json(record.get(key, value)) != files.sha256_of_json(value):
                 raise ConfigError(
                     f"{output} was begun with another {key} ({_difference(record[key], value)}); "
                     "choose another output, or delete it to start again"
@@ -150,13 +164,21 @@ def _store_sides(output: Path, vocabulary: list[str], query_encoder: QueryEncode
         query_encoder.save(output / QUERY)
 
 
-def _survey(read: ReadCorpus, shard_size: int, progress: bool) -> tuple[list[PlannedShard], int]:
+def _survey(
+    read: ReadCorpus, shard_size: int, has_metadata: bool, progress: bool
+) -> tuple[list[PlannedShard], int]:
     """The shards of a corpus, and how many of its documents are empty."""
     planned: list[PlannedShard] = []
     empty = 0
     with _progress_bar("checking", None, progress) as bar:
         for shard in _split(read(), shard_size):
-            planned.append({"documents": len(shard.documents), "input_sha256": shard.digest()})
+            facts: PlannedShard = {
+                "documents": len(shard.documents),
+                "input_sha256": shard.digest(),
+            }
+            if has_metadata:
+                facts["metadata_sha256"] = shard.metadata_digest()
+            planned.append(facts)
             empty += sum(not document.contents for document in shard.documents)
             bar.update(len(shard.documents))
     if not planned:
@@ -197,7 +219,7 @@ def _pass_over(job: _Job, documents: Iterable[Document], done: set[int], bar: tq
     seen = 0
     planned = len(job.plan["shards"])
     for shard in _split(documents, job.plan["shard_size"]):
-        _check_input(job.plan, shard)
+        _check_input(job, shard)
         seen += 1
         if shard.number not in done and _take(job, shard, bar):
             done.add(shard.number)
@@ -208,11 +230,16 @@ def _pass_over(job: _Job, documents: Iterable[Document], done: set[int], bar: tq
         )
 
 
-def _check_input(plan: EncodingPlan, shard: Shard) -> None:
+def _check_input(job: _Job, shard: Shard) -> None:
     """Raise ``DataError`` unless a shard of the corpus is the planned one."""
-    known = plan["shards"]
-    if shard.number < len(known) and shard.digest() == known[shard.number].get("input_sha256"):
-        return
+    planned = job.plan["shards"]
+    if shard.number < len(planned):
+        known = planned[shard.number]
+        is_same = shard.digest() == known.get("input_sha256")
+        if job.has_metadata and "metadata_sha256" in known:
+            is_same = is_same and shard.metadata_digest() == known["metadata_sha256"]
+        if is_same:
+            return
     first = shard.documents[0].doc_id
     raise DataError(
         "the corpus has changed since encoding began (in the shard that starts with document "

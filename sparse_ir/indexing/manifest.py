@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast, overload
 import numpy as np
 
 import sparse_ir
+from sparse_ir.data.metadata import MetadataSchema
 from sparse_ir.engines.base import BM25, SPARSE
 from sparse_ir.engines.catalog import DEFAULT_ENGINE
 from sparse_ir.errors import ConfigError, DamagedError
@@ -51,6 +52,7 @@ class IndexManifest(TypedDict):
     parameters: NotRequired[dict[str, float]]  # of a BM25 baseline
     fields: NotRequired[dict[str, Any]]  # field -> its counts; missing: the sparse field alone
     bm25: NotRequired[dict[str, Any]]  # settings of the field bm25
+    metadata_schema: NotRequired[MetadataSchema]  # missing where the index keeps no documents
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:

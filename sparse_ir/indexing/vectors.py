@@ -16,6 +16,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from scipy import sparse
 
+from sparse_ir.data.metadata import MetadataSchema
 from sparse_ir.data.records import Document
 from sparse_ir.errors import DamagedError
 from sparse_ir.indexing import document_store, shards
@@ -37,6 +38,7 @@ class PlannedShard(TypedDict):
 
     documents: int
     input_sha256: NotRequired[str]  # of the texts; missing where they are not known
+    metadata_sha256: NotRequired[str]  # missing where they were not read
 
 
 class EncodingPlan(TypedDict):
@@ -48,6 +50,7 @@ class EncodingPlan(TypedDict):
     empty_documents: int
     shard_size: NotRequired[int]
     integer_weights: NotRequired[bool]
+    metadata_schema: NotRequired[MetadataSchema]  # missing where no metadata were read
 
 
 class VectorsManifest(TypedDict):
@@ -63,6 +66,7 @@ class VectorsManifest(TypedDict):
     vocabulary_sha256: str
     shards: list[ShardFacts]
     bm25_share: NotRequired[float]  # the factor of BM25 beside this model, where it states one
+    metadata_schema: NotRequired[MetadataSchema]  # missing where no metadata were read
 
 
 class Vectors:
@@ -149,20 +153,21 @@ def read_record(path: Path) -> dict[str, Any]:
 def finish_folder(folder: Path, plan: EncodingPlan) -> None:
     """Write the manifest of a folder whose shards are all there."""
     facts = [shards.read_facts(folder, number) for number in range(len(plan["shards"]))]
-    manifest = seal_record(
-        {
-            "kind": "vectors",
-            "encoder": plan["encoder"],
-            "query": plan["query"],
-            "documents": sum(fact["documents"] for fact in facts),
-            "empty_documents": plan["empty_documents"],
-            "without_weights": sum(fact["without_weights"] for fact in facts),
-            "weights": sum(fact["weights"] for fact in facts),
-            "integer_weights": plan.get("integer_weights", False),
-            "vocabulary_sha256": files.sha256_of_file(folder / VOCABULARY),
-            "shards": facts,
-        }
-    )
+    record: dict[str, Any] = {
+        "kind": "vectors",
+        "encoder": plan["encoder"],
+        "query": plan["query"],
+        "documents": sum(fact["documents"] for fact in facts),
+        "empty_documents": plan["empty_documents"],
+        "without_weights": sum(fact["without_weights"] for fact in facts),
+        "weights": sum(fact["weights"] for fact in facts),
+        "integer_weights": plan.get("integer_weights", False),
+        "vocabulary_sha256": files.sha256_of_file(folder / VOCABULARY),
+        "shards": facts,
+    }
+    if "metadata_schema" in plan:
+        record["metadata_schema"] = plan["metadata_schema"]
+    manifest = seal_record(record)
     with files.write_lock(folder / PLAN, timeout=-1):
         if not holds(folder / MANIFEST, manifest):
             files.remove_leftovers(folder / MANIFEST)

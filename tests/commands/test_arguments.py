@@ -69,7 +69,8 @@ def test_every_command_names_an_argument_of_a_wrong_type(name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("encode", {"model": "lexical", "input": ["a"]}, r"input must be .* not \['a'\]"),
+        ("encode", {"model": "lexical", "input": ["a"]}, r"input must be .* item 1 is 'a'"),
+        ("encode", {"model": "lexical", "input": 5}, r"input must be .* not 5"),
         ("build", {"model": "lexical", "input": "c", "shards": 1}, "build has no option 'shards'"),
         ("mine", {"input": "c", "miner": "bm52"}, "miner must be one of 'bm25', 'index', 'dense'"),
         ("search", {"index": "i", "queries": "q", "mas": 1.0}, "search has no option 'mas'"),
