@@ -61,6 +61,7 @@ _OPTION_GROUPS = {
     "Impacts": ("scale", "bits", "fold"),
     "Pruning": ("prune_terms", "prune_impact", "prune_mass"),
 }
+_READS_STANDARD_INPUT = ("--input", "--queries")
 # The title of a TypedDict of options in a help text.
 _OPTION_TITLES = {
     "InputOptions": "Input",
@@ -98,12 +99,23 @@ def run() -> None:
 
 def main(arguments: Iterable[str]) -> int:
     """Run one command line and return its exit code; raises what the command raises."""
-    words = list(arguments)
+    words = _join_dashes(arguments)
     # The app of one command needs one module; a help text or a typing error needs all.
     names = (words[0],) if words and words[0] in NAMES else NAMES
     code = make_app(names)(words, exit_on_error=False, print_error=False)
     sys.stdout.flush()
     return code or 0
+
+
+def _join_dashes(arguments: Iterable[str]) -> list[str]:
+    """The words with ``--input -`` as ``--input=-``, since "-" alone would be read as an option."""
+    words: list[str] = []
+    for word in arguments:
+        if word == "-" and words and words[-1] in _READS_STANDARD_INPUT:
+            words[-1] += "=-"
+        else:
+            words.append(word)
+    return words
 
 
 def make_app(names: Sequence[str] = NAMES) -> App:

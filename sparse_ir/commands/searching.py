@@ -60,6 +60,7 @@ def search(
     scale: float | None = None,
     ranking: Ranking | None = None,
     tag: str = "sparse_ir",
+    encode_ids: bool = False,
     tuned: bool = False,
     progress: bool = False,
     **options: Unpack[Approximations],
@@ -83,6 +84,8 @@ def search(
         ranking: What ranks: the model alone ("sparse"), BM25 alone ("bm25"), or the sum of both
             ("hybrid"). The default is hybrid if the index has both fields.
         tag: Name of the run, its last column.
+        encode_ids: Write white space and "%" in ids as percent codes ("a b" as "a%20b"). Without
+            this, ids with white space are refused, because a TREC file cannot hold them.
         tuned: Search with the options that tune stored with the index.
         progress: Show a progress bar.
     """
@@ -112,7 +115,7 @@ def search(
         elapsed = time.perf_counter() - started
         used = opened.options if chosen is None else chosen
         used_ranking = opened.ranking
-    runs.write_run(Path(output), run, tag)
+    runs.write_run(Path(output), run, tag, encode_ids=encode_ids)
     return {
         "run": str(output),
         "queries": len(asked),
