@@ -259,7 +259,7 @@ def test_many_shards_share_one_growing_vocabulary(tmp_path):
         ('["d2"]', "not a JSON object"),
         ('{"vector": {"a": 1}}', '"id" is None; it must be a string'),
         ('{"id": 2, "vector": {"a": 1}}', '"id" is 2; it must be a string'),
-        ('{"id": "d 2", "vector": {"a": 1}}', "must be without white space"),
+        ('{"id": "d2 ", "vector": {"a": 1}}', "must be without white space"),
         ('{"id": "d1", "vector": {"a": 1}}', "is 'd1' as in line 1; each id must be unique"),
         ('{"id": "d2"}', '"vector" is None; it must be an object of token: weight'),
         (
