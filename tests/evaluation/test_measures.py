@@ -258,15 +258,9 @@ def test_scores_that_are_not_finite_are_refused(score):
             r"run, query 'q': doc id is '\\ud800'; it must be without white space",
         ),
         (
-<<<<<<< HEAD
             " ab",
             {"q": {"a": 1}},
             r"run, query 'q': doc id is ' ab'; it must be without white space",
-=======
-            "a ",
-            {"q": {"a": 1}},
-            r"run, query 'q': doc id is 'a '; it must be without white space",
->>>>>>> b5624d4 (Adapt the tests of ids to blanks inside them)
         ),
         (7, {"q": {"a": 1}}, r"run, query 'q': doc id is 7; it must be a string"),
         (
