@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sparse_ir.data import datasets, readers, runs
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Run
 from sparse_ir.errors import DamagedError, DataError
+from sparse_ir.storage import reading
 
 
 def verify_row(
@@ -178,10 +178,8 @@ def _read_stored_run(folder: Path, row: Row) -> Run:
     facts = row.result.run
     if not path.is_file():
         raise DamagedError(f"{path} is missing; make the row again")
-    try:
+    with reading.reading(path, "a compressed run", remedy="; make the row again"):
         sha256 = sha256_of_content(path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DamagedError(f"{path} is damaged ({error}); make the row again") from error
     if sha256 != facts.sha256:
         raise DamagedError(f"{path}: sha256 of the run is {sha256}, {RESULT} says {facts.sha256}")
     run = runs.read_run(path)

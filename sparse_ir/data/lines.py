@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ import zstandard
 
 from sparse_ir.data.records import show
 from sparse_ir.errors import DataError
+from sparse_ir.storage import reading
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ZSTD_CHUNK_BYTES = 4096  # compressed; such a chunk can hold 128 MB of repeated bytes
@@ -64,8 +66,8 @@ def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     made = dict(pairs)
     if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        counts = collections.Counter(key for key, _ in pairs)
+        ((repeated, _),) = counts.most_common(1)
         raise ValueError(f"key {show(repeated)} twice in one object")
     return made
 
@@ -92,9 +94,11 @@ def read_lines(source: Path | InputFile) -> Iterator[tuple[int, str]]:
 def read_raw_lines(file: InputFile) -> Iterator[tuple[int, str]]:
     """Numbered lines (from 1) with their ends; only a line feed ends a line.
 
-    Raises ``DataError`` for a file that cannot be read to its end and for text other than UTF-8.
+    Raises ``DataError`` for a file that cannot be read to its end and for text other than UTF-8,
+    ``UncheckedError`` when the system refuses to read it.
     """
     number = 0
+    reading.check_file(file.path, DataError)
     try:
         with open_bytes(file) as stream:
             for number, raw in enumerate(stream, 1):
@@ -102,6 +106,7 @@ def read_raw_lines(file: InputFile) -> Iterator[tuple[int, str]]:
                     raw = raw.removeprefix(_BYTE_ORDER_MARK)
                 yield number, _decode_line(f"{file.place}:{number}", raw)
     except (OSError, EOFError, zlib.error) as error:
+        reading.raise_refusal(file.path, error)
         raise DataError(
             f"{file.place}:{number + 1}: cannot be read to its end ({error}); it must be a "
             "complete plain file, or a complete gzip or zstd file whose name ends in .gz or .zst"

@@ -33,7 +33,7 @@ from sparse_ir.engines.base import (
 )
 from sparse_ir.engines.ranking import order_hits
 from sparse_ir.errors import ClosedError, DamagedError, DataError
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 _FORMAT = 1
 _FIELDS = "fields.json"
@@ -277,14 +277,9 @@ def _write_postings(
 
 
 def _open_postings(folder: Path, field: str, vocabulary: Sequence[str]) -> _Postings:
-    try:
-        offsets = np.load(folder / f"{field}.offsets.npy")
-        documents = np.load(folder / f"{field}.documents.npy", mmap_mode="r")
-        impacts = np.load(folder / f"{field}.impacts.npy", mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DamagedError(
-            f"{folder}: the postings of {field!r} cannot be read: {error}"
-        ) from error
+    offsets = reading.load_array(folder / f"{field}.offsets.npy")
+    documents = reading.load_array(folder / f"{field}.documents.npy", mmap_mode="r")
+    impacts = reading.load_array(folder / f"{field}.impacts.npy", mmap_mode="r")
     columns = {token: column for column, token in enumerate(vocabulary)}
     fits = len(offsets) == len(vocabulary) + 1 and len(documents) == len(impacts) == offsets[-1]
     if not fits:

@@ -28,7 +28,7 @@ import zstandard
 
 from sparse_ir.data.records import Document
 from sparse_ir.errors import DamagedError, DataError
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 FOLDER = "documents"
 # On SciFact (1.5 kB a document) blocks of 16 kB save 5 % of the space and double the time to read
@@ -40,6 +40,7 @@ _BLOCK_OFFSETS = "block_offsets.npy"
 _FIRST_DOCUMENTS = "first_documents.npy"
 _ID_HASHES = "id_hashes.npy"
 _ID_NUMBERS = "id_numbers.npy"
+_REMEDY = "; build the index again"
 
 
 class Blocks(NamedTuple):
@@ -184,16 +185,16 @@ class DocumentStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        try:
-            self._offsets = np.load(folder / _BLOCK_OFFSETS)
-            self._firsts = np.load(folder / _FIRST_DOCUMENTS)
-            self._hashes = np.asarray(np.load(folder / _ID_HASHES, mmap_mode="r"))
-            self._numbers = np.asarray(np.load(folder / _ID_NUMBERS, mmap_mode="r"))
+        self._offsets = reading.load_array(folder / _BLOCK_OFFSETS, remedy=_REMEDY)
+        self._firsts = reading.load_array(folder / _FIRST_DOCUMENTS, remedy=_REMEDY)
+        self._hashes = np.asarray(
+            reading.load_array(folder / _ID_HASHES, mmap_mode="r", remedy=_REMEDY)
+        )
+        self._numbers = np.asarray(
+            reading.load_array(folder / _ID_NUMBERS, mmap_mode="r", remedy=_REMEDY)
+        )
+        with reading.reading(folder / _BLOCKS, "blocks of documents", remedy=_REMEDY):
             self._content = _map_bytes(folder / _BLOCKS)
-        except (OSError, ValueError) as error:
-            raise DamagedError(
-                f"{folder} holds no documents that can be read ({error}); build the index again"
-            ) from error
         is_whole = len(self._offsets) == len(self._firsts) >= 1
         is_whole = is_whole and self._offsets[-1] == len(self._content)
         is_whole = is_whole and self._firsts[-1] == len(self._hashes) == len(self._numbers)

@@ -23,10 +23,11 @@ from scipy import sparse
 
 from sparse_ir.engines.base import SPARSE
 from sparse_ir.errors import DamagedError
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 FOLDER = "forward"
 _OFFSETS = "offsets.npy"
+_REMEDY = "; build the index again"
 _TOKEN_IDS = "token_ids.npy"
 _IMPACTS = "impacts.npy"
 _VOCABULARY = "vocabulary.json"
@@ -121,14 +122,9 @@ class ForwardIndex:
             self._own_ids = np.concatenate([_translation(vocabulary, sparse_tokens), rest])
             for field in list(self.first_ids)[1:]:
                 self.first_ids[field] += len(vocabulary) - len(sparse_tokens)
-        try:
-            self._offsets = np.load(folder / _OFFSETS)
-            self._token_ids = _mapped(folder / _TOKEN_IDS)
-            self._impacts = _mapped(folder / _IMPACTS)
-        except (OSError, ValueError) as error:
-            raise DamagedError(
-                f"{folder} holds no forward index that can be read ({error}); build the index again"
-            ) from error
+        self._offsets = reading.load_array(folder / _OFFSETS, remedy=_REMEDY)
+        self._token_ids = _mapped(folder / _TOKEN_IDS)
+        self._impacts = _mapped(folder / _IMPACTS)
         if (np.diff(self._offsets) < 0).any():
             raise DamagedError(
                 f"{folder / _OFFSETS}: documents end before they begin; build the index again"
@@ -205,4 +201,4 @@ def _translation(theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:
 
 def _mapped(path: Path) -> np.ndarray:
     """A read-only array of the file; a plain view, because ``memmap`` slows every look-up."""
-    return np.asarray(np.load(path, mmap_mode="r"))
+    return np.asarray(reading.load_array(path, mmap_mode="r", remedy=_REMEDY))

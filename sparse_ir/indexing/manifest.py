@@ -17,7 +17,7 @@ from sparse_ir.engines.catalog import DEFAULT_ENGINE
 from sparse_ir.errors import ConfigError, DamagedError
 from sparse_ir.indexing import document_store
 from sparse_ir.indexing.forward import FOLDER
-from sparse_ir.storage import files, sealed
+from sparse_ir.storage import files, reading, sealed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -162,8 +162,10 @@ class DocIds(Sequence[str]):
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "doc_ids.txt"
-        self._bounds = memoryview(np.load(folder / "doc_ids.npy", mmap_mode="r"))
-        with self._path.open("rb") as stream:
+        remedy = "; build the index again"
+        bounds = reading.load_array(folder / "doc_ids.npy", mmap_mode="r", remedy=remedy)
+        self._bounds = memoryview(bounds)
+        with reading.reading(self._path, "text", remedy=remedy), self._path.open("rb") as stream:
             filled = self._bounds[-1] > 0  # an empty file cannot be mapped
             self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if filled else b""
 

@@ -19,7 +19,7 @@ from sparse_ir.errors import DamagedError
 from sparse_ir.indexing import document_store
 from sparse_ir.indexing.document_store import Blocks
 from sparse_ir.indexing.quantization import check_weights
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 
 class StoredFile(TypedDict):
@@ -158,10 +158,8 @@ def read_blocks(folder: Path, number: int, sha256: str) -> Blocks:
 
 
 def _read_checked(path: Path, sha256: str) -> bytes:
-    try:
+    with reading.reading(path, "a shard", remedy="; run the same encode command again"):
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path} is missing; run the same encode command again") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DamagedError(
             f"{path} is damaged (its checksum differs from the manifest); run the same encode "

@@ -21,7 +21,7 @@ import numpy as np
 from sparse_ir.engines.base import SPARSE
 from sparse_ir.errors import DamagedError
 from sparse_ir.indexing.quantization import Rule
-from sparse_ir.storage import files, sealed
+from sparse_ir.storage import files, reading, sealed
 
 _ONE_FIELD = 1
 _SEVERAL_FIELDS = 2
@@ -85,8 +85,4 @@ def _frequencies_file(field: str) -> str:
 
 def _read_frequencies(folder: Path, field: str) -> np.ndarray:
     path = folder / _frequencies_file(field)
-    try:
-        frequencies: np.ndarray = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}") from error
-    return frequencies
+    return reading.load_array(path, remedy="; build the index again")

@@ -28,7 +28,7 @@ from sparse_ir.indexing.manifest import (
     read_manifest,
 )
 from sparse_ir.indexing.statistics import Statistics
-from sparse_ir.storage import files, sealed
+from sparse_ir.storage import files, reading, sealed
 
 SAMPLED_DOCUMENTS = 64
 SAMPLED_TERMS = 40  # of each sampled document, evenly spaced
@@ -49,9 +49,16 @@ def verify_index(folder: Path) -> dict[str, object]:
 
     Checksums of all files; the engine's own check; documents, postings and the sum of all impacts
     as the engine counts them against the manifest; the engine's scores of sampled documents against
-    their exact vectors; where documents are kept, their number and sampled ones. Raises
-    ``DamagedError`` at the first difference.
+    their exact vectors; where documents are kept, their number and sampled ones.
+
+    Raises ``DamagedError`` at the first difference, and ``UncheckedError`` when something could not
+    be checked.
     """
+    with reading.checking(folder):
+        return _verify_index(folder)
+
+
+def _verify_index(folder: Path) -> dict[str, object]:
     started = time.perf_counter()
     manifest = read_manifest(folder)
     check_files(folder, manifest, checksums=True)
@@ -127,7 +134,9 @@ def _check_tuned(path: Path, index_sha256: str) -> None:
 
 def _check_samples(folder: Path, reader: EngineReader) -> int:
     """Score sampled documents with tokens of their own, boosted 1, 2, 3, 1, 2 ..."""
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    path = folder / "samples.jsonl"
+    with reading.reading(path, "JSON", remedy="; build the index again"):
+        lines = path.read_text(encoding="utf-8").splitlines()
     for line in lines:
         sample = json.loads(line)
         query = {}

@@ -17,7 +17,7 @@ from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import decoder_settings, loading, model_files
 from sparse_ir.models.decoder_settings import DecoderSettings
 from sparse_ir.models.families.base import NeuralSide
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -90,7 +90,7 @@ def load_adapter(
             )
         with quiet_peft():
             adapted = peft.PeftModel.from_pretrained(model, str(folder), config=config)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except loading.LOADING_ERRORS as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{folder} does not fit its base model ({_reason(error)})") from error
@@ -194,9 +194,5 @@ def _reason(error: BaseException) -> str:
 
 def _tensor_names(folder: Path) -> list[str]:
     path = next(folder / name for name in _WEIGHT_NAMES if (folder / name).is_file())
-    if path.suffix == ".bin":
-        return list(torch.load(path, weights_only=True, map_location="cpu"))
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as tensors:
-        return list(tensors.keys())
+    with reading.reading(path, "tensors", ModelError, "; fetch or copy it again"):
+        return [name for name, _ in loading.read_tensors(path)]

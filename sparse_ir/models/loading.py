@@ -7,11 +7,14 @@ that lacks weights is refused.
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -23,6 +26,19 @@ from sparse_ir.storage import files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+# what transformers and torch raise for files that are not what their names say
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 _PROBE = "A probe of 7 words, and one more."
 _PROBE_TOKENS = 16
 _SHOWN_NAMES = 4
@@ -120,14 +136,16 @@ def _load(
     model_files.read_config(folder)
     weight_files = model_files.weight_files(folder, allow_pickle=allow_pickle)
     try:
-        model, report = getattr(transformers, model_class).from_pretrained(
-            folder,
-            trust_remote_code=False,
-            output_loading_info=True,
-            use_safetensors=weight_files[0].suffix == ".safetensors",
-            **({"dtype": torch.float32} | options),
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # or the file is refused
+            model, report = getattr(transformers, model_class).from_pretrained(
+                folder,
+                trust_remote_code=False,
+                output_loading_info=True,
+                use_safetensors=weight_files[0].suffix == ".safetensors",
+                **({"dtype": torch.float32} | options),
+            )
+    except LOADING_ERRORS as error:
         hint = ""
         if model_class == "AutoModelForMaskedLM" and is_decoder(folder):
             hint = "; a decoder needs sparse_ir.json beside it, or decoder=..."

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparse_ir import extras
 from sparse_ir.errors import ConfigError, DamagedError, ModelError, first_line
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -36,6 +36,7 @@ _VOCABULARY_FILES = (
 )
 VOCABULARY_NAMES = "tokenizer.json, or vocab.txt, or spiece.model ..."
 _SHARD_NAME = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)")
+_REMEDY = "; fetch or copy it again"
 _DESCRIPTION_FILES = ("*.json", "*.txt", "*.model")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DECODER_FILE = "sparse_ir.json"
@@ -155,13 +156,10 @@ def _check_whole(path: Path) -> None:
 
     The head of a safetensors file says how long the file must be.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ModelError(f"{path} is damaged ({error}); fetch or copy it again") from error
+    with reading.reading(path, "safetensors", ModelError, _REMEDY), safe_open(path, "numpy"):
+        pass
 
 
 def files_hash(folder: Path, *, allow_pickle: bool = False) -> str:
@@ -235,10 +233,8 @@ def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
     Raises ``ModelError`` for a pickle that may not be read.
     """
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
         _check_whole(path)
-        return load_file(path)
+        return reading.load_tensors(path, remedy=_REMEDY)
     if not allow_pickle:
         raise ModelError(
             f"{path} is a pickle; with allow_pickle=True it is read through torch's weights_only "
@@ -247,8 +243,9 @@ def read_tensors(path: Path, allow_pickle: bool) -> Mapping[str, Any]:
     with extras.importing():
         import torch
 
-    tensors = torch.load(path, weights_only=True, map_location="cpu")
-    return {key: value.float().numpy() for key, value in tensors.items()}
+    with reading.reading(path, "a pickle of tensors alone", ModelError, _REMEDY):
+        tensors = torch.load(path, weights_only=True, map_location="cpu")
+        return {key: value.float().numpy() for key, value in tensors.items()}
 
 
 def read_json(path: Path) -> Any:

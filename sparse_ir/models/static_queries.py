@@ -31,7 +31,7 @@ from sparse_ir.models.tokenization import (
     vocabulary_of,
     without_state,
 )
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 Convention = Literal["sentence-transformers", "opensearch"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
@@ -255,22 +255,19 @@ def load_static_side(folder: Path, record: Mapping[str, Any]) -> StaticQueryEnco
 
     Raises ``DamagedError`` when a file is broken or was changed.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    stored = reading.load_tensors(folder / _WEIGHTS_FILE)
     try:
         tokenizer = read_tokenizer(folder / _TOKENIZER_FILE)
-        weights = load_file(folder / _WEIGHTS_FILE)[_WEIGHTS_NAME]
         encoder = StaticQueryEncoder(
             tokenizer,
-            weights,
+            stored[_WEIGHTS_NAME],
             record["convention"],
             max_length=record["max_length"],
             name=record["name"],
             prompt=record["prompt"],
             origin=record.get("origin"),
         )
-    except (OSError, SafetensorError, KeyError, DataError, ConfigError) as error:
+    except (KeyError, DataError, ConfigError) as error:
         raise DamagedError(
             f"{folder}: the query encoder stored there cannot be read ({error})"
         ) from error
@@ -334,12 +331,8 @@ def _array_hash(values: np.ndarray) -> str:
 
 
 def _read_weight_table(path: Path) -> dict[str, float]:
-    try:
+    with reading.reading(path, "JSON", DataError):
         table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error})") from error
     if not isinstance(table, dict) or not table:
         raise DataError(f"{path}: the top level must be a non-empty object {{token: weight}}")
     for token, weight in table.items():

@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from sparse_ir import extras
 from sparse_ir.errors import DataError, ModelError, SparseIRWarning, first_line
 from sparse_ir.models import model_files
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -305,15 +305,8 @@ def special_token_ids(tokenizer: Tokenizer) -> list[int]:
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Read a ``tokenizer.json``. Raises ``DataError`` when it is missing or broken."""
-    try:
+    with reading.reading(path, "a tokenizer.json of the tokenizers library", DataError):
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    # the tokenizers library raises bare Exception for every defect of the file
-    except Exception as error:
-        raise DataError(
-            f"{path} is not a tokenizer.json of the tokenizers library ({error})"
-        ) from error
 
 
 def id_limit(tokenizer: Tokenizer) -> int:

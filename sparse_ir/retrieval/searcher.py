@@ -50,7 +50,7 @@ from sparse_ir.retrieval.hits import Hits
 from sparse_ir.retrieval.options import EXACT, SearchOptions, read_tuned
 from sparse_ir.retrieval.rankers import Bm25Ranker, ImpactRanker, Ranker, SparseField, WordField
 from sparse_ir.retrieval.snippets import Place, Snippet, WordTerms, make_snippet
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 
 
 class Index:
@@ -65,7 +65,8 @@ class Index:
     ``ranking``: "sparse" (the model alone), "bm25" or "hybrid" (the sum of both); by default hybrid
     where the index has both fields, else the field that it has.
 
-    Raises ``DamagedError`` when files are missing or have another size than the manifest says.
+    Raises ``DamagedError`` when files are missing or have another size than the manifest says,
+    ``UncheckedError`` when the system refuses to read them.
     """
 
     manifest: IndexManifest
@@ -102,10 +103,11 @@ class Index:
             "ranking": ranking,
         }
         self._wanted_ranking = ranking
-        if is_lucene_folder(self.folder):
-            self._ranker: Ranker = self._open_foreign(query_encoder, rule)
-        else:
-            self._ranker = self._open_one_version(query_encoder, query_model, rule, query_rule)
+        with reading.checking(self.folder):
+            if is_lucene_folder(self.folder):
+                self._ranker: Ranker = self._open_foreign(query_encoder, rule)
+            else:
+                self._ranker = self._open_one_version(query_encoder, query_model, rule, query_rule)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickled index opens its folder again when it is first used."""

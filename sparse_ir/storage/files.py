@@ -23,7 +23,8 @@ from typing import IO, Any
 
 import filelock
 
-from sparse_ir.errors import DamagedError, LockedError
+from sparse_ir.errors import LockedError
+from sparse_ir.storage import reading
 
 _TEMPORARY_MARK = ".tmp-"
 _AT_FDCWD = -100
@@ -32,8 +33,8 @@ _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
-    with path.open("rb") as stream:
+    """Hexadecimal SHA-256 of the file's bytes; raises what ``reading`` raises."""
+    with reading.reading(path, "bytes"), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -116,19 +117,19 @@ def format_json(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ``DamagedError`` when it is missing or broken."""
+    """Read a JSON file.
+
+    Raises ``DamagedError`` when it is missing or broken, ``UncheckedError`` when the system refuses
+    to read it.
+    """
     return read_json_and_text(path)[0]
 
 
 def read_json_and_text(path: Path) -> tuple[Any, str]:
     """The value and the text of a JSON file from one read; it may be replaced at any moment."""
-    try:
+    with reading.reading(path, "JSON"):
         text = path.read_text(encoding="utf-8")
         return json.loads(text), text
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path} is missing") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path} is not readable as JSON ({error})") from error
 
 
 def swap_folder(new: Path, target: Path) -> None:

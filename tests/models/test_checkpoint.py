@@ -360,7 +360,7 @@ def test_weight_files_prefer_safetensors_and_refuse_pickles(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"half")
     with pytest.raises(
         ModelError,
-        match=r"model.safetensors is damaged \(.*\); fetch or copy it "
+        match=r"model.safetensors is not readable as safetensors \(.*\); fetch or copy it "
         r"again",
     ):
         model_files.weight_files(tmp_path)

@@ -169,7 +169,7 @@ def test_unknown_key_is_refused_or_counted_and_never_falls_on_the_unknown_token(
     [
         ("[1]", "the top level must be a non-empty object"),
         ("{}", "the top level must be a non-empty object"),
-        ("{", "is not JSON"),
+        ("{", "is not readable as JSON"),
         ('{"ny": "high"}', r"the weight of 'ny' is 'high'; it must be a finite number"),
         ('{"ny": NaN}', "the weight of 'ny' is nan"),
         ('{"ny": true}', "the weight of 'ny' is True"),
@@ -183,7 +183,7 @@ def test_broken_weight_file(words, tmp_path, content, message):
 
 
 def test_missing_weight_file(words, tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"none\.json is missing"):
         static_queries.from_idf_json(tmp_path / "none.json", words, "opensearch")
 
 
@@ -323,7 +323,7 @@ def test_changed_weights_are_noticed(words, idf_path, tmp_path):
             "kind is 'oracle'; it must be neural or static",
         ),
         ("tokenizer.json", "{}", "cannot be read"),
-        ("weights.safetensors", "", "cannot be read"),
+        ("weights.safetensors", "", "weights.safetensors is not readable as safetensors"),
     ],
 )
 def test_broken_folder(words, tmp_path, name, content, message):
@@ -340,7 +340,7 @@ def test_a_model_for_a_static_query_side_is_refused(words, tmp_path):
 
 
 def test_missing_tokenizer(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
         tokenization.read_tokenizer(tmp_path / "tokenizer.json")
 
 

@@ -6,14 +6,22 @@ from pathlib import Path
 
 from sparse_ir.engines.lucene import java
 from sparse_ir.engines.lucene.directory import open_directory_without_lock
-from sparse_ir.errors import DamagedError
+from sparse_ir.errors import DamagedError, JavaError, UncheckedError
 
 
 def check_index(folder: Path) -> None:
     """Run Lucene's CheckIndex over every file; it takes no lock and writes nothing.
 
-    Raises ``DamagedError`` with its finding.
+    Raises ``DamagedError`` with its finding, ``UncheckedError`` when Java could not read the folder
+    or has too little memory.
     """
+    try:
+        _run_check(folder)
+    except JavaError as error:
+        raise UncheckedError(f"{folder} could not be checked: {error}") from error
+
+
+def _run_check(folder: Path) -> None:
     with java.translated_errors(f"{folder} is damaged", DamagedError):
         directory = open_directory_without_lock(folder)
         try:

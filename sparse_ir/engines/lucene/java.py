@@ -30,8 +30,21 @@ from sparse_ir.engines.lucene.runtime import (
     find_runtime,
     make_options,
 )
-from sparse_ir.errors import ClosedError, JavaError
+from sparse_ir.errors import ClosedError, DamagedError, JavaError, UncheckedError
 
+# exceptions that say nothing about the bytes of an index
+_MACHINE_FAILED = {"OutOfMemoryError", "StackOverflowError"}
+_NOT_READ = {
+    "AccessDeniedException",
+    "ClosedByInterruptException",
+    "FileSystemException",
+    "FileSystemLoopException",
+    "IndexFormatTooNewException",
+    "IndexFormatTooOldException",
+    "IOException",
+    "LockObtainFailedException",
+    "UncheckedIOException",
+}
 _start_lock = threading.Lock()
 _of_thread = threading.local()
 _started_by: int | None = None  # the process whose virtual machine it is
@@ -150,9 +163,20 @@ def translated_errors(doing: str, error_class: type[Exception] = JavaError) -> I
         name = (getattr(error, "classname", None) or "Java exception").rsplit(".", 1)[-1]
         reason = (getattr(error, "innermessage", None) or str(error)).strip().split("\n")[0]
         hint = f"; give Java more memory with {HEAP_VARIABLE}=8g" if "OutOfMemory" in name else ""
-        if name == "AlreadyClosedException":
-            error_class = ClosedError
+        error_class = _choose_class(name, error_class)
         raise error_class(f"{doing}: {name}: {reason}{hint}") from error
+
+
+def _choose_class(name: str, error_class: type[Exception]) -> type[Exception]:
+    """The error for a Java exception of this name; only some of them speak of damaged bytes."""
+    if name == "AlreadyClosedException":
+        return ClosedError
+    if error_class is DamagedError:
+        if name in _MACHINE_FAILED:
+            return JavaError
+        if name in _NOT_READ:
+            return UncheckedError
+    return error_class
 
 
 class _Leaving:

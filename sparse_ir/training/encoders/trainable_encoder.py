@@ -29,7 +29,7 @@ from sparse_ir.models.families.base import NeuralSide, SaveRequest, StaticSide
 from sparse_ir.models.network import SparseNetwork
 from sparse_ir.models.reading import TextReader
 from sparse_ir.models.tokenization import Tokens
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 from sparse_ir.training.configuration.config import ModelSettings, TrainConfig
 from sparse_ir.training.sources.training_source import pick
 
@@ -319,7 +319,8 @@ class TrainableEncoder(torch.nn.Module):
         from safetensors.torch import load_file
 
         own = self.tensors()
-        stored = load_file(path, device=safetensors_device(device))
+        with reading.reading(path, "safetensors"):
+            stored = load_file(path, device=safetensors_device(device))
         if _shapes(own) != _shapes(stored):
             raise DamagedError(f"{path} holds the weights of another network")
         for name, tensor in own.items():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparse_ir.errors import DamagedError
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 from sparse_ir.training.configuration.config_parser import config_to_json, format_config
 from sparse_ir.training.encoders import trainable_encoder
 from sparse_ir.training.loop import optimization, saved_state
@@ -156,7 +156,10 @@ class Checkpoints:
         """Take the weights of both sides from a checkpoint; returns its other tensors, too."""
         device = self._setup.accelerator.device
         self._setup.student.read_weights(folder / WEIGHTS, device)
-        tensors = load_file(folder / TENSORS, device=trainable_encoder.safetensors_device(device))
+        with reading.reading(folder / TENSORS, "safetensors"):
+            tensors = load_file(
+                folder / TENSORS, device=trainable_encoder.safetensors_device(device)
+            )
         if self._setup.query_side is not None:
             with torch.no_grad():
                 self._setup.query_side.weights_V.copy_(tensors["query_weights"])

@@ -8,8 +8,6 @@ asks for given pairs.
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +18,9 @@ from pydantic.dataclasses import dataclass
 
 from sparse_ir.engines.lucene.bm25 import analyze
 from sparse_ir.engines.lucene.checking import lucene_version
-from sparse_ir.errors import ConfigError, DamagedError, DataError
+from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.models.batching import rows_to_csr
-from sparse_ir.storage import files
+from sparse_ir.storage import files, reading
 from sparse_ir.training.fields import SECTION, NotNegative, Probability
 from sparse_ir.training.markdown import Markdown, number
 from sparse_ir.training.sources.training_source import TrainingSource, positions_of
@@ -224,16 +222,12 @@ def _analysed(
 
 
 def _read_collection(path: Path, documents: int, progress: OnProgress | None) -> _Collection:
-    try:
+    remedy = "; delete it, and it is made again"
+    with reading.reading(path, "an analysed collection", remedy=remedy):
         # numpy leaves a file open that it cannot read, unless the file is ours
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             values = {name: stored[name] for name in _Collection._fields}
         text = values.pop("terms").tobytes().decode()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedError(
-            f"{path} is not readable as an analysed collection ({error}); delete it, and it is "
-            "made again"
-        ) from error
     if progress is not None:
         progress(documents)
     return _Collection(terms=text.split("\n") if text else [], **values)

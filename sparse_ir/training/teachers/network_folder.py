@@ -74,6 +74,8 @@ class NetworkFolder:
         """
         import transformers
 
+        from sparse_ir.models import loading
+
         try:
             _, report = getattr(transformers, class_name).from_pretrained(
                 self.path,
@@ -82,7 +84,7 @@ class NetworkFolder:
                 device_map="meta",
                 **self.loading_options(),
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except loading.LOADING_ERRORS as error:
             raise ModelError(
                 f"{self.path} cannot be loaded by {class_name} ({first_line(error)})"
             ) from error
