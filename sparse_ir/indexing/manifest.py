@@ -164,7 +164,7 @@ class DocIds(Sequence[str]):
         self._path = folder / "doc_ids.txt"
         remedy = "; build the index again"
         bounds = reading.load_array(folder / "doc_ids.npy", mmap_mode="r", remedy=remedy)
-        self._bounds = memoryview(bounds)
+        self._bounds = bounds.data
         with reading.reading(self._path, "text", remedy=remedy), self._path.open("rb") as stream:
             filled = self._bounds[-1] > 0  # an empty file cannot be mapped
             self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if filled else b""

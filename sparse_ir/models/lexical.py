@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from sparse_ir.errors import DataError
 from sparse_ir.models import tokenization
@@ -121,6 +121,12 @@ def _train_word_pieces(read: Callable[[], Iterable[str]]) -> Tokenizer:
 
 def _train(texts: Iterable[str], size: int, first_tokens: list[str]) -> Tokenizer:
     tokenizer = _empty_tokenizer({})
+    # WordPiece reads a longer word as unknown, and the trainer takes quadratic time on it
+    longest = tokenizer.model.max_input_chars_per_word
+    without_long_words = pre_tokenizers.Split(Regex(f"(?s).{{{longest + 1},}}"), "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), without_long_words]
+    )
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, min_frequency=2, special_tokens=first_tokens, show_progress=False
     )
