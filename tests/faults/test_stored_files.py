@@ -30,7 +30,7 @@ from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.storage import files, reading
-from sparse_ir.training import config_parser
+from sparse_ir.training.configuration import config_parser
 
 LFS_POINTER = reading.LFS_START + b"v1\noid sha256:" + b"0" * 64 + b"\nsize 1234\n"
 
