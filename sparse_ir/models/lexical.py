@@ -123,7 +123,7 @@ def _train(texts: Iterable[str], size: int, first_tokens: list[str]) -> Tokenize
     tokenizer = _empty_tokenizer({})
     # WordPiece reads a longer word as unknown, and the trainer takes quadratic time on it
     longest = tokenizer.model.max_input_chars_per_word
-    without_long_words = pre_tokenizers.Split(Regex(f"(?s).{{{longest + 1},}}"), "removed")
+    without_long_words = pre_tokenizers.Split(Regex(rf"[\s\S]{{{longest + 1},}}"), "removed")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), without_long_words]
     )
