@@ -27,6 +27,9 @@ class CorpusEncodeOptions(EncodeOptions, InputOptions, total=False):
 
 # a record of options -> the records that it is made of, in the order of a help text
 _PARTS: dict[str, tuple[type, ...]] = {"CorpusEncodeOptions": (InputOptions, EncodeOptions)}
+_OUTPUTS = {"output", "page"}
+_READ_IN_FOLDERS = ("corpus", "queries")  # how the names of files begin that a folder is read for
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,7 +50,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     """Mark a function as a command and check the types of its arguments at each call.
 
     Raises ``ConfigError``, which names the argument and its value, for an argument of another type
-    than the signature states and for an unknown name among the ``**options``; ``MissingExtra`` for
+    than the signature states, for an unknown name among the ``**options`` and for an output that
+    would replace an input; ``MissingExtra`` for
     an optional package that is not installed.
     """
     signature = inspect.signature(function)
@@ -55,9 +59,13 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs).arguments
+        paths: dict[str, Path] = {}
         for name, value, hint in _arguments(function, given):
             if not _matches(value, hint):
                 raise ConfigError(f"{name} must be {_describe(hint)}, not {value!r}")
+            if _accepts_path(hint) and isinstance(value, str | os.PathLike):
+                paths[name] = Path(value)
+        _check_outputs(paths)
         with extras.importing():
             return function(*args, **kwargs)
 
@@ -119,6 +127,37 @@ def _matches(value: Any, hint: Any) -> bool:
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
+
+
+def _accepts_path(hint: Any) -> bool:
+    parts = typing.get_args(hint)
+    return any(part is Path or typing.get_origin(part) is os.PathLike for part in parts)
+
+
+def _check_outputs(paths: Mapping[str, Path]) -> None:
+    """Raise ``ConfigError`` for an output that is an input, or one of the files in it."""
+    for name in paths.keys() & _OUTPUTS:
+        output = paths[name]
+        for other in paths.keys() - {name}:
+            if _is_part(output, paths[other]):
+                raise ConfigError(
+                    f"{name} is {output}, which {other} reads; it must be another place"
+                )
+
+
+def _is_part(output: Path, source: Path) -> bool:
+    """Return whether an output is an input, or a file that is read in the folder of an input."""
+    if not (output.is_file() or output.is_dir()) or not source.exists():
+        return False
+    if output.samefile(source):
+        return True
+    place = Path(os.path.realpath(output))
+    folder = Path(os.path.realpath(source))
+    if place.is_dir():
+        return False
+    if place.parent == folder:
+        return place.name.startswith(_READ_IN_FOLDERS)
+    return place.parent == folder / "qrels"
 
 
 def _describe(hint: Any) -> str:

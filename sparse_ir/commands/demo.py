@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_ir.commands import evaluating, indexing, searching
 from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.console import progress_bar
+from sparse_ir.errors import ConfigError
 from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
 from sparse_ir.reports import DemoAnswer, DemoReport, IndexReport
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN_QUESTIONS = ("q001", "q042", "q050")
 MEASURES = "nDCG@10 R@100"
+_MARK = "demo.json"
 
 
 @command
@@ -49,6 +51,7 @@ def demo(
     from sparse_ir.retrieval.searcher import Index
 
     output = Path(output)
+    _check_folder(output)
     missing = _write_collection(output, progress)
     built = {
         "sparse_ir": _build_sparse(str(model), output, progress),
@@ -67,6 +70,19 @@ def demo(
         "systems": systems,
         "answers": answers,
     }
+
+
+def _check_folder(output: Path) -> None:
+    """Raise ``ConfigError`` unless the demo may write into a folder, and mark it as the demo's."""
+    from sparse_ir.storage import files
+
+    files.check_folder(output)
+    is_own = (output / _MARK).exists() or (output / "BM25.trec").exists()  # the latter: of 0.1.0
+    if output.is_dir() and any(output.iterdir()) and not is_own:
+        raise ConfigError(
+            f"{output} is not empty and was not made by the demo; it must be another folder"
+        )
+    files.write_json(output / _MARK, {"made_by": "sparse-ir demo"})
 
 
 def _write_collection(output: Path, progress: bool) -> list[str]:

@@ -259,8 +259,10 @@ def build(
     from sparse_ir.indexing import field_sources
     from sparse_ir.indexing.bm25_field import Bm25Settings
     from sparse_ir.indexing.builder import check_index_options
+    from sparse_ir.indexing.building import check_target
 
     # before hours of encoding
+    check_target(Path(output).resolve())
     check_index_options(scale, bits, threads)
     wanted = field_sources.read_fields(fields)
     settings = Bm25Settings(k1, b, analyzer, language, 1.0 if share is None else share)

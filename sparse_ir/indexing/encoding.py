@@ -126,6 +126,7 @@ def _make_plan(
     """
     if shard_size < 1:
         raise ConfigError(f"shard size is {shard_size}; it must be at least 1")
+    files.check_folder(output)
     if output.exists() and not (output / PLAN).exists() and any(visible_files(output)):
         raise ConfigError(
             f"{output} is not empty and holds no vectors; choose another output or delete it"

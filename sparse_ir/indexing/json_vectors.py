@@ -94,6 +94,7 @@ def export_json_vectors(
     which Anserini counts as empty. The folder appears whole or not at all, in the place of an older
     export. Returns the number of lines.
     """
+    files.check_folder(output)
     if output.exists():
         for path in visible_files(output):
             if not path.match("vectors-*.jsonl"):

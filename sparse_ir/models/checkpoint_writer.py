@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from sparse_ir.errors import ConfigError
 from sparse_ir.models.decoder_settings import (
     Activation,
     DecoderSettings,
@@ -146,7 +147,13 @@ def _rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder that takes the place of ``folder`` when the block ends without an error."""
+    """Give a folder that takes the place of ``folder`` when the block ends without an error.
+
+    Raises ``ConfigError`` when ``folder`` holds something else than a model.
+    """
+    is_model = (folder / "config.json").is_file() or (folder / "modules.json").is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not is_model:
+        raise ConfigError(f"{folder} is not empty and holds no model; it must be another folder")
     with files.write_lock(folder):
         files.remove_leftovers(folder)
         with files.building(folder) as target:

@@ -23,10 +23,12 @@ from typing import IO, Any
 
 import filelock
 
-from sparse_ir.errors import LockedError
+from sparse_ir.errors import ConfigError, LockedError
 from sparse_ir.storage import reading
 
 _TEMPORARY_MARK = ".tmp-"
+_DESCRIPTOR = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)")
+_STANDARD_STREAMS = {"stdout": 1, "stderr": 2}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -44,13 +46,20 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def follow_links(path: Path) -> Path:
+    """Return the place that links lead to, so that a link stays and its target is written."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def temporary_sibling(path: Path) -> Path:
     """A fresh name beside ``path`` that ``remove_leftovers`` recognises."""
+    path = follow_links(path)
     return path.with_name(f".{path.name}{_TEMPORARY_MARK}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def remove_leftovers(path: Path) -> None:
     """Delete what killed writers of ``path`` left; only for the holder of ``write_lock(path)``."""
+    path = follow_links(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}{_TEMPORARY_MARK}*"):
         _remove(leftover)
 
@@ -86,11 +95,19 @@ def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under ``path`` only when the block ends without an exception.
 
     Text is UTF-8 with ``\\n`` line ends. After an error, such as a full disk, the old file is
-    unchanged.
+    unchanged. A link stays, and the file that it names is written. What cannot be replaced (a pipe,
+    a device, standard output) is written to directly. Raises ``ConfigError`` for a folder.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; it must be the name of a file")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    if _is_stream(path):
+        with _open_stream(path, mode, text) as stream:
+            yield stream
+        return
+    path = follow_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with temporary.open(mode, **text) as stream:  # type: ignore[call-overload]
             yield stream
@@ -103,6 +120,25 @@ def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             error.filename = str(path)  # the system does not say which file
         raise
     _sync_folder(path.parent)
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether a path is not a place for a file: a pipe, a device, an open descriptor."""
+    if _DESCRIPTOR.fullmatch(str(path)):
+        return True
+    return path.exists() and not path.is_file()
+
+
+def _open_stream(path: Path, mode: str, text: dict[str, str]) -> IO[Any]:
+    """Open a pipe or a device. An open descriptor is shared, so that nothing there is lost."""
+    match = _DESCRIPTOR.fullmatch(str(path))
+    if match is None:
+        return path.open(mode, **text)  # type: ignore[call-overload,no-any-return]
+    if match[2] is None:
+        number = _STANDARD_STREAMS[match[1]]
+    else:
+        number = int(match[2])
+    return os.fdopen(os.dup(number), mode, **text)  # type: ignore[call-overload,no-any-return]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -132,12 +168,19 @@ def read_json_and_text(path: Path) -> tuple[Any, str]:
         return json.loads(text), text
 
 
+def check_folder(path: Path) -> None:
+    """Raise ``ConfigError`` if a file is where a folder is to be written."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; it must be the name of a folder")
+
+
 def swap_folder(new: Path, target: Path) -> None:
     """Replace ``target`` by the finished folder ``new`` in one step, and delete the old one.
 
     Where the kernel offers it (Linux, ``RENAME_EXCHANGE``) the two names change places atomically,
     so that ``target`` exists at every moment. Elsewhere the old folder is first renamed aside.
     """
+    target = follow_links(target)
     _sync_tree(new)
     if not target.exists():
         new.rename(target)
@@ -153,7 +196,12 @@ def swap_folder(new: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A folder to build in; it replaces ``target`` when the block ends without an exception."""
+    """A folder to build in; it replaces ``target`` when the block ends without an exception.
+
+    Raises ``ConfigError`` when ``target`` is a file.
+    """
+    check_folder(target)
+    target = follow_links(target)
     folder = temporary_sibling(target)
     folder.mkdir(parents=True)
     try:
@@ -171,6 +219,7 @@ def write_lock(path: Path, timeout: float = 0.0) -> Iterator[None]:
 
     Raises ``LockedError`` when another process holds it for longer than ``timeout`` seconds.
     """
+    path = follow_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
