@@ -134,10 +134,8 @@ def _open_stream(path: Path, mode: str, text: dict[str, str]) -> IO[Any]:
     match = _DESCRIPTOR.fullmatch(str(path))
     if match is None:
         return path.open(mode, **text)  # type: ignore[call-overload,no-any-return]
-    if match[2] is None:
-        number = _STANDARD_STREAMS[match[1]]
-    else:
-        number = int(match[2])
+    name, digits = match.groups()
+    number = _STANDARD_STREAMS[name] if name else int(digits)
     return os.fdopen(os.dup(number), mode, **text)  # type: ignore[call-overload,no-any-return]
 
 
