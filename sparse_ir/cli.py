@@ -33,18 +33,19 @@ from docstring_parser import google
 
 import sparse_ir
 from sparse_ir.commands.arguments import StrPath, option_records
-from sparse_ir.console import format_report
+from sparse_ir.console import format_answers, format_documents, format_report
 from sparse_ir.errors import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
     EXIT_UNHEALTHY,
+    ConfigError,
     SparseIRError,
     SparseIRWarning,
 )
 
 COMMANDS = {
-    "Build": ("build", "encode", "index", "bm25", "export", "idf", "verify"),
-    "Search": ("search", "explain", "tune"),
+    "Build": ("build", "encode", "index", "bm25", "export", "idf", "verify", "info"),
+    "Search": ("search", "show", "explain", "tune"),
     "Evaluate": ("evaluate", "compare", "beir", "leaderboard"),
     "Train": ("doctor", "mine", "teach", "train"),
     "Try": ("demo",),
@@ -68,6 +69,10 @@ _OPTION_TITLES = {
     "EncodeOptions": "Encoding",
     "Approximations": "Approximation",
 }
+
+
+# The options whose values are the words of the command line that have no name.
+_WORDS = {"search": "question", "show": "doc_id", "info": "path"}
 
 
 class Option(NamedTuple):
@@ -153,6 +158,9 @@ def find_options(function: Callable[..., Any]) -> Iterator[Option]:
                     yield Option(key, hint, None, option_texts[key], title)
         elif parameter.kind is parameter.VAR_POSITIONAL:
             yield Option(name, hints[name], parameter.empty, texts[name], "Required", True)
+        elif name == _WORDS.get(function.__name__):
+            group = _find_group(name, parameters)
+            yield Option(name, str, parameter.default, texts[name], group, True)
         elif name != "progress":
             group = _find_group(name, parameters)
             yield Option(name, hints[name], parameter.default, texts[name], group)
@@ -187,13 +195,18 @@ def _make_command(name: str) -> Callable[..., int]:
     groups = {title: Group(title, sort_key=place) for place, title in enumerate(_titles(options))}
 
     def call(*positional: str, json: bool = False, quiet: bool = False, **given: Any) -> int:
+        trec = given.pop("trec", False)
         _silence_libraries(quiet)
+        if name in _WORDS:
+            given[_WORDS[name]] = _convert_words(function, _WORDS[name], positional)
+            positional = ()
         if shows_progress:
             given["progress"] = not quiet
         report = function(*positional, **given)
         # of the processes of one training, the first prints
         if name != "train" or os.environ.get("RANK", "0") == "0":
-            print(_format(name, report, json))  # noqa: T201
+            text = _format_run(report, given) if trec else _format(name, report, json)
+            print(text)  # noqa: T201
         return EXIT_UNHEALTHY if report.get("healthy") is False else 0
 
     parameters = [_make_parameter(option, groups[option.group]) for option in options]
@@ -201,11 +214,27 @@ def _make_command(name: str) -> Callable[..., int]:
     if shows_progress:
         parameters.append(_make_flag("quiet", "Show no progress bars.", output))
     parameters.append(_make_flag("json", "Print the report as JSON.", output))
+    if name == "search":
+        parameters.append(_make_flag("trec", "Print the answers as a TREC run.", output))
+    parameters.sort(key=lambda parameter: parameter.kind)  # Python wants unnamed words first
     call.__name__ = name
     call.__doc__ = _description(function)
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _convert_words(function: Callable[..., Any], name: str, words: tuple[str, ...]) -> Any:
+    """The unnamed words of a command line as the function takes them: all, or exactly one."""
+    unknown = [word for word in words if word.startswith("-") and word != "-"]
+    if unknown:
+        raise ConfigError(f"Unknown option: {unknown[0]}.")
+    hint = typing.get_type_hints(function)[name]
+    if typing.get_origin(hint) is tuple:
+        return words
+    if len(words) != 1:
+        raise ConfigError(f"{function.__name__} takes one {name}, not {len(words)}")
+    return words[0]
 
 
 def _titles(options: Iterable[Option]) -> list[str]:
@@ -228,6 +257,8 @@ def _make_parameter(option: Option, group: Group) -> inspect.Parameter:
         details["negative"] = ()
     elif not option.positional:
         details["allow_repeating"] = True  # the last one counts
+    if option.positional:
+        details["allow_leading_hyphen"] = True  # for "-", standard input
     annotation: Any = Annotated[hint, Parameter(**details)]
     if option.positional:
         return inspect.Parameter(
@@ -280,7 +311,24 @@ def _format(name: str, report: Mapping[str, Any], as_json: bool) -> str:
         from sparse_ir.retrieval import explanation_view
 
         return explanation_view.format_terminal(report)
+    if name == "search" and "answers" in report:
+        return format_answers(report["answers"])
+    if name == "show":
+        return format_documents(report["documents"])
     return format_report(report)
+
+
+def _format_run(report: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The answers as the lines of a TREC run."""
+    from sparse_ir.data import runs
+
+    if "answers" not in report:
+        raise ConfigError("--trec prints answers; a run of --queries goes to the file of --output")
+    run = {}
+    for answer in report["answers"]:
+        run[answer["query_id"]] = [(hit["doc_id"], hit["score"]) for hit in answer["hits"]]
+    encode_ids = bool(given.get("encode_ids"))
+    return "\n".join(runs.trec_lines(run, report["tag"], encode_ids=encode_ids))
 
 
 def _show_warning(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
+_TEXT_WIDTH = 110  # of answers where the output is no terminal
+_SHOWN_EXPANSIONS = 6
 _WIDTH = 10_000  # of output that is not a terminal: no line is wrapped
 
 
@@ -112,3 +116,93 @@ def _show_number(value: float) -> str:
     if 0 < abs(value) < 5e-5:
         return f"{value:.1g}"
     return f"{value:.4f}"
+
+
+def format_answers(answers: Sequence[Mapping[str, Any]]) -> str:
+    """The answers of ``search`` or ``demo``: rank, score, title and passage of each hit."""
+    console = _make_console()
+    with console.capture() as captured:
+        for answer in answers:
+            console.print(_answer_heading(answer["question"]))
+            console.print(_answer_table(answer["hits"], console.is_terminal))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def format_documents(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Documents with all their fields, the text last."""
+    parts = []
+    for document in documents:
+        facts = {"doc_id": document["doc_id"], "title": document["title"]} | document["metadata"]
+        parts.append(f"{format_report(facts)}\n\n{document['text']}")
+    return "\n\n".join(parts)
+
+
+def _make_console() -> Console:
+    """A console that wraps lines, at a fixed width where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _TEXT_WIDTH
+    return console
+
+
+def _answer_heading(question: str) -> Text:
+    from rich.text import Text
+
+    return Text(question, style="bold")
+
+
+def _answer_table(hits: Sequence[Mapping[str, Any]], styled: bool) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not hits:
+        return "  no document matches\n"
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column(ratio=1)
+    for hit in hits:
+        lines = [_hit_title(hit, styled)]
+        if "snippet" in hit:
+            snippet = hit["snippet"]
+            lines.append(_highlight(snippet["text"], snippet["highlights"], styled))
+            shown = list(snippet["expansions"])[:_SHOWN_EXPANSIONS]
+            if shown:
+                lines.append(Text(f"by expansion: {', '.join(shown)}", style="dim"))
+        body = Text("\n").join(line for line in lines if line)
+        body.append("\n")
+        table.add_row(str(hit["rank"]), _show_number(hit["score"]), body)
+    return table
+
+
+def _hit_title(hit: Mapping[str, Any], styled: bool) -> Text:
+    from rich.text import Text
+
+    if not hit.get("title"):
+        return Text(hit["doc_id"], style="bold")
+    spans = hit["snippet"]["title_highlights"]
+    title = _highlight(hit["title"], spans, styled)
+    title.stylize("bold")
+    title.append(f"  {hit['doc_id']}", style="dim")
+    return title
+
+
+def _highlight(text: str, spans: Sequence[Sequence[int]], styled: bool) -> Text:
+    """A text on one line with its highlights in colour, or between asterisks."""
+    from rich.text import Text
+
+    marked = Text()
+    mark = "" if styled else "**"
+    reached = 0
+    for start, end in spans:
+        marked.append(_on_one_line(text[reached:start]))
+        marked.append(f"{mark}{text[start:end]}{mark}", style="bold yellow")
+        reached = end
+    marked.append(_on_one_line(text[reached:]))
+    return marked
+
+
+def _on_one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)

@@ -70,19 +70,6 @@ class IdfReport(TypedDict):
     tokens: int
 
 
-class SearchReport(TypedDict):
-    """The report of ``search``."""
-
-    run: str
-    queries: int
-    queries_without_hits: int
-    hits: int
-    ranking: str  # sparse, bm25 or hybrid
-    options: str
-    seconds: float
-    p50_ms: float | None  # None without queries
-
-
 class ExplainReport(TypedDict):
     """The report of ``explain``."""
 

@@ -6,23 +6,31 @@ Numeric libraries are imported inside the functions, so that a help text appears
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.console import progress_bar
-from sparse_ir.errors import BudgetMissed, ConfigError, IndexMismatch
-from sparse_ir.reports import ExplainReport, Report, SearchReport
+from sparse_ir.errors import BudgetMissed, ConfigError, DataError, IndexMismatch
+from sparse_ir.reports import ExplainReport, Report
 
 if TYPE_CHECKING:
-    from sparse_ir.data.records import Qrels
+    import numpy as np
+
+    from sparse_ir.data.records import Qrels, Query, Run
     from sparse_ir.retrieval.options import SearchOptions
+    from sparse_ir.retrieval.searcher import Index
     from sparse_ir.retrieval.tuning import Bench, Trial
 
 
 Ranking = Literal["sparse", "bm25", "hybrid"]
+RUN_HITS = 1000
+QUESTION_HITS = 10
 
 
 class Approximations(TypedDict, total=False):
@@ -50,10 +58,12 @@ class Approximations(TypedDict, total=False):
 @command
 def search(
     index: StrPath,
-    queries: Source,
-    output: StrPath,
+    queries: Source | None = None,
+    output: StrPath | None = None,
     *,
-    hits: int = 1000,
+    question: tuple[str, ...] = (),
+    query_file: StrPath | None = None,
+    hits: int | None = None,
     threads: int = 1,
     remove_query: bool = False,
     query_model: Source | None = None,
@@ -64,18 +74,22 @@ def search(
     tuned: bool = False,
     progress: bool = False,
     **options: Unpack[Approximations],
-) -> SearchReport:
-    """Search an index with all queries and write a TREC run.
+) -> Report:
+    """Search an index: ask it questions, or run a set of queries and write a TREC run.
 
-    The search is exact unless an option of the group "Approximation", or --tuned, leaves something
-    out. Documents of equal scores are ordered as trec_eval orders them.
+    Questions are answered with titles and passages. --queries with --output writes a run. The
+    search is exact unless an option of the group "Approximation", or --tuned, leaves something out.
+    Documents of equal scores are ordered as trec_eval orders them.
 
     Args:
         index: Folder of an impact or BM25 index, or of a Lucene impact index built by Pyserini.
         queries: BEIR folder, queries.jsonl[.gz], queries.tsv[.gz], or a hub data set such as
             BeIR/scifact.
-        output: File for the run.
-        hits: Number of documents per query.
+        output: File for the run of the queries.
+        question: Text of a question, or several; "-" reads one question per line from standard
+            input.
+        query_file: File with one question per line.
+        hits: Number of documents per query: by default 1000 in a run, and 10 for a question.
         threads: Number of threads that search.
         remove_query: Drop the hit whose doc_id is the query's own id (ArguAna, Quora).
         query_model: Model that encodes the queries, if the index names none or the model has moved.
@@ -89,43 +103,126 @@ def search(
         tuned: Search with the options that tune stored with the index.
         progress: Show a progress bar.
     """
-
-    import statistics
-
     from sparse_ir.data import readers, runs
     from sparse_ir.retrieval.opening import open_index
 
+    asks_questions = bool(question) or query_file is not None
+    _check_what_is_searched(asks_questions, queries, output)
+    if hits is None:
+        hits = QUESTION_HITS if asks_questions else RUN_HITS
     _check_hits(hits)
     chosen = _choose_options(options, tuned)
-    runs.check_run_target(Path(output), tag)
-    asked = list(readers.read_queries(queries))
+    if queries is None:
+        asked = list(_read_questions(question, query_file))
+    else:
+        runs.check_run_target(Path(output or ""), tag)
+        asked = list(readers.read_queries(queries))
     with open_index(
         Path(index), _optional_text(query_model), scale, tuned=tuned, ranking=ranking
     ) as opened:
+        report: Report = {"ranking": opened.ranking}
+        report["options"] = str(opened.options if chosen is None else chosen)
+        if asks_questions:
+            answers = [_answer(opened, query, hits, chosen) for query in asked]
+            return {"index": str(index), "tag": tag} | report | {"answers": answers}
+        batch = functools.partial(
+            opened.search_batch, asked, hits, threads=threads, remove_query=remove_query
+        )
         started = time.perf_counter()
         with progress_bar(len(asked), progress, desc="searching", unit=" queries") as bar:
-            run, seconds = opened.search_batch(
-                asked,
-                hits,
-                threads=threads,
-                remove_query=remove_query,
-                options=chosen,
-                progress=bar.update,
-            )
+            run, seconds = batch(options=chosen, progress=bar.update)
         elapsed = time.perf_counter() - started
-        used = opened.options if chosen is None else chosen
-        used_ranking = opened.ranking
-    runs.write_run(Path(output), run, tag, encode_ids=encode_ids)
+    runs.write_run(Path(output or ""), run, tag, encode_ids=encode_ids)
+    return _report_run(str(output), run, seconds, elapsed) | report
+
+
+def _check_what_is_searched(
+    asks_questions: bool, queries: Source | None, output: StrPath | None
+) -> None:
+    if asks_questions and (queries is not None or output is not None):
+        raise ConfigError("questions are answered on standard output; drop --queries and --output")
+    if asks_questions:
+        return
+    if queries is None:
+        raise ConfigError("search needs a question, or queries (--queries) and --output")
+    if output is None:
+        raise ConfigError("queries need a file for their run; name it with --output")
+
+
+def _read_questions(questions: tuple[str, ...], file: StrPath | None) -> Iterator[Query]:
+    """The questions as queries with the ids 1, 2, 3 ...; empty lines are left out."""
+    from sparse_ir.data.records import Query
+
+    texts: list[str] = []
+    for question in questions:
+        if question == "-":
+            texts.extend(line.rstrip("\n") for line in sys.stdin)
+        else:
+            texts.append(question)
+    if file is not None:
+        try:
+            texts.extend(Path(file).read_text(encoding="utf-8-sig").splitlines())
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} holds {error.reason}; it must be UTF-8 text") from error
+    asked = [text for text in texts if text.strip()]
+    if not asked:
+        raise ConfigError("the question is empty; it must be a text")
+    for number, text in enumerate(asked, start=1):
+        yield Query(str(number), text)
+
+
+def _answer(
+    opened: Index, query: Query, hits: int, options: SearchOptions | None
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    found = opened.search(query.text, hits, options)
+    seconds = time.perf_counter() - started
     return {
-        "run": str(output),
-        "queries": len(asked),
+        "query_id": query.query_id,
+        "question": query.text,
+        "milliseconds": round(seconds * 1000, 3),
+        "hits": found.to_list(),
+    }
+
+
+def _report_run(output: str, run: Run, seconds: np.ndarray, elapsed: float) -> Report:
+    import statistics
+
+    return {
+        "run": output,
+        "queries": len(run),
         "queries_without_hits": sum(not query_hits for query_hits in run.values()),
         "hits": sum(len(query_hits) for query_hits in run.values()),
-        "ranking": used_ranking,
-        "options": str(used),
         "seconds": round(elapsed, 3),
         "p50_ms": round(statistics.median(seconds) * 1000, 3) if len(seconds) else None,
     }
+
+
+@command
+def show(index: StrPath, doc_id: tuple[str, ...]) -> Report:
+    """Show documents of an index: title, text and metadata.
+
+    Args:
+        index: Folder of an index that keeps its documents.
+        doc_id: Id of a document, or several.
+    """
+    from sparse_ir.indexing import document_store, manifest
+
+    if not doc_id:
+        raise ConfigError("there is no doc_id; name at least one document")
+    folder = Path(index)
+    if not manifest.has_documents(manifest.read_manifest(folder)):
+        raise ConfigError(
+            f"{index} keeps no documents; build it from vectors with documents, without --no-store"
+        )
+    store = document_store.DocumentStore(folder / document_store.FOLDER)
+    documents = []
+    for wanted in doc_id:
+        document = store.find(wanted)
+        if document is None:
+            raise DataError(f"{index} has no document {wanted!r}")
+        documents.append(document._asdict() | {"metadata": dict(document.metadata)})
+    return {"index": str(index), "documents": documents}
 
 
 def _check_hits(hits: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 from sparse_ir.data.lines import make_object, read_lines, split_columns
@@ -81,12 +82,18 @@ def write_run(
     path = Path(path)
     check_run_target(path, tag)
     with files.atomic_writer(path) as stream:
-        for query_id, hits in run.items():
-            _check_hits(query_id, hits)
-            shown_query = _column("run: query id", query_id, encode_ids)
-            for rank, (doc_id, score) in enumerate(hits, 1):
-                shown = _column(f"run, query {query_id!r}: doc id", doc_id, encode_ids)
-                stream.write(f"{shown_query} Q0 {shown} {rank} {_format_score(score)} {tag}\n")
+        for line in trec_lines(run, tag, encode_ids=encode_ids):
+            stream.write(line + "\n")
+
+
+def trec_lines(run: Run, tag: str = "sparse_ir", *, encode_ids: bool = False) -> Iterator[str]:
+    """The lines of ``write_run``; raises ``DataError`` as it does."""
+    for query_id, hits in run.items():
+        _check_hits(query_id, hits)
+        shown_query = _column("run: query id", query_id, encode_ids)
+        for rank, (doc_id, score) in enumerate(hits, 1):
+            shown = _column(f"run, query {query_id!r}: doc id", doc_id, encode_ids)
+            yield f"{shown_query} Q0 {shown} {rank} {_format_score(score)} {tag}"
 
 
 def _column(what: str, record_id: str, encode: bool) -> str:

@@ -111,7 +111,7 @@ def test_there_is_a_command_for_each_function_marked_as_one_and_none_besides():
             if "command" in map(ast.unparse, decorators):
                 marked.add(node.name)
     assert set(cli.make_app()) - {"--help", "-h", "--version"} == set(COMMANDS) == marked
-    assert len(cli.NAMES) == len(COMMANDS) == 19
+    assert len(cli.NAMES) == len(COMMANDS) == 21
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -120,15 +120,18 @@ def test_a_command_has_the_options_of_its_function(name):
     own = {"--json"}
     if "progress" in inspect.signature(COMMANDS[name]).parameters:
         own.add("--quiet")
-    positional = {
-        key.upper()
-        for key, parameter in inspect.signature(COMMANDS[name]).parameters.items()
-        if parameter.kind is parameter.VAR_POSITIONAL
-    }
+    if name == "search":
+        own.add("--trec")
+    positional = {"search": {"QUESTION"}, "show": {"DOC_ID"}, "info": {"PATH"}}.get(name, set())
+    for key, parameter in inspect.signature(COMMANDS[name]).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional.add(key.upper())
     wanted = {
-        key.upper() if key.upper() in positional else as_option(key): required
+        as_option(key): required
         for key, required in parameters_of(COMMANDS[name]).items()
+        if key.upper() not in positional
     }
+    wanted |= dict.fromkeys(positional, False)  # the function says itself how many it needs
     found = {key: bool(argument.required) for key, argument in arguments.items()}
     assert found == wanted | dict.fromkeys(own, False)
     assert {key for key in arguments if not key.startswith("--")} == positional
@@ -156,7 +159,7 @@ def test_a_text_over_several_lines_is_read_to_its_end():
 def test_options_are_grouped_and_defaults_are_shown(capsys):
     shown = help_of(capsys, "search")
     assert "Required * --index PATH" in shown
-    assert "--hits INTEGER Number of documents per query. [default: 1000]" in shown
+    assert "--threads INTEGER Number of threads that search. [default: 1]" in shown
     assert shown.index("Approximation") < shown.index("--mass") < shown.index("Output --quiet")
     shown = help_of(capsys, "build")
     for group, option in (("Impacts", "--scale"), ("Pruning", "--prune-terms")):
@@ -166,7 +169,7 @@ def test_options_are_grouped_and_defaults_are_shown(capsys):
 
 def test_defaults_are_those_of_the_function():
     shown = {name: argument.field_info.default for name, argument in arguments_of("search").items()}
-    assert (shown["--hits"], shown["--threads"], shown["--tag"]) == (1000, 1, "sparse_ir")
+    assert (shown["--hits"], shown["--threads"], shown["--tag"]) == (None, 1, "sparse_ir")
     assert shown["--remove-query"] is False
 
 
@@ -299,6 +302,7 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path, capsys):
         "verify": ["--index", index],
         "export": ["--vectors", vectors, "--output", tmp_path / "json"],
         "idf": ["--model", tiny_folder, "--input", collection, "--output", tmp_path / "idf.json"],
+        "info": [index],
     }
     # the demo, the doctor and the road of training have tests of their own
     assert {
@@ -313,6 +317,7 @@ def test_every_report_is_json(root, collection, tiny_folder, tmp_path, capsys):
         "compare",
         "explain",
         "tune",
+        "show",
     } == set(COMMANDS)
     for name, arguments in calls.items():
         texts = [str(argument) for argument in arguments]
