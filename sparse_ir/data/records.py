@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sparse_ir.errors import DataError
 
+MAX_ID_BYTES = 32766  # Lucene's limit
 MetadataValue = str | int | float | bool | list[str]
 Metadata = Mapping[str, MetadataValue]
 
@@ -109,13 +110,16 @@ def check_string(what: str, value: object) -> str:
 def check_id(what: str, value: object) -> str:
     """The id itself, if it is a non-empty ``str`` without control characters.
 
-    Blanks inside are legal (``check_trec_id`` is stricter). Raises ``DataError`` that begins with
+    It has at most ``MAX_ID_BYTES`` bytes. Blanks inside are legal (``check_trec_id`` is stricter). Raises ``DataError`` that begins with
     ``what`` (a place and a field) for anything else.
     """
     if not isinstance(value, str):
         raise DataError(f'{what} is {show(value)}; it must be a string, such as "42" in quotes')
     if not value:
         raise DataError(f"{what} is empty; it must be a string of at least one character")
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > MAX_ID_BYTES:
+        raise DataError(f"{what} has {size} bytes; it must have at most {MAX_ID_BYTES}")
     if _FORBIDDEN_EVERYWHERE.search(value):
         raise DataError(
             f"{what} is {show(value)}; it must be without white space at its ends, control "

@@ -147,12 +147,30 @@ def _make_plan(
         record = read_record(output / PLAN)
         for key, value in identity.items():
             if files.sha256_of_json(record.get(key, value)) != files.sha256_of_json(value):
+                _check_fitted(output, record[key], value)
                 raise ConfigError(
                     f"{output} was begun with another {key} ({_difference(record[key], value)}); "
                     "choose another output, or delete it to start again"
                 )
         _store_sides(output, list(encoder.vocabulary), query_encoder)
     return cast(EncodingPlan, record)
+
+
+def _check_fitted(output: Path, old: Any, new: Any) -> None:
+    """Raise ``DataError`` when two fingerprints differ only because the corpus has changed.
+
+    The lexical model and the collection's share of the IDF are fitted to the corpus.
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return
+    changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    is_lexical = old.get("kind") == new.get("kind") == "lexical"
+    has_collection_idf = "collection_idf" in new.get("origin", {})
+    if is_lexical or (has_collection_idf and changed == {"weights_sha256"}):
+        raise DataError(
+            f"{output} was begun with another corpus, to which its weights are fitted; restore "
+            "the corpus, or choose another output"
+        )
 
 
 def _store_sides(output: Path, vocabulary: list[str], query_encoder: QueryEncoder) -> None:

@@ -99,6 +99,11 @@ def read_manifest(folder: Path) -> IndexManifest:
     """The manifest of an index; ``DamagedError`` when there is none, or one of another format."""
     if not folder.is_dir():
         raise DamagedError(f"{folder} is no index of this package: there is no such folder")
+    if (folder / "plan.json").is_file():
+        raise DamagedError(
+            f"{folder} holds vectors, not an index; make one of them with sparse-ir index "
+            f"--vectors {folder} --output INDEX"
+        )
     if not (folder / MANIFEST).is_file():
         raise DamagedError(f"{folder} is no index of this package: it has no {MANIFEST}")
     manifest, text = files.read_json_and_text(folder / MANIFEST)

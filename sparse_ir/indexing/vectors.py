@@ -80,6 +80,8 @@ class Vectors:
                     "finish them"
                 )
             raise DamagedError(f"{folder} holds no vectors")
+        if not (folder / PLAN).exists() and (folder / "doc_ids.txt").exists():
+            raise DamagedError(f"{folder} is an index; it must be a folder of vectors")
         self.folder = folder
         self.manifest = cast(VectorsManifest, read_record(folder / MANIFEST))
         path = folder / VOCABULARY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,17 +11,15 @@ from sparse_ir.errors import ConfigError
 from sparse_ir.models import decoder_settings
 from sparse_ir.models.idf import compute_idf
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
+from sparse_ir.models.model_files import shipped_model
 from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
 from sparse_ir.models.static_queries import StaticQueryEncoder
+
+__all__ = ["adapt", "find_share", "load_encoder", "shipped_model"]
 
 _DEFAULT_SHARE = 0.5  # of the collection's IDF with the shipped model
 _NOT_FOR_THE_NETWORK = {"shard_size", "query_side", "idf", "allow_unknown", "collection_idf"}
 ReadDocuments = Callable[[], Iterator[Document]]
-
-
-def shipped_model() -> Path:
-    """Return the folder of the trained model inside this package."""
-    return Path(str(importlib.resources.files("sparse_ir"))) / "resources" / "model"
 
 
 def load_encoder(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -152,7 +152,39 @@ def _load(
         raise ModelError(
             f"{folder} cannot be loaded as a {_KINDS[model_class]} ({first_line(error)}){hint}"
         ) from error
-    return model, sorted(report["missing_keys"])
+    missing = sorted(report["missing_keys"])
+    _refuse_other_heads(folder, report["unexpected_keys"], missing)
+    check_finite(folder, model, missing)
+    return model, missing
+
+
+def _refuse_other_heads(folder: Path, unexpected: Iterable[str], missing: list[str]) -> None:
+    """Raise ``ModelError`` for a head that weighs the tokens of a text and adds none."""
+    if not missing:
+        return
+    if (folder / "sparse_linear.pt").is_file():
+        kind = "BGE-M3, whose sparse head (sparse_linear.pt)"
+    elif any("tok_proj" in name for name in unexpected):
+        kind = "uniCOIL, whose head (tok_proj)"
+    else:
+        return
+    raise ModelError(
+        f"{folder} is {kind} gives one weight to each token of a text, which is not supported; it "
+        "must be a model with an output layer over the vocabulary (SPLADE)"
+    )
+
+
+def check_finite(folder: Path, model: torch.nn.Module, missing: Sequence[str] = ()) -> None:
+    """Raise ``ModelError`` for a weight that is NaN or infinite, except in missing tensors."""
+    for name, tensor in model.named_parameters():
+        if name in missing or not tensor.is_floating_point():
+            continue
+        if not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{folder}: the tensor {name} has {count} weights that are NaN or infinite; they "
+                "must be finite, so fetch or save the model again"
+            )
 
 
 def _check_complete(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from typing import Any
 
 from sparse_ir import extras
 from sparse_ir.errors import ConfigError, DamagedError, ModelError, first_line
+from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL
 from sparse_ir.storage import files, reading
 
 _TOKENIZER_FILES = (
@@ -135,6 +137,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises ``ModelError`` when it is missing or does not name the kind of network.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / ADAPTER_FILE).is_file():
+        raise ModelError(
+            f"{folder} is an adapter without its network; merge it into its base model "
+            "(merge_and_unload of peft) and save the whole model"
+        )
     config = read_object(path, required=True)
     if not config.get("model_type"):
         raise ModelError(f"{path} names no model_type, so this is not a transformers model")
@@ -187,6 +194,8 @@ def resolve_folder(
     if not isinstance(model, str | Path):
         raise ConfigError(f"model is {model!r}; it must be a folder or the name of a hub model")
     folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _find_shipped(str(model)) or folder
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(
@@ -194,9 +203,26 @@ def resolve_folder(
                 "drop it"
             )
         return folder.resolve(), None
+    if str(model).startswith((".", "/", "~")):
+        raise ModelError(f"{model} does not exist; it must be a folder that holds a model")
     if isinstance(model, Path) or not _HUB_NAME.fullmatch(model):
         raise ModelError(f"{model} is neither a folder nor a hub name of the form owner/name")
     return _download(model, revision, allow_pickle)
+
+
+def shipped_model() -> Path:
+    """Return the folder of the trained model inside this package."""
+    return Path(str(importlib.resources.files("sparse_ir"))) / "resources" / "model"
+
+
+def _find_shipped(name: str) -> Path | None:
+    """Return the folder of a model that has a name of its own, None for another name."""
+    if name == LEXICAL_MODEL:
+        raise ModelError(
+            "the lexical model is fitted to a collection and has no folder; it serves encode, "
+            "build and demo only, so this must be a folder, a hub name, or default"
+        )
+    return shipped_model() if name == DEFAULT_MODEL else None
 
 
 def _download(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str]:

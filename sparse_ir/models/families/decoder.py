@@ -203,12 +203,21 @@ class Decoder(Family):
 
 
 def _refuse_silent_adapter(folder: Path) -> None:
-    if (folder / ADAPTER_FILE).is_file():
+    if not (folder / ADAPTER_FILE).is_file():
+        return
+    config = read_object(folder / ADAPTER_FILE, required=True)
+    mapping = config.get("auto_mapping")
+    base = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
+    if base.endswith("ForMaskedLM"):
         raise ModelError(
-            f"{folder} is an adapter, and nothing says how its decoder reads a text (causal, "
-            f"echo, bidirectional ...); give decoder=..., or put {DECODER_FILE} beside "
-            f"{ADAPTER_FILE}"
+            f"{folder} is an adapter to a masked language model ({base}), which is not supported; "
+            "merge it into its base (merge_and_unload of peft) and save the whole model"
         )
+    raise ModelError(
+        f"{folder} is an adapter, and nothing says how its decoder reads a text (causal, "
+        f"echo, bidirectional ...); give decoder=..., or put {DECODER_FILE} beside "
+        f"{ADAPTER_FILE}"
+    )
 
 
 def _complete(folder: Path, settings: DecoderSettings) -> DecoderSettings:

@@ -51,6 +51,7 @@ class CrossEncoderTeacher(PairTeacher):
             max_seq_length=network.max_length,
             model_kwargs=network.loading_options(),
         )
+        network.check_finite(transformer)
         model: CrossEncoder = CrossEncoder(modules=[transformer], device=network.device)
         model.eval()
         return model

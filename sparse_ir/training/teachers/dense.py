@@ -144,6 +144,7 @@ class DenseTeacher(TextTeacher):
             do_lower_case=self._layout.lowercase,
             model_kwargs=network.loading_options(),
         )
+        network.check_finite(transformer)
         # poolings add up many numbers, for which bfloat16 is too coarse
         transformer.register_forward_hook(_widen)
         modules: list[Any] = [

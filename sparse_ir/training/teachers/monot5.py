@@ -59,6 +59,7 @@ class MonoT5Teacher(PairTeacher):
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
             network.path, trust_remote_code=False, **network.loading_options()
         )
+        network.check_finite(model)
         return model.eval().requires_grad_(False).to(network.device)
 
     def token_ids(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tokenizers import Tokenizer
 
 from sparse_ir.errors import ConfigError, ModelError, first_line
 from sparse_ir.models import model_files, tokenization
 from sparse_ir.training.teachers.layouts import check_option
+
+if TYPE_CHECKING:
+    import torch
 
 Dtype = Literal["float32", "bfloat16"]
 # families whose position table begins behind the padding token
@@ -64,6 +67,12 @@ class NetworkFolder:
         import torch
 
         return {"dtype": getattr(torch, self.dtype), "use_safetensors": not self.is_pickled}
+
+    def check_finite(self, model: torch.nn.Module) -> None:
+        """Raise ``ModelError`` if a weight is NaN or infinite."""
+        from sparse_ir.models import loading
+
+        loading.check_finite(self.path, model)
 
     def check_complete(self, class_name: str, unused: str | None = None) -> None:
         """Raise ``ModelError`` if weights are missing, which transformers would draw at random.
