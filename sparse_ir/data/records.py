@@ -110,8 +110,8 @@ def check_string(what: str, value: object) -> str:
 def check_id(what: str, value: object) -> str:
     """The id itself, if it is a non-empty ``str`` without control characters.
 
-    It has at most ``MAX_ID_BYTES`` bytes. Blanks inside are legal (``check_trec_id`` is stricter). Raises ``DataError`` that begins with
-    ``what`` (a place and a field) for anything else.
+    It has at most ``MAX_ID_BYTES`` bytes. Blanks inside are legal (``check_trec_id`` is stricter).
+    Raises ``DataError`` that begins with ``what`` (a place and a field) for anything else.
     """
     if not isinstance(value, str):
         raise DataError(f'{what} is {show(value)}; it must be a string, such as "42" in quotes')
