@@ -82,7 +82,11 @@ def describe_commands() -> Iterator[str]:
             for option in cli.find_options(function):
                 yield describe_option(option)
             if "progress" in inspect.signature(function).parameters:
-                yield "| `--quiet` | | | Show no progress bars. |"
+                yield "| `--quiet` | | | Show no progress. |"
+                yield "| `--verbose` | | | Also log the single steps. |"
+                yield describe_option(cli.LOG_FORMAT)
+            if name == "search":
+                yield "| `--trec` | | | Print the answers as a TREC run. |"
 
 
 def describe_option(option: cli.Option) -> str:

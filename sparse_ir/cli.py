@@ -19,7 +19,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, TextIO
 
 from cyclopts import (
     App,
@@ -33,7 +33,12 @@ from docstring_parser import google
 
 import sparse_ir
 from sparse_ir.commands.arguments import StrPath, option_records
-from sparse_ir.console import format_answers, format_documents, format_report
+from sparse_ir.console import (
+    format_answers,
+    format_documents,
+    format_report,
+    logging_to_stderr,
+)
 from sparse_ir.errors import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -84,6 +89,15 @@ class Option(NamedTuple):
     text: str
     group: str
     positional: bool = False
+
+
+LOG_FORMAT = Option(
+    "log_format",
+    Literal["text", "json"],
+    "text",
+    "Form of progress and log on standard error.",
+    "Output",
+)
 
 
 def run() -> None:
@@ -196,13 +210,16 @@ def _make_command(name: str) -> Callable[..., int]:
 
     def call(*positional: str, json: bool = False, quiet: bool = False, **given: Any) -> int:
         trec = given.pop("trec", False)
+        verbose = given.pop("verbose", False)
+        as_json = given.pop("log_format", "text") == "json"
         _silence_libraries(quiet)
         if name in _WORDS:
             given[_WORDS[name]] = _convert_words(function, _WORDS[name], positional)
             positional = ()
         if shows_progress:
             given["progress"] = not quiet
-        report = function(*positional, **given)
+        with logging_to_stderr(verbose=verbose, quiet=quiet, as_json=as_json):
+            report = function(*positional, **given)
         # of the processes of one training, the first prints
         if name != "train" or os.environ.get("RANK", "0") == "0":
             text = _format_run(report, given) if trec else _format(name, report, json)
@@ -212,7 +229,9 @@ def _make_command(name: str) -> Callable[..., int]:
     parameters = [_make_parameter(option, groups[option.group]) for option in options]
     output = groups["Output"]
     if shows_progress:
-        parameters.append(_make_flag("quiet", "Show no progress bars.", output))
+        parameters.append(_make_flag("quiet", "Show no progress.", output))
+        parameters.append(_make_flag("verbose", "Also log the single steps.", output))
+        parameters.append(_make_parameter(LOG_FORMAT, output))
     parameters.append(_make_flag("json", "Print the report as JSON.", output))
     if name == "search":
         parameters.append(_make_flag("trec", "Print the answers as a TREC run.", output))

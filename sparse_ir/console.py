@@ -1,15 +1,26 @@
-"""What a person sees: reports as lines and tables, and progress bars."""
+"""What a person sees: reports as lines and tables, progress, and the log."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import json
+import logging
 import re
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 5.0  # of progress in a log
+_PROGRESS_LOG = logging.getLogger("sparse_ir.progress")
+logging.getLogger("sparse_ir").addHandler(logging.NullHandler())  # silent unless configured
 
 _TEXT_WIDTH = 110  # of answers where the output is no terminal
 _SHOWN_EXPANSIONS = 6
@@ -29,15 +40,139 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def progress_bar(total: int, shown: bool, **options: Any) -> Any:
-    """A bar of tqdm on standard error; shown on a terminal only. ``options`` are tqdm's own."""
-    from tqdm import tqdm
+class ProgressBar(Protocol):
+    """What long work reports to; a context manager."""
 
-    if shown:
-        options["disable"] = None  # tqdm then looks whether standard error is a terminal
+    def update(self, count: int) -> Any:
+        """Report that this number of items was finished."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *details: object) -> Any: ...
+
+
+def progress_bar(
+    total: int | None, shown: bool, *, desc: str, unit: str, initial: int = 0
+) -> ProgressBar:
+    """Progress on standard error: a bar on a terminal, else a logged line every few seconds.
+
+    ``total``: None where it is not known. ``unit`` names the items, such as " documents".
+    """
+    if shown and sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar: ProgressBar = tqdm(
+            total=total, desc=desc, unit=unit, initial=initial, dynamic_ncols=True
+        )
+        return bar
+    return _LoggedProgress(total, desc, unit.strip(), initial, shown)
+
+
+class _LoggedProgress:
+    """Logs a line every few seconds, and a last one; short work logs nothing."""
+
+    def __init__(self, total: int | None, task: str, unit: str, initial: int, shown: bool) -> None:
+        self._total = total
+        self._task = task
+        self._unit = unit
+        self._initial = initial
+        self._shown = shown
+        self._done = initial
+        self._started = time.monotonic()
+        self._logged = self._started
+        self._lock = threading.Lock()
+
+    def update(self, count: int) -> None:
+        """Count finished items; log if the last line is some seconds old."""
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if self._shown and now - self._logged >= SECONDS_BETWEEN_LINES:
+                self._log(now)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._logged > self._started and details[0] is None:
+            self._log(time.monotonic())
+
+    def _log(self, now: float) -> None:
+        self._logged = now
+        seconds = max(now - self._started, 1e-9)
+        rate = (self._done - self._initial) / seconds
+        facts = {
+            "task": self._task,
+            "unit": self._unit,
+            "done": self._done,
+            "total": self._total,
+            "seconds": round(seconds, 1),
+            "per_second": round(rate, 2),
+            "seconds_left": None,
+        }
+        if self._total is not None and rate:
+            facts["seconds_left"] = round(max(self._total - self._done, 0) / rate)
+        _PROGRESS_LOG.info(_describe_progress(facts), extra={"facts": facts})
+
+
+def _describe_progress(facts: Mapping[str, Any]) -> str:
+    """Such as ``encoding: 3,072 of 73,000 documents (4 %), 12.5 per second, 93 min left``."""
+    done = f"{facts['done']:,}"
+    if facts["total"]:
+        share = 100 * facts["done"] // facts["total"]
+        done = f"{done} of {facts['total']:,} {facts['unit']} ({share} %)"
     else:
-        options["disable"] = True
-    return tqdm(total=total, **options)
+        done = f"{done} {facts['unit']}"
+    text = f"{facts['task']}: {done}, {facts['per_second']:,.4g} per second"
+    left = facts["seconds_left"]
+    if left is not None and left < 120:
+        text += f", {left} s left"
+    elif left is not None:
+        text += f", {round(left / 60)} min left"
+    return text
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per line; the facts of a progress line are fields of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        fields = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields |= getattr(record, "facts", {})
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+@contextlib.contextmanager
+def logging_to_stderr(*, verbose: bool, quiet: bool, as_json: bool) -> Iterator[None]:
+    """Print what this package logs on standard error, as the shell's commands do.
+
+    Progress is logged at the level INFO, single steps at DEBUG (``verbose``).
+    """
+    logger = logging.getLogger("sparse_ir")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if as_json:
+        handler.setFormatter(_JsonFormatter())
+    previous = logger.level
+    level = logging.INFO
+    if verbose:
+        level = logging.DEBUG
+    elif quiet:
+        level = logging.WARNING
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(previous)
 
 
 def _parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:

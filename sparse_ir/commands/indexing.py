@@ -18,6 +18,7 @@ from sparse_ir.commands.arguments import (
     command,
     split_options,
 )
+from sparse_ir.console import progress_bar
 from sparse_ir.data.options import CorpusSource, InputOptions
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, EngineName
 from sparse_ir.errors import ConfigError
@@ -453,11 +454,10 @@ def _build_words(
     """Build an index that has the field ``bm25`` alone; nothing is encoded."""
     from sparse_ir.indexing import builder
     from sparse_ir.indexing.bm25_field import weigh_documents
-    from sparse_ir.indexing.building import progress_bar
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        with progress_bar("analysing", None, progress) as bar:
+        with progress_bar(None, progress, desc="analysing", unit=" documents") as bar:
             documents = corpus.read(with_metadata=False)
             weights = weigh_documents(documents, Path(scratch), settings, progress=bar.update)
         rule = builder.choose_rule(None, None, scale=scale, bits=bits, bm25=weights)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sparse_ir.console import progress_bar
 from sparse_ir.data.metadata import MetadataSchema
 from sparse_ir.data.records import Document
 from sparse_ir.engines.lucene.bm25 import Bm25, write_texts
 from sparse_ir.engines.lucene.checking import lucene_version
 from sparse_ir.errors import DataError
 from sparse_ir.indexing import document_store
-from sparse_ir.indexing.building import building, progress_bar
+from sparse_ir.indexing.building import building
 from sparse_ir.indexing.document_store import StoreWriter
 from sparse_ir.indexing.impact_source import Unindexed
 from sparse_ir.indexing.manifest import (
@@ -59,7 +60,9 @@ def build_bm25_index(
 
     with building(output) as folder:
         with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(progress_bar("indexing", None, progress))
+            bar = stack.enter_context(
+                progress_bar(None, progress, desc="indexing", unit=" documents")
+            )
             writer = None
             if store:
                 writer = stack.enter_context(StoreWriter(folder / document_store.FOLDER))

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from sparse_ir.console import progress_bar
 from sparse_ir.engines.base import BM25, LARGEST_IMPACT, SPARSE
 from sparse_ir.engines.catalog import DEFAULT_ENGINE, find_engine
 from sparse_ir.errors import ConfigError, IndexMismatch
 from sparse_ir.indexing import document_store, quantization, statistics
 from sparse_ir.indexing.bm25_field import Bm25Weights
-from sparse_ir.indexing.building import building, progress_bar
+from sparse_ir.indexing.building import building
 from sparse_ir.indexing.document_store import StoreWriter
 from sparse_ir.indexing.forward import FOLDER, ForwardWriter
 from sparse_ir.indexing.impact_source import FieldSource, ImpactSource
@@ -160,7 +161,7 @@ def build_impact_index(
         forward_writer = ForwardWriter(folder / FOLDER) if keeps_forward else None
         source = ImpactSource(fields, forward_writer)
         total = len(next(iter(fields.values())).weights)
-        with progress_bar("indexing", total, progress) as bar:
+        with progress_bar(total, progress, desc="indexing", unit=" documents") as bar:
             chosen.write(
                 folder / chosen.name,
                 source.batches(),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-
-from tqdm import tqdm
 
 from sparse_ir.errors import ConfigError
 from sparse_ir.indexing.manifest import MANIFEST
 from sparse_ir.indexing.verification import verify_index
 from sparse_ir.storage import files
+
+_LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -30,6 +31,7 @@ def building(output: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         try:
             yield folder
+            _LOG.debug("%s: verifying", output)
             verify_index(folder)
             files.swap_folder(folder, output)
         except BaseException:
@@ -44,11 +46,3 @@ def check_target(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     raise ConfigError(f"{output} exists and is not an index; choose another output or delete it")
-
-
-def progress_bar(description: str, total: int | None, shown: bool) -> tqdm:
-    """A bar that counts documents."""
-    disable = None if shown else True  # None: only on a terminal
-    return tqdm(
-        desc=description, total=total, unit=" documents", disable=disable, dynamic_ncols=True
-    )

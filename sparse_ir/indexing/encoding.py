@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy import sparse
-from tqdm import tqdm
 
+from sparse_ir.console import ProgressBar, progress_bar
 from sparse_ir.data.metadata import MetadataSchema
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError, DataError, LockedError
@@ -41,6 +42,8 @@ from sparse_ir.indexing.vectors import (
 )
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
 from sparse_ir.storage import files
+
+_LOG = logging.getLogger(__name__)
 
 ReadCorpus = Callable[[], Iterable[Document]]  # opens the corpus from its start
 
@@ -189,7 +192,7 @@ def _survey(
     """The shards of a corpus, and how many of its documents are empty."""
     planned: list[PlannedShard] = []
     empty = 0
-    with _progress_bar("checking", None, progress) as bar:
+    with progress_bar(None, progress, desc="checking", unit=" documents") as bar:
         for shard in _split(read(), shard_size):
             facts: PlannedShard = {
                 "documents": len(shard.documents),
@@ -222,8 +225,11 @@ def _fill_shards(job: _Job, read: ReadCorpus, progress: bool) -> None:
     """
     counts = [shard["documents"] for shard in job.plan["shards"]]
     done = {number for number in range(len(counts)) if job.is_done(number)}
-    with _progress_bar("encoding", sum(counts), progress) as bar:
-        bar.update(sum(counts[number] for number in done))
+    finished = sum(counts[number] for number in done)
+    _LOG.debug("%s: %d of %d documents are there", job.output, finished, sum(counts))
+    with progress_bar(
+        sum(counts), progress, desc="encoding", unit=" documents", initial=finished
+    ) as bar:
         while True:
             before = len(done)
             _pass_over(job, read(), done, bar)
@@ -233,7 +239,7 @@ def _fill_shards(job: _Job, read: ReadCorpus, progress: bool) -> None:
                 time.sleep(0.5)  # other processes are working on all that is missing
 
 
-def _pass_over(job: _Job, documents: Iterable[Document], done: set[int], bar: tqdm) -> None:
+def _pass_over(job: _Job, documents: Iterable[Document], done: set[int], bar: ProgressBar) -> None:
     """Check the corpus against the plan, and encode the missing shards that nobody else holds."""
     seen = 0
     planned = len(job.plan["shards"])
@@ -266,7 +272,7 @@ def _check_input(job: _Job, shard: Shard) -> None:
     )
 
 
-def _take(job: _Job, shard: Shard, bar: tqdm) -> bool:
+def _take(job: _Job, shard: Shard, bar: ProgressBar) -> bool:
     """Write what a shard lacks, unless another process holds it; True when all is there."""
     output = job.output
     try:
@@ -301,13 +307,6 @@ def _encode(
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     shape = (len(texts), len(encoder.vocabulary))
     return sparse.csr_matrix((weights.data, weights.indices, indptr), shape=shape)
-
-
-def _progress_bar(description: str, total: int | None, shown: bool) -> tqdm:
-    disable = None if shown else True  # None: only on a terminal
-    return tqdm(
-        desc=description, total=total, unit=" documents", disable=disable, dynamic_ncols=True
-    )
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sparse_ir.console import progress_bar
 from sparse_ir.data.records import Document
 from sparse_ir.engines.base import BM25, SPARSE
 from sparse_ir.engines.catalog import DEFAULT_ENGINE
 from sparse_ir.errors import ConfigError
 from sparse_ir.indexing.bm25_field import Bm25Settings, Bm25Weights, weigh_documents
-from sparse_ir.indexing.building import progress_bar
 from sparse_ir.indexing.vectors import Vectors
 
 FIELDS = (SPARSE, BM25)
@@ -88,7 +88,7 @@ def weigh_texts(
 
     Raises ``IndexMismatch`` when the corpus is not the one that was encoded.
     """
-    with progress_bar("analysing", len(texts.vectors), progress) as bar:
+    with progress_bar(len(texts.vectors), progress, desc="analysing", unit=" documents") as bar:
         documents = texts.read()
         shards = _read_ids(texts.vectors)
         return weigh_documents(documents, scratch, settings, shards, bar.update)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from sparse_ir import environment
+from sparse_ir.console import progress_bar
 from sparse_ir.data.records import Qrels, Query
 from sparse_ir.errors import ConfigError
 from sparse_ir.evaluation import approximation_loss
@@ -159,11 +159,13 @@ def find_losses(
     grid = list(settings(two_phases=bench.opened.forward is not None))
     exact = bench.opened.search_batch(bench.queries, bench.hits, options=EXACT)[0]
     losses = {}
-    for options in tqdm(grid, desc="trying", unit=" settings", disable=None if progress else True):
-        run = bench.opened.search_batch(bench.queries, bench.hits, options=options)[0]
-        overlap = approximation_loss.overlap(exact, run, bench.hits)
-        loss = None if qrels is None else approximation_loss.loss(exact, run, qrels)
-        losses[options] = (overlap, loss)
+    with progress_bar(len(grid), progress, desc="trying", unit=" settings") as bar:
+        for options in grid:
+            run = bench.opened.search_batch(bench.queries, bench.hits, options=options)[0]
+            overlap = approximation_loss.overlap(exact, run, bench.hits)
+            loss = None if qrels is None else approximation_loss.loss(exact, run, qrels)
+            losses[options] = (overlap, loss)
+            bar.update(1)
     return losses
 
 

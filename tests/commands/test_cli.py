@@ -119,7 +119,7 @@ def test_a_command_has_the_options_of_its_function(name):
     arguments = arguments_of(name)
     own = {"--json"}
     if "progress" in inspect.signature(COMMANDS[name]).parameters:
-        own.add("--quiet")
+        own |= {"--quiet", "--verbose", "--log-format"}
     if name == "search":
         own.add("--trec")
     positional = {"search": {"QUESTION"}, "show": {"DOC_ID"}, "info": {"PATH"}}.get(name, set())

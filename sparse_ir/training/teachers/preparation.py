@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
+from sparse_ir.console import progress_bar
 from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.base import Teacher
 from sparse_ir.training.teachers.cache import Prepared
@@ -46,11 +45,13 @@ def _prepare_teacher(
     start = time.perf_counter()
     total = Prepared(0, 0)
     if isinstance(teacher, PairTeacher):
-        with _bar(f"{teacher.name}: batches", " pairs", progress) as bar:
+        with progress_bar(None, progress, desc=f"{teacher.name}: batches", unit=" pairs") as bar:
             total = teacher.prepare_pairs(pairs(), bar.update)
     else:
         for source in sources:
-            with _bar(f"{teacher.name}: {source.name}", " texts", progress) as bar:
+            with progress_bar(
+                None, progress, desc=f"{teacher.name}: {source.name}", unit=" texts"
+            ) as bar:
                 total = total.plus(teacher.prepare(source.queries, source.documents, bar.update))
     return {
         "name": teacher.name,
@@ -60,8 +61,3 @@ def _prepare_teacher(
         "cache_hits": total.texts - total.forward_passes,
         "seconds": round(time.perf_counter() - start, 3),
     }
-
-
-def _bar(title: str, unit: str, progress: bool) -> tqdm:
-    # disable=None shows the bar on a terminal only
-    return tqdm(desc=title, unit=unit, disable=None if progress else True, dynamic_ncols=True)
