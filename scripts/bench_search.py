@@ -279,7 +279,7 @@ def lucene_alone(index: Index, k: int) -> Search:
     def prepare(text: str) -> tuple[object, bool]:
         encoded = index.encode(text)
         query = reader._lucene_query(encoded.engine_query)
-        return query, scores_all(k, len(encoded.tokens))
+        return query, scores_all(k, len(encoded.tokens), 1)
 
     def search(text: str) -> list[tuple[str, float]]:
         query, finds_all = prepare(text)

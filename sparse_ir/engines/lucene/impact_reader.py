@@ -24,6 +24,7 @@ from sparse_ir.engines.lucene.terms import ID_FIELD, lucene_field, term_of_token
 from sparse_ir.engines.ranking import order_hits
 from sparse_ir.errors import DamagedError
 
+_REPEATED_BOOST = 3  # the largest boost that is made by repeating a term
 _KEPT_TERMS = 2**14  # terms whose place in an open index is remembered, about 10 MB
 
 
@@ -46,7 +47,7 @@ class ImpactReader(OpenLucene):
         num_terms = _count_tokens(query)
         if not num_terms:
             return EngineHits([], np.empty(0, np.float32), [])
-        return self._top(self._lucene_query(query), k, num_terms)
+        return self._top(self._lucene_query(query), k, scores_all(k, num_terms, len(query)))
 
     def find_candidates(self, query: EngineQuery, count: int) -> np.ndarray:
         """Numbers of the ``count`` best documents, int64; ties by ascending number."""
@@ -55,7 +56,9 @@ class ImpactReader(OpenLucene):
             return np.empty(0, np.int64)
         lucene_query = self._lucene_query(query)
         wanted = min(count, self.num_documents)
-        numbers, _ = self._collect(lucene_query, wanted, score_all=scores_all(count, num_terms))
+        numbers, _ = self._collect(
+            lucene_query, wanted, score_all=scores_all(count, num_terms, len(query))
+        )
         return np.asarray(numbers, dtype=np.int64)
 
     def rank(self, numbers: np.ndarray, scores: np.ndarray, k: int) -> EngineHits:
@@ -126,17 +129,18 @@ class ImpactReader(OpenLucene):
     def _lucene_query(self, query: EngineQuery) -> Any:
         """The sum over all fields and tokens.
 
-        Tokens that all count once, as under a folded rule, become queries whose place in the index
-        is remembered. Boosts go over to Java as one JSON object for each field: a call for each
-        term would cost more than the search.
+        Tokens of small boosts, as under a folded rule, become queries whose place in the index is
+        remembered; one that counts twice is in the sum twice. Other boosts go over to Java as one
+        JSON object for each field: a call for each term would cost more than the search.
         """
         java.check_process()
         clauses: list[Any] = []
         for field, terms in query.items():
             if not len(terms.tokens):
                 continue
-            if _all_count_once(terms):
-                clauses.extend(self._token_query(field, token) for token in terms.tokens)
+            if max(terms.boosts) <= _REPEATED_BOOST:
+                for token, boost in zip(terms.tokens, terms.boosts, strict=True):
+                    clauses.extend([self._token_query(field, token)] * boost)
             else:
                 clauses.append(self._boosted_query(field, terms))
         if len(clauses) == 1:
@@ -166,11 +170,6 @@ def _find_token(searcher: Any, field: str, token: str) -> Any:
 
 def _count_tokens(query: EngineQuery) -> int:
     return sum(len(terms.tokens) for terms in query.values())
-
-
-def _all_count_once(terms: FieldTerms) -> bool:
-    count = len(terms.tokens)
-    return terms.boosts.count(1) == len(terms.boosts) == count == len(set(terms.tokens))
 
 
 def _boosts_by_token(terms: FieldTerms) -> dict[str, int]:

@@ -18,6 +18,7 @@ from sparse_ir.engines.ranking import order_hits
 from sparse_ir.errors import DamagedError, DataError
 
 _MANY_HITS = 100
+_MANY_HITS_OF_FIELDS = 500
 _MANY_TERMS = 24
 # how Lucene's explanation names the part of one term: weight(FIELD:TERM in NUMBER) [Similarity]
 _TERM_PART = re.compile(r"weight\(([^:]+):(.*) in \d+\) \[", re.DOTALL)
@@ -137,7 +138,7 @@ class OpenLucene:
 
         return explain
 
-    def _top(self, query: Any, k: int, num_terms: int = 1) -> EngineHits:
+    def _top(self, query: Any, k: int, score_all: bool | None = None) -> EngineHits:
         """The ``k`` best hits by the tie rule.
 
         Lucene breaks ties by document number, so more hits are fetched until every hit that ties
@@ -145,10 +146,12 @@ class OpenLucene:
         """
         if k < 1:
             raise DataError(f"the number of hits is {k}; it must be at least 1")
+        if score_all is None:
+            score_all = scores_all(k, 1, 1)
         wanted = k + 4 + k // 8  # enough for 97 of 100 questions
         while True:
             wanted = max(1, min(wanted, self.num_documents))
-            numbers, scores = self._collect(query, wanted, score_all=scores_all(k, num_terms))
+            numbers, scores = self._collect(query, wanted, score_all=score_all)
             if len(numbers) < wanted or wanted == self.num_documents or scores[-1] < scores[k - 1]:
                 return order_hits(numbers, scores, k, self._find_ids, np.float32)
             wanted *= 4
@@ -172,12 +175,15 @@ class OpenLucene:
         return [number for _, number in hits], [score for score, _ in hits]
 
 
-def scores_all(k: int, num_terms: int) -> bool:
+def scores_all(k: int, num_terms: int, num_fields: int) -> bool:
     """True where finding out what can be skipped takes longer than scoring everything.
 
     Long queries are a third faster that way, searches for many hits up to a fifth. Short queries
-    for few hits are not, and less so the larger the collection is.
+    for few hits are not, and less so the larger the collection is. A query in two fields has rare
+    words of large impacts, and up to some hundred hits it is faster by skipping.
     """
+    if num_fields > 1:
+        return k >= _MANY_HITS_OF_FIELDS
     return k >= _MANY_HITS or num_terms > _MANY_TERMS
 
 
