@@ -24,7 +24,12 @@ from sparse_ir.benchmark.rows import (
     SystemFacts,
     Timing,
 )
-from sparse_ir.benchmark.systems import NO_BASELINES, System, read_system
+from sparse_ir.benchmark.systems import (
+    HYBRID,
+    NO_BASELINES,
+    System,
+    read_system,
+)
 from sparse_ir.console import progress_bar
 from sparse_ir.data import readers
 from sparse_ir.data.datasets import Collection
@@ -39,7 +44,12 @@ WARM_UP_QUERIES = 100
 _DEFAULT_HITS = 1000
 _ENCODING_TIME = "encode.json"
 _PACKAGES = ("pyserini", "ir_measures", "pytrec_eval-terrier", "numpy", "scipy")
-_MODEL_PACKAGES = {"impact": ("tokenizers", "torch", "transformers"), "lexical": ("tokenizers",)}
+_NEURAL_PACKAGES = ("tokenizers", "torch", "transformers")
+_MODEL_PACKAGES = {
+    "impact": _NEURAL_PACKAGES,
+    "hybrid": _NEURAL_PACKAGES,
+    "lexical": ("tokenizers",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +167,8 @@ def _describe_system(
             "rule": manifest["rule"],
             "options": dataclasses.asdict(impacts),
         }
+        if system.kind == HYBRID:
+            parts["bm25"] = manifest["bm25"]
         model = system.model
         if model != DEFAULT_MODEL:
             model = encoder.get("name", model)
@@ -211,7 +223,7 @@ def _read_encoding_time(path: Path) -> dict[str, Any]:
 
 def _command(plan: Plan, system: System, source: str) -> str:
     """The command that makes this row alone; the reader adds where data and rows are."""
-    model = system.model
+    model = system.specification
     if read_system(model).name != system.name:
         model = f"{system.name}={model}"
     parts = ["sparse-ir", "beir", "--model", model]

@@ -25,13 +25,14 @@ from sparse_ir.benchmark.columns import measure_names
 from sparse_ir.benchmark.measuring import Data, Plan
 from sparse_ir.benchmark.results import RESULT
 from sparse_ir.benchmark.rows import HASHES
-from sparse_ir.benchmark.systems import BM25_SYSTEMS, System
+from sparse_ir.benchmark.systems import BM25_SYSTEMS, HYBRID, System
 from sparse_ir.data import readers
 from sparse_ir.data.datasets import Collection
 from sparse_ir.data.records import Document
 from sparse_ir.errors import ConfigError
 from sparse_ir.indexing import builder, encoding
 from sparse_ir.indexing.bm25_builder import build_bm25_index
+from sparse_ir.indexing.bm25_field import Bm25Settings, weigh_documents
 from sparse_ir.models import catalog
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
 from sparse_ir.models.options import LEXICAL_MODEL, EncodeOptions
@@ -176,13 +177,28 @@ class Suite:
         )
         measuring.add_encoding_time(work, clock.documents, clock.seconds)
         impacts = self.plan.impacts
+        words = None
+        if system.kind == HYBRID:
+            shards = (made.read_shard(number)[0] for number in range(made.num_shards))
+            words = weigh_documents(read(), work / "words", Bm25Settings(), shards)
         rule = builder.choose_rule(
-            made, encoders.queries, scale=impacts.scale, bits=impacts.bits, fold=impacts.fold
+            made,
+            encoders.queries,
+            scale=impacts.scale,
+            bits=impacts.bits,
+            fold=impacts.fold,
+            bm25=words,
         )
         # One thread makes one segment, in the order of the corpus: the same index every time, and
         # one that searches can be timed on.
         builder.build_impact_index(
-            made, work / "index", rule, encoders.queries, threads=1, progress=progress
+            made,
+            work / "index",
+            rule,
+            encoders.queries,
+            bm25=words,
+            threads=1,
+            progress=progress,
         )
 
     @property

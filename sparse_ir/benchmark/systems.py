@@ -12,6 +12,8 @@ from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL
 # reference systems; the second one differs from Anserini's parameters
 BM25_SYSTEMS = {"bm25": Bm25(), "bm25-multifield": Bm25(title=1.0)}
 IMPACT = "impact"  # the kind of every neural system
+HYBRID = "hybrid"  # the kind of a neural system with BM25 beside it
+_WITH_BM25 = "+bm25"  # at the end of a model's name
 NO_BASELINES = "none"
 
 
@@ -19,13 +21,18 @@ class System(NamedTuple):
     """What a row is about."""
 
     name: str  # of the row
-    kind: str  # impact (neural), lexical, or one of BM25_SYSTEMS
+    kind: str  # impact (neural), hybrid, lexical, or one of BM25_SYSTEMS
     model: str
 
     @property
     def is_neural(self) -> bool:
         """Whether a network encodes its documents."""
-        return self.kind == IMPACT
+        return self.kind in (IMPACT, HYBRID)
+
+    @property
+    def specification(self) -> str:
+        """What ``read_system`` reads as this system, but for its name."""
+        return self.model + _WITH_BM25 if self.kind == HYBRID else self.model
 
     @property
     def is_bm25(self) -> bool:
@@ -63,7 +70,7 @@ def _split(names: str) -> list[str]:
 
 
 def read_system(text: str) -> System:
-    """The system of ``MODEL`` or ``NAME=MODEL``.
+    """The system of ``MODEL`` or ``NAME=MODEL``; ``MODEL+bm25`` has BM25 beside it, in one index.
 
     Without a name of its own, a hub model keeps its owner (``OWNER--MODEL``), and a folder is
     called by its last part.
@@ -72,6 +79,11 @@ def read_system(text: str) -> System:
     if not separator:
         name = ""
         model = text
+    if model.endswith(_WITH_BM25) and not Path(model).exists():
+        beside = read_system(model.removesuffix(_WITH_BM25))
+        if beside.kind != IMPACT:
+            raise ConfigError(f"BM25 can stand beside a neural model, not beside {beside.model!r}")
+        return System(name or beside.name + _WITH_BM25, HYBRID, beside.model)
     if model == DEFAULT_MODEL:
         return System(name or model, IMPACT, model)
     if model in BM25_SYSTEMS or model == LEXICAL_MODEL:

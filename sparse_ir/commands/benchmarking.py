@@ -42,7 +42,7 @@ def beir(
 
     Args:
         model: Models separated by commas: hub names, folders, "lexical" or "default". NAME=MODEL
-            names the row.
+            names the row; MODEL+bm25 has BM25 beside the model, in one index.
         output: Folder for the rows, OUTPUT/DATASET/SYSTEM, and for work in progress.
         datasets: Names and groups (beir, beir-13, cqadupstack, marco, local), or folders inside the
             data folder.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparse_ir.data.records import Qrels, Query, Run
     from sparse_ir.retrieval.options import SearchOptions
     from sparse_ir.retrieval.searcher import Index
-    from sparse_ir.retrieval.tuning import Bench, Trial
+    from sparse_ir.retrieval.tuning import Bench, Limit, Trial
 
 
 Ranking = Literal["sparse", "bm25", "hybrid"]
@@ -332,8 +332,9 @@ def explain(
 def tune(
     index: StrPath,
     queries: Source,
-    budget: str,
+    budget: str | None = None,
     *,
+    share: bool = False,
     qrels: Source | None = None,
     split: str = "test",
     bm25: StrPath | None = None,
@@ -349,7 +350,9 @@ def tune(
     """Find the search options that lose least within a latency budget, and store them.
 
     The options are stored with the index and used by search --tuned only. If no setting holds the
-    budget, the nearest one is named, nothing is stored, and the exit code is 2.
+    budget, the nearest one is named, nothing is stored, and the exit code is 2. With --share, the
+    share of BM25 in the sum of both fields is found instead: from the scores of the queries, or
+    from judgements. The report names it; building the index again with it encodes nothing.
 
     Args:
         index: Folder of an impact index. If it has a forward index (--forward), two-phase search is
@@ -358,8 +361,9 @@ def tune(
             BeIR/scifact.
         budget: Limits such as "p95 <= 1.0 x bm25", "p50 <= 0.5 x exact" or "p99 <= 20 ms", joined
             by "and".
+        share: Find the share of BM25 instead of search options.
         qrels: BEIR folder, BEIR tsv, TREC qrels, or a hub data set. If given, the loss of nDCG@10
-            is measured too.
+            is measured too, and the share of the best nDCG@10 is taken.
         split: Split of the qrels in a BEIR folder.
         bm25: Folder of a BM25 index of the same corpus, for budgets relative to BM25.
         hits: Number of documents per query.
@@ -380,13 +384,10 @@ def tune(
     from sparse_ir.retrieval.opening import open_index
     from sparse_ir.retrieval.options import write_tuned
 
-    limits = tuning.parse_budget(budget)
-    needs_bm25 = any(limit.unit == tuning.BM25 for limit in limits)
-    if bm25 is None and needs_bm25:
-        raise ConfigError(
-            f"the budget {budget!r} is relative to BM25; name a BM25 index of the same corpus "
-            "(--bm25)"
-        )
+    if share:
+        _check_no_budget(budget)
+        return _find_share(index, queries, qrels, split, max_queries, query_model)
+    limits = _read_budget(budget, bm25)
     for name, value in (("hits", hits), ("max_queries", max_queries), ("rounds", rounds)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -415,6 +416,59 @@ def tune(
     kept = {key: value for key, value in report.items() if key not in ("index", "trials")}
     path = Path(index) / manifest.TUNED
     write_tuned(path, opened.manifest["sha256"], chosen.options, kept, opened.ranking)
+    return report
+
+
+def _check_no_budget(budget: str | None) -> None:
+    if budget is not None:
+        raise ConfigError(
+            f"a share is found without a budget, but {budget!r} was given; drop one of the two"
+        )
+
+
+def _read_budget(budget: str | None, bm25: StrPath | None) -> list[Limit]:
+    from sparse_ir.retrieval import tuning
+
+    if budget is None:
+        raise ConfigError("tune needs a budget (--budget), or --share")
+    limits = tuning.parse_budget(budget)
+    needs_bm25 = any(limit.unit == tuning.BM25 for limit in limits)
+    if bm25 is None and needs_bm25:
+        raise ConfigError(
+            f"the budget {budget!r} is relative to BM25; name a BM25 index of the same corpus "
+            "(--bm25)"
+        )
+    return limits
+
+
+def _find_share(
+    index: StrPath,
+    queries: Source,
+    qrels: Source | None,
+    split: str,
+    max_queries: int,
+    query_model: Source | None,
+) -> Report:
+    """The share of BM25 for an index with both fields."""
+    from sparse_ir.data import readers
+    from sparse_ir.retrieval import share_tuning, tuning
+    from sparse_ir.retrieval.opening import open_index
+
+    judged = None
+    if qrels is not None:
+        judged = readers.read_qrels(qrels, split)
+    asked = tuning.choose_queries(list(readers.read_queries(queries)), judged, max_queries)
+    model = _optional_text(query_model)
+    with (
+        open_index(Path(index), ranking="bm25") as words,
+        open_index(Path(index), model, ranking="sparse") as sparse,
+    ):
+        found = share_tuning.find_share(sparse, words, asked, judged)
+    report: Report = {"index": str(index), "queries": len(asked)}
+    report |= {"share": found.share, "share_now": found.now, "found_by": found.by}
+    if found.measured:
+        report[share_tuning.MEASURE] = {str(key): value for key, value in found.measured.items()}
+    report["next"] = f"build the index again with --share {found.share:g}"
     return report
 
 

@@ -318,6 +318,30 @@ def test_a_neural_model_by_its_own_name_and_options(tiny_folder, data_dir, tmp_p
         )
 
 
+def test_bm25_stands_beside_a_neural_model_in_one_row(tiny_folder, data_dir, tmp_path):
+    report = run_suite(
+        f"tiny={tiny_folder}+bm25",
+        tmp_path / "rows",
+        datasets="gamma",
+        data_dir=data_dir,
+        baselines="none",
+        hits=5,
+        max_length=16,
+        keep=True,
+    )
+    assert list(report["rows"]) == ["gamma / tiny"]
+    result = read_result(tmp_path / "rows", "gamma", "tiny")
+    assert result["system"]["kind"] == "hybrid"
+    assert result["system"]["bm25"]["share"] == 1.0
+    assert f"--model tiny={tiny_folder}+bm25 " in result["command"]
+    (work,) = (tmp_path / "rows" / ".work" / "gamma" / "tiny").iterdir()
+    assert list(read_manifest(work / "index")["fields"]) == ["sparse", "bm25"]
+    with pytest.raises(ConfigError, match="BM25 can stand beside a neural model, not beside"):
+        read_system("lexical+bm25")
+    assert read_system("default+bm25").name == "default+bm25"
+    assert read_system("default+bm25").specification == "default+bm25"
+
+
 def run_lines(folder: Path) -> list[str]:
     return gzip.decompress((folder / RUN).read_bytes()).decode().splitlines()
 

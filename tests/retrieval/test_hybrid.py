@@ -301,3 +301,36 @@ def test_pyserini_finds_the_sparse_ranking(made: Made) -> None:
             theirs = [round(hit.score) for hit in searcher.search(boosts, 10)]
             assert theirs == index.search(text, 10).scores.tolist()
     searcher.close()
+
+
+def test_a_share_is_found_from_queries_or_judgements(made: Made, tmp_path: Path) -> None:
+    place = made.index("lucene", "folded")
+    queries = tmp_path / "queries.jsonl"
+    lines = []
+    for number, text in enumerate(QUERIES):
+        lines.append(json.dumps({"_id": f"q{number}", "text": text}) + "\n")
+    queries.write_text("".join(lines))
+    plain = sparse_ir.tune(place, queries, share=True)
+    assert plain["share_now"] == 0.5
+    assert plain["found_by"] == "heights"
+    heights = {}
+    for ranking in ("sparse", "bm25"):
+        with Index(place, ranking=ranking) as index:
+            best = [index.search(text, 10).scores.mean() for text in QUERIES]
+            heights[ranking] = np.mean(best)
+    expected = heights["sparse"] / (heights["bm25"] / 0.5) * 0.4 / 0.6
+    assert plain["share"] == pytest.approx(expected, abs=0.01)
+    # each query is judged to want what BM25 alone finds first
+    with Index(place, ranking="bm25") as index, (tmp_path / "qrels.tsv").open("w") as stream:
+        stream.write("query-id\tcorpus-id\tscore\n")
+        for number, text in enumerate(QUERIES):
+            stream.write(f"q{number}\t{index.search(text, 1).doc_ids[0]}\t1\n")
+    judged = sparse_ir.tune(place, queries, share=True, qrels=tmp_path / "qrels.tsv")
+    assert judged["found_by"] == "judgements"
+    values = judged["nDCG@10"]
+    assert values[str(judged["share"])] >= max(values.values()) - 0.001
+    assert values["3.0"] > values["0.25"]
+    with pytest.raises(ConfigError, match="tune needs a budget"):
+        sparse_ir.tune(place, queries)
+    with pytest.raises(ConfigError, match="a share is found without a budget"):
+        sparse_ir.tune(place, queries, "p50 <= 2 ms", share=True)
