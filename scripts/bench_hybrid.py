@@ -96,6 +96,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--documents", type=int, default=0, help="0: no latency")
     parser.add_argument("--no-effectiveness", action="store_true")
+    parser.add_argument(
+        "--questions", nargs="*", help="folders in D with questions; default: the collections"
+    )
     parser.add_argument("--per-set", type=int, default=60, help="questions of each collection")
     parser.add_argument("--hits", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--rounds", type=int, default=5)
@@ -310,9 +313,9 @@ def measure_latency(work: Path, arguments: argparse.Namespace) -> dict[str, Any]
     vectors.query_encoder = sources[0].query_encoder
     costs = build_all(work, vectors, read, arguments.share)
     questions = {}
-    for corpus in corpora:
-        asked = [query.text for query in readers.read_queries(str(corpus))]
-        questions[corpus.name] = random.Random(0).sample(asked, min(len(asked), arguments.per_set))
+    for name in arguments.questions or arguments.collections:
+        asked = [query.text for query in readers.read_queries(str(arguments.data / name))]
+        questions[name] = random.Random(0).sample(asked, min(len(asked), arguments.per_set))
     times: dict[str, Any] = {}
     for k in arguments.hits:
         times[str(k)] = time_systems(work, k, questions, arguments)

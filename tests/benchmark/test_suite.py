@@ -22,7 +22,7 @@ from small_indexes import changed_environment
 from sparse_ir.benchmark import results, suite, systems, verification
 from sparse_ir.benchmark.columns import measure_names
 from sparse_ir.benchmark.results import RESULT, RUN, TIMING
-from sparse_ir.benchmark.systems import System
+from sparse_ir.benchmark.systems import System, read_system
 from sparse_ir.commands import benchmarking, evaluating, indexing, searching
 from sparse_ir.data import readers, runs
 from sparse_ir.data.datasets import BEIR_13, GROUPS, LICENSED, REGISTRY, Benchmark
