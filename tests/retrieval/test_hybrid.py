@@ -161,7 +161,13 @@ def test_a_repeated_word_counts_twice(made: Made) -> None:
     word = QUERIES[0].split()[0]
     with Index(made.index("lucene", "folded"), ranking="bm25") as index:
         once = dict(pairs_of(index.search(word, 20)))
-        twice = dict(pairs_of(index.search(f"{word} {word}", 20)))
+        doubled = index.encode(f"{word} {word}")
+        hits = index.search(doubled, 20)
+        twice = dict(pairs_of(hits))
+        explain = index._ranker.explainer(doubled)
+        for number, doc_id in enumerate(hits.doc_ids):
+            parts = explain(index._ranker._reader.search(doubled.engine_query, 20).numbers[number])
+            assert sum(parts.values()) == twice[doc_id]
     assert once
     assert twice == {doc_id: 2 * score for doc_id, score in once.items()}
 
