@@ -387,6 +387,8 @@ def tune(
     if share:
         _check_no_budget(budget)
         return _find_share(index, queries, qrels, split, max_queries, query_model)
+    if budget is None:
+        raise ConfigError("tune needs a budget (--budget), or --share")
     limits = _read_budget(budget, bm25)
     for name, value in (("hits", hits), ("max_queries", max_queries), ("rounds", rounds)):
         if value < 1:
@@ -426,11 +428,9 @@ def _check_no_budget(budget: str | None) -> None:
         )
 
 
-def _read_budget(budget: str | None, bm25: StrPath | None) -> list[Limit]:
+def _read_budget(budget: str, bm25: StrPath | None) -> list[Limit]:
     from sparse_ir.retrieval import tuning
 
-    if budget is None:
-        raise ConfigError("tune needs a budget (--budget), or --share")
     limits = tuning.parse_budget(budget)
     needs_bm25 = any(limit.unit == tuning.BM25 for limit in limits)
     if bm25 is None and needs_bm25:
