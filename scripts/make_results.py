@@ -19,6 +19,7 @@ from typing import Any
 
 import ablate
 import bench_approximations
+import bench_input
 import bench_search
 import compare_decoders
 
@@ -96,6 +97,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "search costs": ("search.json", bench_search.format_costs),
     "search growth": ("search.json", bench_search.format_growth),
     "approximations": ("approximations.json", format_approximations),
+    "input": ("input.json", bench_input.as_markdown),
     "ablation": ("ablation.json", ablate.as_markdown),
     "ablation pairs": ("ablation.json", ablate.as_pairs),
     "ablation 240": ("ablation_240.json", ablate.as_markdown),

@@ -195,7 +195,8 @@ class Corpus:
 
     def _infer_schema(self) -> MetadataSchema:
         builder = SchemaBuilder(reads_texts=self._source.reads_texts)
-        for record in self._source.read():
+        read = self._source.survey or self._source.read
+        for record in read():
             for name, value in self._flatten(record):
                 builder.add(f"{record.place}:{record.number}", name, value)
         return builder.finish()
@@ -277,7 +278,8 @@ def _check_texts(record: Record, fields: Fields, id_field: str) -> Texts:
     record_id = get_field(values, id_field)
     is_missing = record_id is _ABSENT or record_id is None or record_id == ""
     if is_missing and not fields.make_ids:
-        _check_present(where, values, id_field, "a non-empty string", "--id-field")
+        remedy = "--id-field must name another field, or --make-ids make it"
+        _check_present(where, values, id_field, "a non-empty string", remedy)
     title = _read_title(where, values, fields)
     text = _read_text(where, values, fields)
     if is_missing and fields.make_ids:
@@ -299,18 +301,17 @@ def _read_title(where: str, values: Mapping[str, Any], fields: Fields) -> str:
 def _read_text(where: str, values: Mapping[str, Any], fields: Fields) -> str:
     if fields.texts is not None:
         return _join(where, values, fields.texts, "\n")
-    _check_present(where, values, "text", "a string", "--text-field")
+    _check_present(where, values, "text", "a string", "--text-field must name another field")
     return check_string(f'{where}: "text"', values["text"])
 
 
 def _check_present(
-    where: str, values: Mapping[str, Any], field: str, rule: str, option: str
+    where: str, values: Mapping[str, Any], field: str, rule: str, remedy: str
 ) -> None:
     if get_field(values, field) is _ABSENT:
         keys = ", ".join(map(str, values)) or "none"
         raise DataError(
-            f'{where}: "{field}" is missing (keys: {keys}); it must be {rule}, or {option} must '
-            "name another field"
+            f'{where}: "{field}" is missing (keys: {keys}); it must be {rule}, or {remedy}'
         )
 
 

@@ -26,8 +26,8 @@ class InputOptions(TypedDict, total=False):
     """How the documents of a corpus are read.
 
     Args:
-        input_format: Format of the input, if neither the end of its name nor its beginning shows
-            it.
+        input_format: Format of the input, if neither the end of its name nor, for the standard
+            input, its beginning shows it.
         id_field: Field with the id of a document. The default is _id, id or doc_id.
         title_field: Field with the title; several are joined. The default is title.
         text_field: Field with the text; several are joined. The default is text.

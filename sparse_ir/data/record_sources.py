@@ -38,6 +38,7 @@ class RecordSource:
     read: Callable[[], Iterator[Record]]
     schema: MetadataSchema | None = None
     reads_texts: bool = False
+    survey: Callable[[], Iterator[Record]] | None = None  # the metadata alone, read faster
     kept: object = None  # what must live as long as this source
 
 
@@ -130,7 +131,13 @@ def _open_folder(folder: Path) -> RecordSource:
             f"{folder / 'corpus.jsonl.gz'}, and for files that end in "
             f"{', '.join(text_files.TEXT_SUFFIXES)}"
         )
-    return RecordSource(str(folder), partial(_read_folder, folder))
+    survey = partial(_survey_folder, folder)
+    return RecordSource(str(folder), partial(_read_folder, folder), survey=survey)
+
+
+def _survey_folder(folder: Path) -> Iterator[Record]:
+    for path in text_files.find_text_files(folder):
+        yield Record(str(path), 1, text_files.read_front_matter(path) | {"_id": ""})
 
 
 def _read_folder(folder: Path) -> Iterator[Record]:

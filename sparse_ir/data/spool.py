@@ -71,19 +71,26 @@ def spool_items(items: Iterable[Any]) -> Callable[[], Iterator[Any]]:
 
 
 def guess_format(file: InputFile) -> str | None:
-    """The format that the first bytes show: Parquet, or JSON by its first character."""
+    """The format that the beginning shows: Parquet, JSON by its first character, or a table.
+
+    A first line with tabs begins a TSV file, and one with commas a CSV file.
+    """
     try:
         with open_bytes(file) as stream:
             start = stream.read(1024)
     except (OSError, EOFError, zlib.error):
         return None  # a reader of the file says it better
-    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \r\n")
     if start.startswith(_PARQUET):
         return "parquet"
     if start.startswith(b"["):
         return "json"
     if start.startswith(b"{"):
         return "jsonl"
+    first_line = start.partition(b"\n")[0]
+    for separator, name in ((b"\t", "tsv"), (b",", "csv")):
+        if separator in first_line:
+            return name
     return None
 
 

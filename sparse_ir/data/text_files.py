@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from sparse_ir import extras
 from sparse_ir.data.lines import InputFile, read_text
 from sparse_ir.errors import DataError
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 TEXT_SUFFIXES = (".txt", ".md", ".html", ".htm")
 
@@ -21,6 +25,7 @@ _FRONT_MATTER = re.compile(
 )
 _TAG = re.compile(r"<[^<>]*>")
 _BREAK = re.compile(r"[\r\n]+")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HIDDEN = {"script", "style", "template", "noscript", "head", "iframe", "svg"}
 _INLINE = frozenset(
     {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i"}
@@ -46,6 +51,15 @@ def find_text_files(folder: Path) -> Iterator[Path]:
                 yield Path(place) / name
 
 
+def read_front_matter(path: Path) -> dict[str, Any]:
+    """The fields of one file, without the work of reading its text; errors as read_text_file."""
+    if path.suffix.lower() != ".md":
+        return {}
+    fields, _ = _split_front_matter(str(path), read_text(InputFile(path, str(path))))
+    fields.pop("title", None)
+    return fields
+
+
 def read_text_file(path: Path) -> TextFile:
     """Read one file; raises ``DataError`` if it is not UTF-8 or its front matter is not YAML."""
     text = read_text(InputFile(path, str(path)))
@@ -57,16 +71,17 @@ def read_text_file(path: Path) -> TextFile:
     return _read_html(text)
 
 
-def _read_markdown(place: str, text: str) -> TextFile:
+@functools.cache
+def _markdown_parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    fields: dict[str, Any] = {}
-    front_matter = _FRONT_MATTER.match(text)
-    if front_matter:
-        fields = _parse_front_matter(place, front_matter[1])
-        text = text[front_matter.end() :]
+    return MarkdownIt("commonmark").enable("table")
+
+
+def _read_markdown(place: str, text: str) -> TextFile:
+    fields, body = _split_front_matter(place, text)
     title = fields.pop("title", None)
-    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    tokens = _markdown_parser().parse(body)
     blocks = []
     for number, token in enumerate(tokens):
         content = token.content
@@ -80,6 +95,14 @@ def _read_markdown(place: str, text: str) -> TextFile:
         if content.strip():
             blocks.append(content.strip())
     return TextFile(str(title or ""), "\n".join(blocks), fields)
+
+
+def _split_front_matter(place: str, text: str) -> tuple[dict[str, Any], str]:
+    """The fields of a Markdown file, and the text after them."""
+    front_matter = _FRONT_MATTER.match(text)
+    if front_matter is None:
+        return {}, text
+    return _parse_front_matter(place, front_matter[1]), text[front_matter.end() :]
 
 
 def _inline_text(tokens: list[Any]) -> str:
@@ -96,11 +119,12 @@ def _inline_text(tokens: list[Any]) -> str:
 
 def _parse_front_matter(place: str, text: str) -> dict[str, Any]:
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=_LOADER):
             # by which a few lines can stand for billions of values
             if isinstance(event, yaml.AliasEvent):
                 raise yaml.YAMLError("aliases (*name) are not read")
-        fields = yaml.safe_load(text)
+        # plain values only: no Python objects
+        fields = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = 2 if mark is None else mark.line + 2

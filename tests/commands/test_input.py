@@ -85,7 +85,7 @@ def test_a_mistake_in_the_shell_is_one_line(tmp_path, table):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert 'products.csv:2: "_id" is missing (keys: sku, name, description, price, added)' in line
-    assert line.endswith("--id-field must name another field")
+    assert line.endswith("--id-field must name another field, or --make-ids make it")
 
 
 @pytest.mark.parametrize("kind", ["dicts", "generator", "documents", "pandas"])

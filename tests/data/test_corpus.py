@@ -87,7 +87,10 @@ def test_every_format_gives_the_same_documents_again_and_again(tmp_path, name):
     assert all(not document.metadata for document in corpus.read(with_metadata=False))
 
 
-@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.jsonl.gz", "p.json.zst", "p.parquet"])
+STANDARD_INPUTS = ["p.jsonl", "p.json", "p.csv", "p.tsv", "p.jsonl.gz", "p.json.zst", "p.parquet"]
+
+
+@pytest.mark.parametrize("name", STANDARD_INPUTS)
 def test_standard_input_is_read_again_and_again(tmp_path, monkeypatch, name):
     content = write_products(tmp_path, name).read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
@@ -99,7 +102,7 @@ def test_standard_input_needs_the_name_of_a_format_that_it_does_not_show(monkeyp
     def give(text):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
 
-    give(CSV)
+    give("just text\n")
     with pytest.raises(DataError, match=r"standard input: unknown format; .*--input-format must"):
         Corpus("-", PRODUCT_FIELDS)
     give(CSV)
@@ -364,6 +367,7 @@ def test_a_folder_of_text_files(tmp_path):
             "---\na: &x [1]\nb: *x\n---\n",
             r"a\.md:2: front matter is not .*aliases \(\*name",
         ),
+        ("a.md", "---\na: " + "[" * 100_000 + "\n---\n", r"a\.md:\d+: front matter is not YAML"),
         ("a.md", "---\njust text\n---\n", r"a\.md:2: front matter is a str; it must be fields"),
         ("a.txt", b"ok\n\xff", r"a\.txt:2: not UTF-8"),
         ("a.html", b"\xff", r"a\.html:1: not UTF-8"),
