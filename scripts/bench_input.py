@@ -3,7 +3,7 @@
     python scripts/bench_input.py --corpus my_corpus --documents 50000 --rounds 3 \\
         --json scripts/results/input.json
 
-The documents of a BEIR corpus, repeated under new ids and with two fields of metadata, are written
+The documents of a corpus, repeated under new ids and with two fields of metadata, are written
 in every format. A fresh process reads each one as ``encode`` does: one pass that infers the types
 of the metadata (Parquet states them), and one that checks every id and gives out the documents.
 Speed is in documents per second of CPU time, in the best round. Memory is the peak of the process, for all documents and for a
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import gzip
 import itertools
 import json
@@ -28,8 +29,10 @@ from typing import Any
 
 import zstandard
 
+from sparse_ir.data import pydocs
 from sparse_ir.data.corpus import Corpus
 from sparse_ir.data.readers import read_documents
+from sparse_ir.data.records import Document
 from sparse_ir.environment import describe_machine
 
 ROWS_PER_GROUP = 1000
@@ -48,15 +51,12 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", help="a corpus whose documents are repeated")
+    parser.add_argument("--corpus", help="default: the documentation of Python's library")
     parser.add_argument("--documents", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--read", help=argparse.SUPPRESS)  # the part of a fresh process
-    arguments = parser.parse_args()
-    if not (arguments.read or arguments.corpus):
-        parser.error("--corpus is required")
-    return arguments
+    return parser.parse_args()
 
 
 def read_input(source: str) -> dict[str, float]:
@@ -101,10 +101,10 @@ def read_in_process(place: Path) -> dict[str, float]:
     return json.loads(subprocess.check_output(command, text=True))
 
 
-def make_records(corpus: str, count: int) -> Iterator[dict[str, Any]]:
+def make_records(corpus: str | None, count: int) -> Iterator[dict[str, Any]]:
     """The documents of a corpus, again and again, under new ids and with metadata."""
-    documents = list(read_documents(corpus))
-    for number, document in zip(range(count), itertools.cycle(documents), strict=False):
+    documents = itertools.cycle(find_documents(corpus, count))
+    for number, document in zip(range(count), documents, strict=False):
         yield {
             "id": f"{number}-{document.doc_id}",
             "title": document.title,
@@ -114,7 +114,15 @@ def make_records(corpus: str, count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def mean_length(corpus: str, count: int) -> float:
+@functools.cache
+def find_documents(corpus: str | None, count: int) -> list[Document]:
+    """The documents that are repeated; of Python's documentation no more than are needed."""
+    if corpus is None:
+        return list(itertools.islice(pydocs.read_pydocs(), count))
+    return list(read_documents(corpus))
+
+
+def mean_length(corpus: str | None, count: int) -> float:
     total = sum(
         len(record["title"]) + len(record["text"]) for record in make_records(corpus, count)
     )

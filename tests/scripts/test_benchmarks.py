@@ -87,6 +87,7 @@ SMALL = {
         "mass=0.8 candidates=4",
         "--no-processes",
     ],
+    "bench_input.py": ["--documents", "8", "--rounds", "1"],
     "bench_index.py": ["--documents", "300", "--terms", "20", "--rounds", "1", "--threads", "1"],
 }
 
