@@ -18,8 +18,8 @@ import torch
 from scipy import sparse
 
 from sparse_ir.diagnosis.checks import USUAL_PROMPTS, Measured
-from sparse_ir.diagnosis.examined_model import ExaminedModel
-from sparse_ir.diagnosis.similarity import (
+from sparse_ir.diagnosis.examined_model import (
+    ExaminedModel,
     mean,
     mean_reciprocal_rank,
     pairwise_cosines,

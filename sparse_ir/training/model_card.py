@@ -52,36 +52,15 @@ class _Outcome(NamedTuple):
     dev: dict[str, float]
 
 
-def write_card(
-    folder: Path,
-    config: TrainConfig,
-    *,
-    sources: Sequence[Mapping[str, Any]],
-    report: Mapping[str, Any],
-    command: str | None = None,
-    versions: Mapping[str, str] | None = None,
-) -> None:
+def write_card(folder: Path, config: TrainConfig, **facts: Any) -> None:
     """Write ``README.md`` into the folder of a saved model, atomically.
 
-    The same arguments give the same bytes.
-
-    Args:
-        folder: Folder of the saved model.
-        config: Configuration of the training.
-        sources: One row for each source, as ``Batches.describe()`` returns them.
-        report: The trainer's report. ``steps``, ``best_step``, ``best_dev``, ``documents_terms``,
-            ``queries_terms``, ``missed_targets`` and ``dev`` are shown if they are there.
-        command: The command line; its paths are cut to their last components.
-        versions: Package name -> version.
-
-    Raises:
-        ModelError: ``folder`` holds no saved model.
-        DataError: A row lacks its name or a count, or a number is NaN or infinite.
+    ``facts`` are the other arguments of ``format_card``. Raises ``ModelError`` if ``folder`` holds
+    no saved model.
     """
-    folder = Path(folder)
     if not is_sparse_encoder(folder) and decoder_settings.read_decoder_settings(folder) is None:
         raise ModelError(f"{folder} holds no saved SparseEncoder (modules.json) to describe")
-    text = format_card(config, sources=sources, report=report, command=command, versions=versions)
+    text = format_card(config, **facts)
     with files.atomic_writer(folder / "README.md") as stream:
         stream.write(text)
 
@@ -94,7 +73,19 @@ def format_card(
     command: str | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """The text that ``write_card`` writes."""
+    """The text of a card; the same arguments give the same text.
+
+    Args:
+        config: Configuration of the training.
+        sources: One row for each source, as ``Batches.describe()`` returns them.
+        report: The trainer's report. ``steps``, ``best_step``, ``best_dev``, ``documents_terms``,
+            ``queries_terms``, ``missed_targets`` and ``dev`` are shown if they are there.
+        command: The command line; its paths are cut to their last components.
+        versions: Package name -> version.
+
+    Raises:
+        DataError: A row lacks its name or a count, or a number is NaN or infinite.
+    """
     rows = _check_sources(config, sources)
     other_notes = dict(config.card.data_notes)
     for row in rows:
@@ -185,39 +176,28 @@ def _check_sources(config: TrainConfig, sources: Sequence[Mapping[str, Any]]) ->
     rows = []
     for position, source in enumerate(sources):
         place = f"sources[{position}]"
-        name = str(_take(source, "name", place))
-        rows.append(
-            _SourceRow(
-                name,
-                _finite(source, "queries", place),
-                _finite(source, "documents", place),
-                _finite(source, "share", place),
-                config.card.data_notes.get(name, _NOT_STATED),
-            )
-        )
+        if source.get("name") is None:
+            raise DataError(f"{place}.name is missing")
+        name = str(source["name"])
+        counts = [_finite(source, key, place) for key in ("queries", "documents", "share")]
+        rows.append(_SourceRow(name, *counts, config.card.data_notes.get(name, _NOT_STATED)))
     return rows
 
 
 def _check_report(config: TrainConfig, report: Mapping[str, Any]) -> _Outcome:
-    terms: dict[str, float | None] = {}
-    for side in _sides(config):
-        key = f"{side}_terms"
-        terms[side] = None if report.get(key) is None else _finite(report, key, "report")
-    best_dev = None
-    best_step = None
-    if report.get("best_dev") is not None:
-        best_dev = _finite(report, "best_dev", "report")
-        best_step = _finite(report, "best_step", "report")
+    numbers: dict[str, Any] = {}
+    for key in ("steps", "best_dev", "documents_terms", "queries_terms"):
+        if report.get(key) is not None:
+            numbers[key] = _finite(report, key, "report")
+    if "best_dev" in numbers:
+        numbers["best_step"] = _finite(report, "best_step", "report")
     dev = report.get("dev") or {}
-    steps = config.run.steps
-    if report.get("steps") is not None:
-        steps = _finite(report, "steps", "report")
     return _Outcome(
-        steps=steps,
-        terms=terms,
+        steps=numbers.get("steps", config.run.steps),
+        terms={side: numbers.get(f"{side}_terms") for side in _sides(config)},
         missed_targets=list(report.get("missed_targets", ())),
-        best_dev=best_dev,
-        best_step=best_step,
+        best_dev=numbers.get("best_dev"),
+        best_step=numbers.get("best_step"),
         dev={str(name): _finite(dev, name, "report.dev") for name in dev},
     )
 
@@ -247,14 +227,10 @@ def _without_paths(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _take(row: Mapping[str, Any], key: str, place: str) -> Any:
-    if row.get(key) is None:
-        raise DataError(f"{place}.{key} is missing")
-    return row[key]
-
-
 def _finite(row: Mapping[str, Any], key: str, place: str) -> Any:
-    value = _take(row, key, place)
+    value = row.get(key)
+    if value is None:
+        raise DataError(f"{place}.{key} is missing")
     if isinstance(value, (bool, str)) or not math.isfinite(value):
         raise DataError(f"{place}.{key} is {value!r} but must be a finite number")
     return value.item() if hasattr(value, "item") else value

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparse_ir.console import progress_bar
 from sparse_ir.environment import package_versions
 from sparse_ir.training import model_card
 from sparse_ir.training.configuration import config_parser
@@ -24,7 +26,8 @@ from sparse_ir.training.loop.training_setup import make_batches
 from sparse_ir.training.sources import pairs
 from sparse_ir.training.sources.training_source import TrainingSource
 from sparse_ir.training.teachers.base import Teacher
-from sparse_ir.training.teachers.preparation import prepare_teachers
+from sparse_ir.training.teachers.cache import Prepared
+from sparse_ir.training.teachers.pairwise import PairTeacher
 
 _CACHE = "teacher-cache"
 _RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "sparse-ir-toolkit")
@@ -40,17 +43,7 @@ def train(
     config = config_parser.read_config(config_path)
     sources = read_sources(config)
     teachers = open_teachers(config, sources, cache or output / _CACHE)
-    dev = [
-        dev_sets.read_dev_set(
-            each.path,
-            name=each.name,
-            split=each.split,
-            measure=each.measure,
-            max_queries=each.queries,
-            max_documents=each.documents,
-        )
-        for each in config.dev
-    ]
+    dev = [dev_sets.read_dev_set(**dataclasses.asdict(each)) for each in config.dev]
     trainer = Trainer(config, sources, output, teachers=teachers, dev=dev)
     report = trainer.run(progress=progress)
     if trainer.is_main_process:
@@ -102,15 +95,10 @@ def read_sources(config: TrainConfig) -> list[TrainingSource]:
     """All sources; the weight is by default the square root of the number of queries."""
     sources = []
     for settings in config.data:
-        source = pairs.read_source(
-            settings.path,
-            split=settings.split,
-            name=settings.name,
-            limit=settings.limit,
-            negatives=Path(settings.negatives) if settings.negatives else None,
-            allow_missing=settings.allow_missing,
-        )
-        weight = settings.weight or math.sqrt(len(source.queries))
+        options = dataclasses.asdict(settings)
+        weight = options.pop("weight")
+        source = pairs.read_source(**options)
+        weight = weight or math.sqrt(len(source.queries))
         sources.append(dataclasses.replace(source, weight=weight))
     return sources
 
@@ -120,3 +108,53 @@ def open_teachers(
 ) -> list[tuple[Teacher | None, float]]:
     """Each teacher with its weight; None stands for the scores in the training files."""
     return [(settings.open(sources, cache), settings.weight) for settings in config.teacher]
+
+
+def prepare_teachers(
+    teachers: Sequence[Teacher],
+    sources: Sequence[TrainingSource],
+    pairs: Callable[[], Iterable[tuple[str, str]]],
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Fill the caches for all texts of the sources; return a JSON-able report.
+
+    For each teacher the report has its name and fingerprint, ``texts`` (distinct texts, summed over
+    the sources; or pairs, distinct among each 100,000), ``forward_passes`` (how many of them needed
+    the network), ``cache_hits`` (how many did not) and ``seconds``.
+
+    Args:
+        teachers: The teachers.
+        sources: Training data; each source is prepared on its own.
+        pairs: Returns the (query, document) pairs that training will ask a teacher of pairs for.
+        progress: Show a bar for each teacher and source.
+    """
+    return {
+        "teachers": [_prepare_teacher(teacher, sources, pairs, progress) for teacher in teachers]
+    }
+
+
+def _prepare_teacher(
+    teacher: Teacher,
+    sources: Sequence[TrainingSource],
+    pairs: Callable[[], Iterable[tuple[str, str]]],
+    progress: bool,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    total = Prepared(0, 0)
+    if isinstance(teacher, PairTeacher):
+        with progress_bar(None, progress, desc=f"{teacher.name}: batches", unit=" pairs") as bar:
+            total = teacher.prepare_pairs(pairs(), bar.update)
+    else:
+        for source in sources:
+            with progress_bar(
+                None, progress, desc=f"{teacher.name}: {source.name}", unit=" texts"
+            ) as bar:
+                total = total.plus(teacher.prepare(source.queries, source.documents, bar.update))
+    return {
+        "name": teacher.name,
+        "fingerprint": teacher.fingerprint,
+        "texts": total.texts,
+        "forward_passes": total.forward_passes,
+        "cache_hits": total.texts - total.forward_passes,
+        "seconds": round(time.perf_counter() - start, 3),
+    }

@@ -20,12 +20,13 @@ from sparse_ir.engines.lucene.bm25 import Bm25
 from sparse_ir.errors import ConfigError, DamagedError, DataError, ModelError
 from sparse_ir.models.encoder import Encoder
 from sparse_ir.models.lexical import LexicalEncoder
+from sparse_ir.training.pipeline import prepare_teachers
+from sparse_ir.training.teachers import bm25 as bm25_teacher
 from sparse_ir.training.teachers import pairwise
 from sparse_ir.training.teachers.bm25 import Bm25Teacher
 from sparse_ir.training.teachers.cross_encoder import CrossEncoderTeacher
 from sparse_ir.training.teachers.dense import DenseTeacher
 from sparse_ir.training.teachers.monot5 import MonoT5Teacher
-from sparse_ir.training.teachers.preparation import prepare_teachers
 from sparse_ir.training.teachers.sparse import SparseTeacher
 
 QUERIES = ["which river floods?", "bees and flowers", "", "  a bridge in summer  "]
@@ -737,13 +738,21 @@ def test_a_text_outside_the_collection_is_scored_by_its_statistics():
     assert teacher.scores(["zebra"], ["", documents[0]]).tolist() == [[0, 0]]
 
 
-def test_an_analysed_collection_is_read_again(tmp_path):
-    documents, steps = varied_documents(), []
-    first = Bm25Teacher(documents, cache=tmp_path, progress=steps.append)
+def test_an_analysed_collection_is_read_again(tmp_path, monkeypatch):
+    documents, analysed = varied_documents(), []
+
+    def count(texts):
+        analysed.append(len(texts))
+        return bm25.analyze(texts)
+
+    monkeypatch.setattr(bm25_teacher, "analyze", count)
+    first = Bm25Teacher(documents, cache=tmp_path)
+    assert analysed == [len(documents)]
     expected = first.scores(["bees in the river"], documents)
     (path,) = tmp_path.glob("bm25-*.npz")
-    second = Bm25Teacher(documents, cache=tmp_path, progress=steps.append)
-    assert steps == [1] * len(documents) + [len(documents)]
+    analysed.clear()
+    second = Bm25Teacher(documents, cache=tmp_path)
+    assert analysed == []
     np.testing.assert_array_equal(second.scores(["bees in the river"], documents), expected)
     Bm25Teacher(documents, 1.2, 0.75, cache=tmp_path)
     assert len(list(tmp_path.glob("bm25-*.npz"))) == 1, (

@@ -911,7 +911,7 @@ def test_the_best_step_by_the_dev_set_becomes_the_model(model, pairs_file, dev_f
     config = make_config(
         model, pairs_file, run={"evaluate_every": 2}, dev=[{"path": str(dev_folder)}]
     )
-    dev = dev_sets.read_dev_set(str(dev_folder), max_documents=30)
+    dev = dev_sets.read_dev_set(str(dev_folder), documents=30)
     assert (len(dev.documents), len(dev.queries)) == (30, 20)
     report = make_trainer(config, tmp_path, dev=[dev]).run()
     measured = {
@@ -1314,7 +1314,7 @@ def test_lengths_beyond_the_network_are_refused(model, pairs_file, tmp_path):
 
 def test_a_dev_set_that_cannot_hold_its_judged_documents_is_refused(dev_folder):
     with pytest.raises(ConfigError, match="must be at least the 20 judged documents"):
-        dev_sets.read_dev_set(str(dev_folder), max_documents=5)
+        dev_sets.read_dev_set(str(dev_folder), documents=5)
 
 
 def test_texts_pass_together_with_texts_of_like_length():

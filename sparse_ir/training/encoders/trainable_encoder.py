@@ -236,12 +236,10 @@ class TrainableEncoder(torch.nn.Module):
         *,
         neural_queries: bool = False,
         whole: bool = True,
-        progress: Callable[[int], None] | None = None,
     ) -> sparse.csr_matrix:
         """Return the vectors of texts without gradients, CSR float32 ``[N, V]``.
 
         Texts are read ``whole`` as the saved model reads them, or cut for training.
-        ``progress(n)`` is called with the number of texts just done.
         """
         tokenize = self.tokenize_queries if neural_queries else self.tokenize_documents
         tokens = tokenize(texts, whole=whole)
@@ -256,27 +254,21 @@ class TrainableEncoder(torch.nn.Module):
                 for row, weights_V in zip(batch, weights_BV, strict=True):
                     ids = np.flatnonzero(weights_V)
                     rows[row] = pooling.keep_heaviest(ids, weights_V[ids], self.settings.top_k, 0.0)
-                if progress is not None:
-                    progress(len(batch))
         self.train(was_training)
         return rows_to_csr(rows, self.size)
 
     def set_terms(self, texts: Sequence[str], active_terms: int, *, whole: bool = False) -> float:
-        """Call ``shift_to`` with the scores of these documents."""
+        """Lower all scores alike, so that these documents have this many terms on average.
+
+        Returns by how much scores were lowered.
+        """
         tokens = self.tokenize_documents(texts, whole=whole)
         parts = []
         self.eval()
         with torch.no_grad():
             for start in range(0, len(tokens), _SAMPLE_AT_ONCE):
                 parts.append(self.forward(tokens[start : start + _SAMPLE_AT_ONCE], scores=True))
-        return self.shift_to(torch.cat(parts), active_terms)
-
-    def shift_to(self, pooled_NV: Tensor, active_terms: int) -> float:
-        """Lower all scores alike, so that these texts have ``active_terms`` terms on average.
-
-        ``pooled_NV`` are their scores. Returns by how much scores were lowered.
-        """
-        shift = float(threshold_of(pooled_NV, active_terms))
+        shift = float(threshold_of(torch.cat(parts), active_terms))
         self._lower(shift)
         return shift
 

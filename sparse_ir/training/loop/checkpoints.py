@@ -17,9 +17,9 @@ from sparse_ir.training.configuration.config_parser import config_to_json, forma
 from sparse_ir.training.encoders import trainable_encoder
 from sparse_ir.training.loop import optimization, saved_state
 from sparse_ir.training.loop.adaptation import Adaptation
-from sparse_ir.training.loop.dev_evaluation import DevEvaluation
-from sparse_ir.training.loop.objective import Objective, WeightedTeacher
-from sparse_ir.training.loop.ranking_start import RankingStart
+from sparse_ir.training.loop.dev_sets import DevEvaluation
+from sparse_ir.training.loop.final_model import RankingStart
+from sparse_ir.training.loop.ranking import Objective, WeightedTeacher
 from sparse_ir.training.loop.saved_state import TENSORS, WEIGHTS, TrainingProgress
 from sparse_ir.training.loop.sparsity import SparsityControl
 from sparse_ir.training.loop.training_setup import TrainingSetup

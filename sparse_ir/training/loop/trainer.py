@@ -4,8 +4,8 @@ Everything random is a function of (seed, step, process), and so are batch and l
 checkpoint therefore holds weights, optimizer moments and a few numbers, and nothing is replayed.
 The loop runs on one device or on several (accelerate). Each part has a module of its own: the
 opening (``training_setup``), the steps before ranking (``adaptation``), ranking steps (``ranking``,
-with ``representation``, ``objective`` and ``sparsity``), dev
-sets (``dev_evaluation``), saving and resuming (``checkpoints``), and the end (``final_model``).
+with ``representation`` and ``sparsity``), dev sets (``dev_sets``), saving and resuming
+(``checkpoints``), and the end (``final_model``).
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from sparse_ir.training.configuration.config import TrainConfig
 from sparse_ir.training.loop import final_model, optimization, saved_state, training_setup
 from sparse_ir.training.loop.adaptation import Adaptation
 from sparse_ir.training.loop.checkpoints import Checkpoints, TrainingParts
-from sparse_ir.training.loop.dev_evaluation import DevEvaluation
-from sparse_ir.training.loop.dev_sets import DevSet
-from sparse_ir.training.loop.objective import Objective, WeightedTeacher
-from sparse_ir.training.loop.ranking import Ranking
-from sparse_ir.training.loop.ranking_start import RankingStart
+from sparse_ir.training.loop.dev_sets import DevEvaluation, DevSet
+from sparse_ir.training.loop.final_model import RankingStart
+from sparse_ir.training.loop.ranking import Objective, Ranking, WeightedTeacher
 from sparse_ir.training.loop.saved_state import TrainingProgress
 from sparse_ir.training.loop.sparsity import SparsityControl
 from sparse_ir.training.loop.training_log import Log

@@ -66,9 +66,7 @@ class Bm25Teacher(Teacher):
         k1: float = 0.9,
         b: float = 0.4,
         *,
-        name: str = "bm25",
         cache: Path | None = None,
-        progress: OnProgress | None = None,
     ) -> None:
         """Analyse the collection, or read the analysed one from the cache.
 
@@ -76,9 +74,7 @@ class Bm25Teacher(Teacher):
             documents: Texts of the collection.
             k1: Saturation of term frequencies, 0 or more.
             b: Normalisation of document lengths, 0 to 1.
-            name: Name in reports.
             cache: Folder for the analysed collection; None does not keep it.
-            progress: ``progress(n)`` is called when n more documents are analysed.
 
         Raises:
             ConfigError: A parameter is out of range.
@@ -87,11 +83,11 @@ class Bm25Teacher(Teacher):
         """
         if not (math.isfinite(k1) and k1 >= 0 and 0 <= b <= 1):
             raise ConfigError(f"k1 is {k1} and b {b}, but k1 must be 0 or more and b 0 to 1")
-        self.name = name
+        self.name = "bm25"
         keys = list(map(key_of, documents))
         self.fingerprint = {
             "kind": "bm25",
-            "name": name,
+            "name": self.name,
             "k1": k1,
             "b": b,
             "documents": len(documents),
@@ -99,7 +95,7 @@ class Bm25Teacher(Teacher):
             "analyzer": "io.anserini.analysis.DefaultEnglishAnalyzer",
             "lucene": lucene_version(),
         }
-        collection = _analysed(documents, self.fingerprint, cache, progress)
+        collection = _analysed(documents, self.fingerprint, cache)
         if not collection.lengths.any():
             raise DataError(
                 f"none of the {len(documents)} documents of the BM25 collection has a term"
@@ -187,23 +183,18 @@ class _Collection(NamedTuple):
 
 
 def _analysed(
-    documents: Sequence[str],
-    fingerprint: Mapping[str, Any],
-    cache: Path | None,
-    progress: OnProgress | None,
+    documents: Sequence[str], fingerprint: Mapping[str, Any], cache: Path | None
 ) -> _Collection:
     path = None
     if cache is not None:
         facts = {key: fingerprint[key] for key in ("collection_sha256", "analyzer", "lucene")}
         path = cache / f"bm25-{files.sha256_of_json(facts)[:24]}.npz"
         if path.is_file():
-            return _read_collection(path, len(documents), progress)
+            return _read_collection(path)
     numbers: dict[str, int] = {}
     rows = []
     for terms in analyze(documents):
         rows.append(_count_terms(terms, numbers))
-        if progress is not None:
-            progress(1)
     ids, counts, lengths = zip(*rows, strict=True) if rows else ((), (), ())
     empty = [np.empty(0, dtype=np.int32)]
     collection = _Collection(
@@ -221,15 +212,13 @@ def _analysed(
     return collection
 
 
-def _read_collection(path: Path, documents: int, progress: OnProgress | None) -> _Collection:
+def _read_collection(path: Path) -> _Collection:
     remedy = "; delete it, and it is made again"
     with reading.reading(path, "an analysed collection", remedy=remedy):
         # numpy leaves a file open that it cannot read, unless the file is ours
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             values = {name: stored[name] for name in _Collection._fields}
         text = values.pop("terms").tobytes().decode()
-    if progress is not None:
-        progress(documents)
     return _Collection(terms=text.split("\n") if text else [], **values)
 
 

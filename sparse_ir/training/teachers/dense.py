@@ -39,7 +39,6 @@ class DenseTeacher(TextTeacher):
         self,
         model: str | Path,
         *,
-        name: str | None = None,
         revision: str | None = None,
         cache: Path | None = None,
         pooling: DensePooling | None = None,
@@ -52,7 +51,6 @@ class DenseTeacher(TextTeacher):
 
         Args:
             model: Folder or hub name.
-            name: Name in reports and of the cache file; by default that of the model.
             revision: Commit of a hub model.
             cache: Folder of the cache files; None keeps the vectors in memory.
             pooling, similarity, query_prompt, document_prompt: As in ``DenseSettings``.
@@ -65,7 +63,7 @@ class DenseTeacher(TextTeacher):
         network_options = NetworkOptions(**options)
         folder, commit = model_files.resolve_folder(model, revision, network_options.allow_pickle)
         self._layout = read_dense_layout(folder, pooling)
-        self.name = name or (folder.name if commit is None else str(model))
+        self.name = folder.name if commit is None else str(model)
         self._prompts: dict[TextRole, str] = {
             "query": self._layout.prompt("query") if query_prompt is None else query_prompt,
             "document": (

@@ -32,7 +32,6 @@ class PairTeacher(CachedTeacher):
         model: str | Path,
         facts: dict[str, Any],
         *,
-        name: str | None = None,
         revision: str | None = None,
         cache: Path | None = None,
         **options: Any,
@@ -42,7 +41,6 @@ class PairTeacher(CachedTeacher):
         Args:
             model: Folder or hub name.
             facts: What decides the scores besides the network.
-            name: Name in reports and of the cache file; by default that of the model.
             revision: Commit of a hub model.
             cache: Folder of the cache files; None keeps the scores in memory.
             options: Fields of ``NetworkOptions``; ``max_length`` is that of the pair.
@@ -54,7 +52,7 @@ class PairTeacher(CachedTeacher):
         network_options = NetworkOptions(**options)
         folder, commit = model_files.resolve_folder(model, revision, network_options.allow_pickle)
         self._network = self._describe(folder, network_options)
-        self.name = name or (folder.name if commit is None else str(model))
+        self.name = folder.name if commit is None else str(model)
         self.fingerprint = {"name": self.name} | self._network.provenance | facts
         self.fingerprint["revision"] = commit
         self._open_cache(cache, "pairs", self.fingerprint)

@@ -24,14 +24,11 @@ _TEXTS_PER_SPARSE_WINDOW = 256
 class SparseTeacher(TextTeacher):
     """A learned-sparse encoder with its own query side; scores are dot products."""
 
-    def __init__(
-        self, model: Any, *, name: str | None = None, cache: Path | None = None, **options: Any
-    ) -> None:
+    def __init__(self, model: Any, *, cache: Path | None = None, **options: Any) -> None:
         """Load the encoder and open the cache; raises what ``Encoder.load`` raises.
 
         Args:
             model: Folder or hub name, or a document encoder object.
-            name: Name in reports and of the cache file; by default that of the model.
             cache: Folder of the cache files; None keeps the vectors in memory.
             options: Those of ``Encoder.load``, for a folder or hub name.
         """
@@ -47,7 +44,7 @@ class SparseTeacher(TextTeacher):
             )
         self._sides = {"document": model, "query": model.query_encoder()}
         self._width = max(len(side.vocabulary) for side in self._sides.values())
-        self.name: str = name or str(model.fingerprint.get("name") or model.fingerprint["kind"])
+        self.name = str(model.fingerprint.get("name") or model.fingerprint["kind"])
         self.fingerprint = {
             "kind": "sparse",
             "name": self.name,
