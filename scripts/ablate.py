@@ -96,7 +96,6 @@ def make_variants(
     output biases are shifted at the end, so that documents of a sample have the same mean number of
     terms.
     """
-    target = base["documents"]["target_terms"]
     variants = {
         BASE: base,
         "no IDF": changed(base, model={"query": "ones"}),
@@ -107,7 +106,6 @@ def make_variants(
             **{key: value for key, value in base.items() if key != "teacher"},
             "loss": [{"name": "info_nce"}],
         },
-        "l0 mask": changed(base, documents={"exempt_up_to": round(target * 0.8)}),
     }
     for count in terms:
         variants[f"IDF, {count:.0f} terms"] = changed(base, documents={"target_terms": count})

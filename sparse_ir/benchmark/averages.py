@@ -63,13 +63,13 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
                 per_query[column][f"{forum}/{query_id}"] = value
     facts: dict[str, str | int] = {"name": MERGED, "source": MERGED}
     for field in COUNTS:
-        facts[field] = sum(getattr(row.result.dataset, field) for row in forums)
+        facts[field] = sum(map(attrgetter(f"result.dataset.{field}"), forums))
     for field in HASHES:
-        hashes = [getattr(row.result.dataset, field) for row in forums]
-        facts[field] = files.sha256_of_json(hashes)
+        hashes = map(attrgetter(f"result.dataset.{field}"), forums)
+        facts[field] = files.sha256_of_json(list(hashes))
     costs = dict.fromkeys(Efficiency.model_fields, 0.0)
     for field in costs:
-        costs[field] = sum(getattr(row.result.efficiency, field) for row in forums)
+        costs[field] = sum(map(attrgetter(f"result.efficiency.{field}"), forums))
         if field != "index_bytes":
             costs[field] /= len(forums)
     result = Result(
@@ -77,7 +77,7 @@ def _merge_forums(forums: Sequence[Row]) -> Row:
         system=first.system,
         measures=measures,
         efficiency=Efficiency.model_validate(costs),
-        run=RunFacts(hits_per_query=min(row.result.run.hits_per_query for row in forums)),
+        run=RunFacts(hits_per_query=min(map(attrgetter("result.run.hits_per_query"), forums))),
         versions=first.versions,
         commit=first.commit,
         command=first.command,

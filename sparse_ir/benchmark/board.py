@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
@@ -188,7 +189,7 @@ def _order(entries: Sequence[Entry], measure: str) -> list[Entry]:
 def merge_forums(rows: Sequence[Row]) -> list[Row]:
     """The rows, with CQADupStack's forums as one data set if a system has all twelve of them."""
     merged = averages.merge_groups(rows)
-    if any(row.dataset == averages.MERGED for row in merged):
+    if averages.MERGED in map(attrgetter("dataset"), merged):
         return merged
     return list(rows)
 

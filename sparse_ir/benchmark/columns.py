@@ -95,7 +95,7 @@ class CostColumn(Column):
         """The value of several corpora together."""
         if self.total is not None:
             return self.total(parts)
-        return mean_of_all([part.value for part in parts])
+        return mean_of_all(list(map(attrgetter("value"), parts)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +230,7 @@ SOURCES: tuple[SourceColumn, ...] = (
 
 def measure_names() -> list[str]:
     """Names of the measure columns, in the order of the tables."""
-    return [column.name for column in MEASURES]
+    return list(map(attrgetter("name"), MEASURES))
 
 
 def names_for_ir_measures(relevance_level: int = 1) -> dict[str, str]:
@@ -282,7 +282,7 @@ def describe_for_page(measure: str, baseline: str) -> Sequence[Mapping[str, obje
                 "digits": first.digits,
                 "joiner": first.joiner,
                 "descending": first.descending,
-                "names": [column.name for column in group],
+                "names": list(map(attrgetter("name"), group)),
             }
         )
     return described

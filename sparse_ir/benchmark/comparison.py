@@ -73,7 +73,7 @@ def compare_systems(datasets: Sequence[Sequence[Stratum]], baseline: str) -> dic
             shares.append(1 / (len(datasets) * len(dataset)))
     pooled = {}
     for system in strata[0]:
-        pooled[system] = pool([stratum[system] for stratum in strata], shares)
+        pooled[system] = pool(list(map(operator.itemgetter(system), strata)), shares)
     tests: dict[str, significance.Comparison] = {}
     if baseline in pooled and len(pooled) > 1:
         others = dict(pooled)

@@ -32,7 +32,7 @@ def format_markdown(board: Board) -> str:
     parts += ["## Data sets", format_datasets(board)]
     if board.published:
         parts += ["## Published elsewhere, not measured here", _format_published(board)]
-    parts.append("\n".join(f"* {note}" for note in board.notes))
+    parts.append("\n".join(map("* {}".format, board.notes)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from sparse_ir.benchmark import columns
@@ -86,7 +87,7 @@ def _describe_result(row: Row, task: str) -> dict[str, Any]:
     scores["hf_subset"] = "default"
     scores["languages"] = ["eng-Latn"]
     return {
-        "dataset_revision": files.sha256_of_json([getattr(facts, field) for field in HASHES]),
+        "dataset_revision": files.sha256_of_json(attrgetter(*HASHES)(facts)),
         "task_name": task,
         "mteb_version": None,
         "scores": {facts.split: [scores]},

@@ -12,6 +12,7 @@ import dataclasses
 import importlib.resources
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Literal
 
 from sparse_ir.errors import ConfigError
@@ -79,7 +80,7 @@ def select(systems: str = DEFAULT, datasets: Sequence[str] | None = None) -> lis
     commas). ``datasets`` None means all. Raises ``ConfigError`` for an unknown name.
     """
     records = read_published()
-    names = _choose_names(systems, {record.system for record in records})
+    names = _choose_names(systems, set(map(attrgetter("system"), records)))
     selected = []
     for record in records:
         if record.system not in names:

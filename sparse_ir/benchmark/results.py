@@ -193,7 +193,7 @@ def _parse(kind: type[AnyRecord], path: Path, stored: object) -> AnyRecord:
 
 
 def _field_name(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "the content"
+    return ".".join(map(str, location)) or "the content"
 
 
 def _check_columns(path: Path, row: Row) -> None:
@@ -240,4 +240,4 @@ def row_folders(results: Path) -> list[Path]:
 
 def read_rows(results: Path) -> list[Row]:
     """All finished rows below a folder, by data set and system; errors as in ``read_row``."""
-    return [read_row(folder) for folder in row_folders(results)]
+    return list(map(read_row, row_folders(results)))

@@ -13,6 +13,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class Encoders(NamedTuple):
 def group_by_corpus(fetched: Iterable[tuple[str, Collection]]) -> Iterator[list[Data]]:
     """Neighboring data sets (by source name) over the same corpus: they share one index."""
     for _, group in itertools.groupby(fetched, key=lambda pair: pair[1].corpus):
-        yield [Data(*pair) for pair in group]
+        yield list(itertools.starmap(Data, group))
 
 
 class Suite:
@@ -260,7 +261,7 @@ def describe_suite(
 ) -> Report:
     """The report of a call: its rows, and their average over BEIR if they are complete."""
     folders = [name.replace(":", "-") for name in names]
-    chosen = [system.name for system in systems]
+    chosen = set(map(attrgetter("name"), systems))
     rows = []
     for row in results.read_rows(plan.output):
         if row.dataset in folders and row.system in chosen:

@@ -95,7 +95,7 @@ def _choose_texts(texts: Sequence[str] | None) -> tuple[list[str], list[str]]:
 def read_probes() -> list[dict[str, str]]:
     """The built-in questions, each with its passage."""
     path = importlib.resources.files("sparse_ir").joinpath("resources/probes.jsonl")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
 
 
 def _lacks_settings(folder: Path) -> bool:

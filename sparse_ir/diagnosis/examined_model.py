@@ -68,7 +68,7 @@ class ExaminedModel:
         """The columns of special tokens."""
         tokenizer = self.encoder.network.tokenizer
         special_ids = tokenization.special_token_ids(tokenizer)
-        names = {tokenizer.id_to_token(token_id) for token_id in special_ids}
+        names = set(map(tokenizer.id_to_token, special_ids))
         columns = set()
         for column, token in enumerate(self.encoder.vocabulary):
             if token in names:
@@ -83,7 +83,7 @@ class ExaminedModel:
     @functools.cached_property
     def token_scores(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each passage the columns of its pooled tokens and their scores ``[L, V]``."""
-        return [self.encoder.token_scores(text) for text in self.passages]
+        return list(map(self.encoder.token_scores, self.passages))
 
     @functools.cached_property
     def own_columns(self) -> list[set[int]]:

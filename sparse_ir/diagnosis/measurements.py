@@ -298,7 +298,7 @@ def _encode_as_tokenizer_pads(encoder: Encoder, texts: Sequence[str]) -> np.ndar
     left = network.hf_tokenizer.padding_side == "left"
     ids = [text.ids for text in tokens]
     ids_BL, lengths = pad(ids, network.pad_token_id, left=left)
-    mask_BL, _ = pad([np.ones_like(row) for row in ids], 0, left=left)
+    mask_BL, _ = pad(list(map(np.ones_like, ids)), 0, left=left)
     starts = ids_BL.shape[1] - lengths if left else np.zeros_like(lengths)
     pooled = [start + text.pooled_positions for start, text in zip(starts, tokens, strict=True)]
     with torch.inference_mode():

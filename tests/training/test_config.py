@@ -96,7 +96,7 @@ EVERYTHING = TrainConfig(
     dev=(DevSettings("data/dev", "dev", "test", "RR@10", 50, 500),),
     batch=BatchSettings(24, 7, 3, 6, False, 8),
     ensemble=EnsembleSettings(10.0, "none"),
-    documents=PenaltySettings("idf_flops", None, 180.0, 300, 90, 2, anti_zero=0.01),
+    documents=PenaltySettings("idf_flops", None, 180.0, 300, 2, anti_zero=0.01),
     optimizer=OptimizerSettings(3e-5, 0.02, 60, "cosine", 1.5, 1e-3),
     warm_start=WarmStartSettings(100, 4e-4, 350, "token_vectors"),
     card=CardSettings("A name", "apache-2.0", {"a": "from there\nby them", 'ü "b"': "unknown"}),
@@ -122,7 +122,7 @@ DECODER = TrainConfig(
         packed_length=2048,
     ),
     documents=PenaltySettings("df_flops", 0.5, alpha=0.2, beta=7.0),
-    queries=PenaltySettings("idf_flops", None, 40.0, 10, 5, 2, anti_zero=0.02),
+    queries=PenaltySettings("idf_flops", None, 40.0, 10, 2, anti_zero=0.02),
 )
 CONFIGS = (EVERYTHING, BLENDED, DECODER)
 
@@ -447,18 +447,6 @@ def test_wrong_sections(written, text, message):
         ),
         (
             "documents",
-            "weight = 0.1\nexempt_up_to = 0",
-            "documents.exempt_up_to is 0 but must be greater than or equal to 1",
-        ),
-        (
-            "documents",
-            'penalty = "l1"\nweight = 0.1\nexempt_up_to = 9',
-            (
-                "[documents] exempt_up_to is 9, but penalty is 'l1', which does not use it; it is for flops, idf_flops, df_flops"
-            ),
-        ),
-        (
-            "documents",
             "weight = 0.1\nalpha = 1.0",
             "documents.alpha is 1.0 but must be less than 1",
         ),
@@ -560,11 +548,6 @@ def test_values_out_of_range(written, section, line, message):
         ),
         (
             "documents",
-            'penalty = "none"\nexempt_up_to = 5',
-            "[documents] exempt_up_to is 5, but penalty is 'none', which does not use it; it is for flops, idf_flops, df_flops",
-        ),
-        (
-            "documents",
             "weight = 0.1\npower = 2",
             "[documents] power is 2, but penalty is 'flops', which does not use it; it is for idf_flops",
         ),
@@ -577,11 +560,6 @@ def test_values_out_of_range(written, section, line, message):
             "documents",
             "weight = 0.1\nbeta = 6",
             "[documents] beta is 6.0, but penalty is 'flops', which does not use it; it is for df_flops",
-        ),
-        (
-            "documents",
-            "target_terms = 90\nexempt_up_to = 90",
-            "[documents] exempt_up_to is 90 but must be less than target_terms (90), because exempt texts never come down to the target",
         ),
         (
             "documents",

@@ -70,7 +70,7 @@ CONFIG = TrainConfig(
     batch=BatchSettings(queries=24, negatives=2, queries_per_positive=3, neighbourhood=6),
     ensemble=EnsembleSettings(scale=30.0),
     documents=PenaltySettings(
-        "idf_flops", target_terms=180.0, ramp_steps=1_500, exempt_up_to=90, power=2, anti_zero=0.125
+        "idf_flops", target_terms=180.0, ramp_steps=1_500, power=2, anti_zero=0.125
     ),
     optimizer=OptimizerSettings(
         learning_rate=5e-5,
@@ -315,7 +315,7 @@ def test_training_in_plain_words():
             "weight divided by the "
             "token's IDF; lambda controlled towards 180 active terms; to be reached within 1,500 "
             "steps; power 2 of the "
-            "IDF; texts of at most 90 terms exempt (l0 mask); plus 0.125 times the anti-zero loss."
+            "IDF; plus 0.125 times the anti-zero loss."
         ),
         (
             "- Optimizer: AdamW with learning rate 5e-05, 110 warm-up steps, cosine decay to 0, "

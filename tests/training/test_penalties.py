@@ -25,23 +25,12 @@ IDF = numbers(6, seed=9) + 0.1
 
 def test_flops_by_hand():
     close(penalties.flops(WEIGHTS), 5.0)  # means 2, 1, 0
-    close(penalties.flops(WEIGHTS, 0), 5.0)
-    # the second text is exempt, N stays 2: means 1/2, 1, 0
-    close(penalties.flops(WEIGHTS, 1), 1.25)
-    close(penalties.flops(WEIGHTS, 2), 0.0)
-
-
-def test_an_exempt_text_gets_no_gradient():
-    weights = WEIGHTS.clone().requires_grad_()
-    penalties.flops(weights, 1).backward()
-    close(weights.grad, [[0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
 
 
 def test_idf_flops_by_hand():
     idf = torch.tensor([2.0, 0.5, 1.0])
     close(penalties.idf_flops(WEIGHTS, idf), 1.0 + 4.0)
     close(penalties.idf_flops(WEIGHTS, idf, power=2), 0.25 + 16.0)
-    close(penalties.idf_flops(WEIGHTS, idf, exempt_up_to=1), 0.0625 + 4.0)
     close(penalties.idf_flops(WEIGHTS, torch.ones(3)), penalties.flops(WEIGHTS))
 
 
@@ -51,7 +40,6 @@ def test_df_flops_by_hand():
     shares = torch.tensor([0.25, 0.5, 1.0])
     close(penalties.df_flops(WEIGHTS, shares, alpha=0.5, beta=1.0), 0.25 * 4 + 0.5 * 1)
     close(penalties.df_flops(WEIGHTS, shares, alpha=0.5, beta=2.0), 0.1 * 4 + 0.5 * 1)
-    close(penalties.df_flops(WEIGHTS, shares, 0.5, 2.0, exempt_up_to=1), 0.1 * 0.25 + 0.5 * 1)
 
 
 @pytest.mark.parametrize("beta", [0.5, 10.0, 1e3])
@@ -68,16 +56,14 @@ def test_l1_and_anti_zero_by_hand():
     close(penalties.anti_zero(torch.tensor([[1.0, 3.0, 0.0], [4.0, 0.0, 0.0]])), 1 / 64)
 
 
-@pytest.mark.parametrize("threshold", [None, 0, 3, 4, 9])
-def test_flops_is_theirs_with_and_without_the_mask(threshold):
+def test_flops_is_theirs():
     """On the same numbers as sentence-transformers."""
     from sentence_transformers.sparse_encoder import losses as peer
 
     values = numbers(8, 9, seed=32)
     weights = (values * (values > 0.55)).requires_grad_()
-    assert len(set((weights != 0).sum(1).tolist())) > 2
-    theirs = peer.FlopsLoss(None, threshold).compute_loss_from_embeddings(weights)
-    same_value_and_gradient(penalties.flops(weights, threshold), theirs, [weights])
+    theirs = peer.FlopsLoss(None).compute_loss_from_embeddings(weights)
+    same_value_and_gradient(penalties.flops(weights), theirs, [weights])
 
 
 PENALTIES = {
@@ -111,11 +97,6 @@ def test_penalties_refuse_infinity(name):
         PENALTIES[name](torch.tensor([[1.0, INF, 0.0]]))
 
 
-def test_a_nan_does_not_hide_behind_the_mask():
-    with pytest.raises(DataError, match="flops is nan"):
-        penalties.flops(torch.tensor([[NAN, 0.0, 0.0], [1.0, 1.0, 1.0]]), exempt_up_to=2)
-
-
 @pytest.mark.parametrize(
     "idf", [[1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [1.0, NAN, 1.0], [1.0, INF, 1.0]]
 )
@@ -146,18 +127,13 @@ def queries_and_documents() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return queries, documents, 4 * numbers(9, seed=14) + 0.02, 5 * numbers(4, 7, seed=15)
 
 
-@pytest.mark.parametrize("exempt_up_to", [None, 5])
-def test_idf_in_the_score_with_flops_equals_flops_divided_by_idf(exempt_up_to):
+def test_idf_in_the_score_with_flops_equals_flops_divided_by_idf():
     queries, documents, idf, teacher = queries_and_documents()
     d = documents.clone().requires_grad_()
-    form_a = losses.kl_divergence((queries * idf) @ d.T, teacher) + 0.3 * penalties.flops(
-        d, exempt_up_to
-    )
+    form_a = losses.kl_divergence((queries * idf) @ d.T, teacher) + 0.3 * penalties.flops(d)
     form_a.backward()
     u = (idf * documents).requires_grad_()
-    form_b = losses.kl_divergence(queries @ u.T, teacher) + 0.3 * penalties.idf_flops(
-        u, idf, exempt_up_to=exempt_up_to
-    )
+    form_b = losses.kl_divergence(queries @ u.T, teacher) + 0.3 * penalties.idf_flops(u, idf)
     form_b.backward()
     close(form_a, form_b, rtol=1e-13, atol=0)
     close(d.grad, idf * u.grad, rtol=1e-11, atol=1e-15)
@@ -187,7 +163,6 @@ def test_a_side_that_is_silent_has_a_finite_anti_zero_loss_without_gradient():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: penalties.flops(WEIGHTS, -1), "exempt_up_to is -1; it must be 0 or more"),
         (
             lambda: penalties.idf_flops(WEIGHTS, torch.ones(3), power=3),
             "power is 3; it must be 1 or 2",
@@ -206,7 +181,6 @@ def test_options_that_are_not_allowed(call, message):
 
 DIFFERENTIABLE = {
     "flops": penalties.flops,
-    "flops, masked": lambda x: penalties.flops(x * (x > 0.3), 3),
     "idf_flops": lambda x: penalties.idf_flops(x, IDF),
     "idf_flops, power 2": lambda x: penalties.idf_flops(x, IDF, power=2),
     "df_flops": lambda x: penalties.df_flops(x, IDF / 2),
@@ -327,11 +301,11 @@ def test_a_setting_of_the_table_is_refused_where_nothing_reads_it(
 
 
 def test_a_penalty_in_the_words_of_the_model_card():
-    settings = PenaltySettings("df_flops", target_terms=50.0, ramp_steps=1000, exempt_up_to=9)
+    settings = PenaltySettings("df_flops", target_terms=50.0, ramp_steps=1000)
     assert penalties.describe(settings) == (
         "DF-FLOPS: FLOPS in which a token counts the more, the more documents it is active in; "
         "lambda controlled towards 50 active terms; to be reached within 1,000 steps; alpha 0.1, "
-        "beta 5; texts of at most 9 terms exempt (l0 mask)"
+        "beta 5"
     )
     assert penalties.describe(PenaltySettings("none")) == "none"
     assert penalties.describe(PenaltySettings("none", anti_zero=0.5)) == (

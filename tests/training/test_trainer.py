@@ -449,24 +449,6 @@ def test_a_loss_may_stand_there_twice(model, pairs_file, tmp_path):
         )
 
 
-@pytest.mark.parametrize("penalty", ["flops", "idf_flops", "df_flops"])
-def test_texts_that_are_exempt_are_not_penalised(model, pairs_file, tmp_path, penalty):
-    def value(exempt_up_to):
-        documents = {
-            "penalty": penalty,
-            "weight": 1.0,
-            "ramp_steps": 0,
-            "exempt_up_to": exempt_up_to,
-        }
-        folder = tmp_path / str(exempt_up_to)
-        make_trainer(
-            make_config(model, pairs_file, documents=documents, run={"steps": 1}), folder
-        ).run()
-        return json.loads((folder / "log.jsonl").read_text().splitlines()[0])["documents_penalty"]
-
-    assert value(100_000) == 0.0 < value(1)
-
-
 def test_a_target_beyond_the_vocabulary_and_a_prompt_without_room_are_refused(
     model, pairs_file, tmp_path
 ):

@@ -22,7 +22,6 @@ from torch import Tensor
 from sparse_ir.errors import ConfigError, DataError
 from sparse_ir.training.fields import (
     SECTION,
-    Count,
     CountOrZero,
     NotNegative,
     OpenShare,
@@ -39,23 +38,18 @@ _STRENGTH = ("weight", "target_terms", "ramp_steps")  # settings of every penalt
 _SMALLEST_SUM = 1e-6
 
 
-def flops(weights_NV: Tensor, exempt_up_to: int | None = None) -> Tensor:
+def flops(weights_NV: Tensor) -> Tensor:
     """Scalar: ``Σ_j (mean_i w_ij)²``.
 
     The mean runs over all N texts of the global batch, positives and negatives pooled; this is the
-    only FLOPS convention of this package. With ``exempt_up_to`` (the l0 mask), texts with that many
-    active terms or fewer add nothing and get no gradient, but still count in N. Sources: Paria et
-    al. 2020, arXiv 2004.05665; the mask: arXiv 2504.14839.
+    only FLOPS convention of this package. Source: Paria et al. 2020, arXiv 2004.05665.
 
-    Raises ``DataError`` for no texts, a wrong shape, or weights that are not finite; ``ConfigError``
-    for a negative threshold.
+    Raises ``DataError`` for no texts, a wrong shape, or weights that are not finite.
     """
-    return _finite("flops", _mean_weights(weights_NV, exempt_up_to).square().sum())
+    return _finite("flops", floating("weights_NV", weights_NV).mean(dim=0).square().sum())
 
 
-def idf_flops(
-    weights_NV: Tensor, idf_V: Tensor, power: int = 1, exempt_up_to: int | None = None
-) -> Tensor:
+def idf_flops(weights_NV: Tensor, idf_V: Tensor, power: int = 1) -> Tensor:
     """Scalar: ``Σ_j (mean_i w_ij / idf_j^power)²``; rare tokens are penalised less than common ones.
 
     power=1 belongs to a score *without* IDF (binary query): with ``w = idf * d`` it is the
@@ -69,7 +63,7 @@ def idf_flops(
     """
     if power not in (1, 2):
         raise ConfigError(f"power is {power!r}; it must be 1 or 2")
-    mean_V = _mean_weights(weights_NV, exempt_up_to)
+    mean_V = floating("weights_NV", weights_NV).mean(dim=0)
     idf = _per_token("idf_V", idf_V, mean_V)
     if not ((idf > 0) & idf.isfinite()).all():
         raise DataError("idf_V holds a value that is not a finite number above 0")
@@ -81,7 +75,6 @@ def df_flops(
     document_frequency_V: Tensor,
     alpha: float = 0.1,
     beta: float = 5.0,
-    exempt_up_to: int | None = None,
 ) -> Tensor:
     """Scalar: ``Σ_j a_j (mean_i w_ij)²`` with ``a_j = 1 / (1 + (x_j^(log_alpha 2) - 1)^beta)``.
 
@@ -97,7 +90,7 @@ def df_flops(
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is {alpha!r}; it must lie between 0 and 1")
     above_zero("beta", beta)
-    mean_V = _mean_weights(weights_NV, exempt_up_to)
+    mean_V = floating("weights_NV", weights_NV).mean(dim=0)
     share = _per_token("document_frequency_V", document_frequency_V.detach(), mean_V).double()
     if not ((share >= 0) & (share <= 1)).all():
         raise DataError(
@@ -154,20 +147,19 @@ PENALTIES: dict[str, Penalty] = {
     "flops": Penalty(
         flops,
         "FLOPS: the sum over all tokens of the squared mean weight in the batch",
-        settings=("exempt_up_to",),
     ),
     "idf_flops": Penalty(
         idf_flops,
         "IDF-aware FLOPS: the sum over all tokens of the squared mean weight divided by the "
         "token's IDF",
-        settings=("power", "exempt_up_to"),
+        settings=("power",),
         token_facts=("idf_V",),
         details="power {power} of the IDF",
     ),
     "df_flops": Penalty(
         df_flops,
         "DF-FLOPS: FLOPS in which a token counts the more, the more documents it is active in",
-        settings=("alpha", "beta", "exempt_up_to"),
+        settings=("alpha", "beta"),
         token_facts=("document_frequency_V",),
         details="alpha {alpha:.10g}, beta {beta:.10g}",
     ),
@@ -188,8 +180,6 @@ class PenaltySettings:
     controlled."""
     ramp_steps: CountOrZero = 0
     """Steps of the quadratic ramp of lambda; with a target, steps until it must be reached."""
-    exempt_up_to: Count | None = None
-    """The l0 mask: texts with at most this many terms are not penalised."""
     power: Annotated[StrictInt, Field(ge=1, le=2)] = 1
     """Power of the IDF in idf_flops."""
     alpha: OpenShare = 0.1
@@ -203,15 +193,6 @@ class PenaltySettings:
     def _check(self) -> Self:
         if self.penalty != NONE and (self.weight is None) == (self.target_terms is None):
             raise ConfigError("a penalty needs either weight (lambda) or target_terms, not both")
-        if (
-            self.exempt_up_to is not None
-            and self.target_terms is not None
-            and self.exempt_up_to >= self.target_terms
-        ):
-            raise ConfigError(
-                f"exempt_up_to is {self.exempt_up_to} but must be less than target_terms "
-                f"({self.target_terms:g}), because exempt texts never come down to the target"
-            )
         refuse_unused(self, _STRENGTH, "penalty", tuple(PENALTIES))
         users: dict[str, list[str]] = {}
         for key, entry in PENALTIES.items():
@@ -238,21 +219,9 @@ def describe(settings: PenaltySettings) -> str:
             parts.append(ramp)
         if entry.details:
             parts.append(entry.details.format(**vars(settings)))
-        if settings.exempt_up_to is not None:
-            parts.append(f"texts of at most {settings.exempt_up_to} terms exempt (l0 mask)")
     if settings.anti_zero:
         parts.append(f"plus {settings.anti_zero:.10g} times the anti-zero loss")
     return "; ".join(parts)
-
-
-def _mean_weights(weights_NV: Tensor, exempt_up_to: int | None) -> Tensor:
-    weights = floating("weights_NV", weights_NV)
-    if exempt_up_to is None:
-        return weights.mean(dim=0)
-    if exempt_up_to < 0:
-        raise ConfigError(f"exempt_up_to is {exempt_up_to}; it must be 0 or more")
-    counted = (weights != 0).sum(dim=1, keepdim=True) > exempt_up_to
-    return (weights * counted).mean(dim=0)
 
 
 def _per_token(name: str, values_V: Tensor, mean_V: Tensor) -> Tensor:
