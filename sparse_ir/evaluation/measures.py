@@ -198,10 +198,14 @@ def _calculate(
             endless.append(measure)
         else:
             others.append(measure)
+    raised: Qrels = {}  # grades below 0 as 0, which is the same to nDCG
+    if endless:
+        for query_id, judged in qrels.items():
+            raised[numbers[query_id]] = {doc_id: max(grade, 0) for doc_id, grade in judged.items()}
     found: dict[str, dict[str, float]] = {name: {} for name in parsed}
     try:
         _run_providers(others, number_queries(qrels, numbers), numbered, found)
-        _run_providers(endless, _raise_to_zero(qrels, numbers), numbered, found)
+        _run_providers(endless, raised, numbered, found)
     except subprocess.CalledProcessError as error:  # the provider that is a separate program
         raise DataError(
             f"measures {', '.join(parsed)}: gdeval.pl, which computes ERR and "
@@ -223,12 +227,3 @@ def _run_providers(
         return
     for metric in ir_measures.iter_calc(measures, qrels, ranked):
         found[str(metric.measure)][metric.query_id] = float(metric.value)
-
-
-def _raise_to_zero(qrels: Qrels, numbers: Mapping[str, str]) -> Qrels:
-    """The qrels by number, with grades below 0 as 0, which is the same to nDCG."""
-    raised = {}
-    for query_id, judged in qrels.items():
-        grades = {doc_id: max(grade, 0) for doc_id, grade in judged.items()}
-        raised[numbers[query_id]] = grades
-    return raised

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,10 +53,21 @@ def compare(
     All values belong to the same queries, in any order. Raises ``DataError`` if a system has other
     queries than the baseline, if there are none, or if a value is not finite.
     """
+    if not baseline:
+        raise DataError("the baseline has no query; there must be at least one")
     differences = {}
     p_values = []
+    query_ids = sorted(baseline)
     for name, values in systems.items():
-        differences[name] = _subtract(name, baseline, values)
+        unpaired = sorted(baseline.keys() ^ values.keys())
+        if unpaired:
+            raise DataError(
+                f"{name}: {len(unpaired)} queries are measured for one system only, such as "
+                f"{unpaired[0]!r}; both systems must have the same queries"
+            )
+        what = f"value of {name} or the baseline"
+        after = _check_finite(what, list(map(values.__getitem__, query_ids)))
+        differences[name] = after - _check_finite(what, list(map(baseline.__getitem__, query_ids)))
         p_values.append(randomization_test(differences[name], samples=samples, seed=seed))
     adjusted = holm(p_values)
     baseline_mean = math.fsum(baseline.values()) / max(len(baseline), 1)
@@ -82,24 +93,6 @@ def compare(
     return comparisons
 
 
-def _subtract(name: str, baseline: Mapping[str, float], values: Mapping[str, float]) -> np.ndarray:
-    """The differences of the values from the baseline, float64 ``(Q,)``, by query id."""
-    if not baseline:
-        raise DataError("the baseline has no query; there must be at least one")
-    unpaired = sorted(baseline.keys() ^ values.keys())
-    if unpaired:
-        raise DataError(
-            f"{name}: {len(unpaired)} queries are measured for one system only, such as "
-            f"{unpaired[0]!r}; both systems must have the same queries"
-        )
-    query_ids = sorted(baseline)
-    what = f"value of {name} or the baseline"
-    after = _check_finite(what, list(map(values.__getitem__, query_ids)))
-    before = _check_finite(what, list(map(baseline.__getitem__, query_ids)))
-    differences: np.ndarray = after - before
-    return differences
-
-
 def randomization_test(differences: Values, *, samples: int = 100_000, seed: int = 0) -> float:
     """Two-sided p-value of paired differences, if the sign of each were chance.
 
@@ -122,19 +115,13 @@ def randomization_test(differences: Values, *, samples: int = 100_000, seed: int
     if samples < 1:
         raise ConfigError(f"{samples} samples are not allowed; draw at least 1")
     as_far = 0
-    for signs in _draw_signs(len(values), samples, seed):
+    generator = np.random.default_rng(seed)
+    block = max(_CELLS // len(values), 1)
+    for start in range(0, samples, block):
+        size = (min(block, samples - start), len(values))
+        signs = 2.0 * generator.integers(2, size=size, dtype=np.int8) - 1.0
         as_far += int(np.count_nonzero(np.abs(signs @ values) >= threshold))
     return (as_far + 1) / (samples + 1)
-
-
-def _draw_signs(width: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """``samples`` rows of random signs, in blocks of float64 ``(rows, width)``."""
-    generator = np.random.default_rng(seed)
-    block = max(_CELLS // width, 1)
-    for start in range(0, samples, block):
-        rows = min(block, samples - start)
-        bits = generator.integers(2, size=(rows, width), dtype=np.int8)
-        yield 2.0 * bits - 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
