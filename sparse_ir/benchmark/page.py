@@ -21,7 +21,7 @@ from sparse_ir.benchmark.results import RUN, row_folder, sha256_of_content
 from sparse_ir.benchmark.rows import DatasetFacts, Row
 from sparse_ir.data import datasets, readers, runs
 from sparse_ir.data.datasets import Collection
-from sparse_ir.data.records import Qrels
+from sparse_ir.data.records import Qrels, Run
 from sparse_ir.errors import DataError
 
 SHOWN_CHARACTERS = 500  # of a document, and of a query
@@ -111,7 +111,9 @@ def _collect(rows: Mapping[str, Row], selection: Selection) -> ShownDataset:
             if query.id.startswith(prefix):
                 own_queries[query.id.removeprefix(prefix)] = query
         if selection.documents:
-            _add_hits(own_queries, part.result.dataset.name, prefix, selection)
+            for system in rows:
+                path = row_folder(selection.results, part.result.dataset.name, system) / RUN
+                _add_hits(own_queries, system, prefix, runs.read_run(path), selection.documents)
         collection = _find_collection(part.result.dataset, selection.data_dir)
         if collection is not None:
             _add_texts(shown, own_queries, prefix, collection)
@@ -119,14 +121,12 @@ def _collect(rows: Mapping[str, Row], selection: Selection) -> ShownDataset:
 
 
 def _add_hits(
-    queries: Mapping[str, ShownQuery], dataset: str, prefix: str, selection: Selection
+    queries: Mapping[str, ShownQuery], system: str, prefix: str, run: Run, depth: int
 ) -> None:
-    """The first hits of the queries (by their own ids), from the stored runs."""
-    for system in next(iter(queries.values())).hits if queries else ():
-        run = runs.read_run(row_folder(selection.results, dataset, system) / RUN)
-        for query_id, query in queries.items():
-            for doc_id, _ in run.get(query_id, [])[: selection.documents]:
-                query.hits[system].append(prefix + doc_id)
+    """The first hits of the queries (by their own ids), from a stored run."""
+    for query_id, query in queries.items():
+        for doc_id, _ in run.get(query_id, [])[:depth]:
+            query.hits[system].append(prefix + doc_id)
 
 
 def _add_texts(
