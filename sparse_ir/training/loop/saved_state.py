@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,6 @@ def find_start(folder: Path, sha256: str | None) -> Path:
             "needs it: put it back, drop blend.start, or begin anew in another folder"
         )
     return path
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path, is_main: bool) -> Iterator[None]:
-    """Let only one training write to a folder; its own processes count as one."""
-    with files.write_lock(folder) if is_main else contextlib.nullcontext():
-        yield
 
 
 def _first_difference(before: Any, now: Any, place: str) -> tuple[str, Any, Any]:

@@ -10,6 +10,7 @@ with ``representation`` and ``sparsity``), dev sets (``dev_sets``), saving and r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sparse_ir.storage import files
 from sparse_ir.training.configuration.config import TrainConfig
-from sparse_ir.training.loop import final_model, optimization, saved_state, training_setup
+from sparse_ir.training.loop import final_model, optimization, training_setup
 from sparse_ir.training.loop.adaptation import Adaptation
 from sparse_ir.training.loop.checkpoints import Checkpoints, TrainingParts
 from sparse_ir.training.loop.dev_sets import DevEvaluation, DevSet
@@ -72,7 +74,11 @@ class Trainer:
         collapse, or for a checkpoint of another configuration.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with saved_state.exclusive(self.folder, self.is_main_process):
+        # one training at a time writes here; its own processes count as one
+        lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.is_main_process:
+            lock = files.write_lock(self.folder)
+        with lock:
             self.checkpoints.resume()
             self._settle_gradient_order()
             first = self.parts.progress.step

@@ -175,18 +175,15 @@ class _Draws:
         """The source of a step, and the number of the batch within that source."""
         block, offset = divmod(step, _DRAWS_PER_BLOCK)
         while len(self._blocks) <= block:
-            self._draw_block()
+            generator = np.random.default_rng([self._seed, 0, len(self._blocks)])
+            uniform = generator.random(_DRAWS_PER_BLOCK)
+            drawn = np.searchsorted(self._bounds, uniform, side="right").astype(np.uint16)
+            self._blocks.append(drawn)
+            counts = np.bincount(drawn, minlength=len(self._before[0]))
+            self._before.append(self._before[-1] + counts)
         source = int(self._blocks[block][offset])
         in_block = np.count_nonzero(self._blocks[block][:offset] == source)
         return source, int(self._before[block][source] + in_block)
-
-    def _draw_block(self) -> None:
-        generator = np.random.default_rng([self._seed, 0, len(self._blocks)])
-        uniform = generator.random(_DRAWS_PER_BLOCK)
-        block = np.searchsorted(self._bounds, uniform, side="right").astype(np.uint16)
-        self._blocks.append(block)
-        counts = np.bincount(block, minlength=len(self._before[0]))
-        self._before.append(self._before[-1] + counts)
 
 
 class _Entries(NamedTuple):
@@ -198,12 +195,6 @@ class _Entries(NamedTuple):
     documents: np.ndarray
     queries: np.ndarray
     starts: np.ndarray
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """The number of queries of each entry."""
-        sizes: np.ndarray = np.diff(self.starts)
-        return sizes
 
     def queries_in(self, entry: int, epoch: int, most: int) -> list[int]:
         """At most ``most`` queries of an entry, in rotation from epoch to epoch."""
@@ -359,7 +350,7 @@ class _SourceBatches:
     def _gather(self, order: np.ndarray, epoch: int, neighbours: _Neighbours) -> np.ndarray:
         """The order with neighbours moved behind the first of them, within a batch."""
         queries = self._settings.queries
-        turns = epoch * self._settings.queries_per_positive % self._entries.sizes
+        turns = epoch * self._settings.queries_per_positive % np.diff(self._entries.starts)
         first_query = self._entries.queries[self._entries.starts[:-1] + turns]
         begins = neighbours.starts[first_query].tolist()
         ends = neighbours.starts[first_query + 1].tolist()
