@@ -179,8 +179,9 @@ def _check_sources(config: TrainConfig, sources: Sequence[Mapping[str, Any]]) ->
         if source.get("name") is None:
             raise DataError(f"{place}.name is missing")
         name = str(source["name"])
-        counts = [_finite(source, key, place) for key in ("queries", "documents", "share")]
-        rows.append(_SourceRow(name, *counts, config.card.data_notes.get(name, _NOT_STATED)))
+        numbers = {key: _finite(source, key, place) for key in ("queries", "documents", "share")}
+        note = config.card.data_notes.get(name, _NOT_STATED)
+        rows.append(_SourceRow(name, **numbers, note=note))
     return rows
 
 
