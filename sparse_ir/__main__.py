@@ -1,5 +1,21 @@
-"""``python -m sparse_ir`` is the same as the command ``sparse-ir``."""
+"""The command line: ``sparse-ir``, and the same as ``python -m sparse_ir``."""
 
-from sparse_ir.cli import run
+from __future__ import annotations
 
-run()
+import sys
+
+from sparse_ir.errors import EXIT_INTERRUPTED
+
+
+def run() -> None:
+    """Run the command line. Ctrl-C is heard from the first import on."""
+    try:
+        from sparse_ir import cli
+
+        cli.run()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    run()

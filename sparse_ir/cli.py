@@ -8,6 +8,7 @@ traceback.
 
 from __future__ import annotations
 
+import collections
 import inspect
 import itertools
 import json
@@ -190,7 +191,9 @@ def _find_group(name: str, parameters: Mapping[str, inspect.Parameter]) -> str:
 
 
 def _argument_texts(documented: Any) -> dict[str, str]:
-    """The texts of the ``Args:`` part of a docstring, by name."""
+    """The texts of the ``Args:`` part of a docstring, by name; none under ``python -OO``."""
+    if sys.flags.optimize > 1:
+        return collections.defaultdict(str)
     parsed = google.parse(inspect.getdoc(documented) or "")
     return {part.arg_name: " ".join((part.description or "").split()) for part in parsed.params}
 

@@ -8,6 +8,7 @@ that lacks weights is refused.
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -131,6 +132,11 @@ def _load(
     folder: Path, allow_pickle: bool, model_class: ModelClass, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a network; return it and the names of missing weights."""
+    if sys.flags.optimize > 1:
+        raise ModelError(
+            f"{folder}: transformers reads docstrings, which python -OO removes; Python must run "
+            "without -OO and PYTHONOPTIMIZE=2"
+        )
     import transformers
 
     model_files.read_config(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -193,7 +194,7 @@ def resolve_folder(
     """
     if not isinstance(model, str | Path):
         raise ConfigError(f"model is {model!r}; it must be a folder or the name of a hub model")
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111 (the other one raises without a home)
     if not folder.is_dir():
         folder = _find_shipped(str(model)) or folder
     if folder.is_dir():

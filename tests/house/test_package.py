@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sparse_ir
-from sparse_ir import cli
+from sparse_ir import __main__
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sparse_ir"
@@ -113,11 +113,11 @@ def test_the_wheel_holds_every_module_and_resource_and_nothing_else(wheel):
 def test_the_wheel_installs_the_command(wheel):
     parser = configparser.ConfigParser()
     parser.read_string(read_metadata(wheel, "entry_points.txt"))
-    assert dict(parser["console_scripts"]) == {"sparse-ir": "sparse_ir.cli:run"}
+    assert dict(parser["console_scripts"]) == {"sparse-ir": "sparse_ir.__main__:run"}
 
 
 def test_the_command_is_there_and_is_that_function():
     assert Path(sys.executable).with_name("sparse-ir").is_file()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="sparse-ir")
-    assert entry.load() is cli.run
+    assert entry.load() is __main__.run
     assert importlib.metadata.distribution("sparse-ir-toolkit").version == sparse_ir.__version__

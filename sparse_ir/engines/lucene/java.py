@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import locale
 import os
 import sys
 import threading
@@ -45,6 +46,7 @@ _NOT_READ = {
     "LockObtainFailedException",
     "UncheckedIOException",
 }
+_UTF8_LOCALE = "C.UTF-8"
 _start_lock = threading.Lock()
 _of_thread = threading.local()
 _started_by: int | None = None  # the process whose virtual machine it is
@@ -218,24 +220,49 @@ def import_pyserini(name: str = "pyserini.search.lucene") -> ModuleType:
 
 
 def _boot(config: Any, runtime: Runtime, jar: Path, heap: str | None) -> None:
-    """Start the machine; ``JAVA_HOME``, which pyjnius reads meanwhile, is put back afterwards."""
+    """Start the machine, with the environment that pyjnius and Java read meanwhile.
+
+    Raises ``JavaError`` when the working directory was deleted, in which Java would end the
+    process.
+    """
+    _check_working_directory()
     size = check_heap(heap) if heap else default_heap()
     config.set_classpath(str(jar))
     config.add_options(*make_options(runtime, size))
-    previous = os.environ.get("JAVA_HOME")
-    os.environ["JAVA_HOME"] = str(runtime.home)
+    environment = {"JAVA_HOME": str(runtime.home)}
+    if locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX"):
+        environment["LC_ALL"] = _UTF8_LOCALE  # or Java could not read paths with accents
     try:
-        with _silenced_stderr(VECTOR_MODULE in runtime.modules):
+        with _changed_environment(environment), _silenced_stderr(VECTOR_MODULE in runtime.modules):
             importlib.import_module("jnius").autoclass("java.lang.System")
     except Exception as error:  # pyjnius raises many kinds here; they mean the same to the user
         raise JavaError(
             f"Java {runtime.version} from {runtime.origin} could not be started ({error}); {REMEDY}"
         ) from error
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise JavaError(
+            "the working directory was deleted, and Java cannot start there; change to another one"
+        ) from error
+
+
+@contextlib.contextmanager
+def _changed_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, and put them back after the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
     finally:
-        if previous is None:
-            os.environ.pop("JAVA_HOME", None)
-        else:
-            os.environ["JAVA_HOME"] = previous
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @functools.lru_cache(maxsize=1)
