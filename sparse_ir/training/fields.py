@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,7 @@ def name_in(*tables: Iterable[str]) -> AfterValidator:
     """Accept the names in ``tables``, as they are when a configuration is read."""
 
     def check(value: str) -> str:
-        names = [name for table in tables for name in table]
+        names = list(itertools.chain(*tables))
         if value not in names:
             *first, last = [f"'{name}'" for name in names]
             raise PydanticCustomError("name", f"Input should be {', '.join(first)} or {last}")

@@ -64,8 +64,11 @@ def read_config(path: Path) -> TrainConfig:
 
 def parse_config(table: Mapping[str, Any]) -> TrainConfig:
     """Check the tables of a parsed file; raises ``ConfigError`` as ``read_config`` does."""
+    table = dict(table)
+    if isinstance(table.get("teacher"), list):
+        table["teacher"] = list(map(_without_foreign_keys, table["teacher"]))
     try:
-        return _ADAPTER.validate_python(_without_foreign_defaults(table))
+        return _ADAPTER.validate_python(table)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         # a misspelled key comes first, because a key that is missing may be the same one
@@ -97,16 +100,8 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def _without_foreign_defaults(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Drop keys of other kinds of teachers that are at their defaults, as in a written file."""
-    sections = table.get("teacher")
-    if not isinstance(sections, list):
-        return table
-    kept = [_without_foreign_keys(section) for section in sections]
-    return dict(table) | {"teacher": kept}
-
-
 def _without_foreign_keys(section: Any) -> Any:
+    """Drop keys of other kinds of teachers that are at their defaults, as in a written file."""
     if not isinstance(section, Mapping) or not isinstance(section.get("kind"), str):
         return section
     settings = TEACHERS.get(section["kind"])

@@ -9,6 +9,7 @@ B texts, L tokens, T tokens that predict, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -184,12 +185,11 @@ class TrainableDecoder(TrainableEncoder):
             targets_BL = torch.from_numpy(targets).to(hidden_BLH.device)
             predicting_BL = targets_BL >= 0
             total_2 = total_2 + language_model.cross_entropies(
-                hidden_BLH[predicting_BL], targets_BL[predicting_BL], self._token_scores
+                hidden_BLH[predicting_BL],
+                targets_BL[predicting_BL],
+                functools.partial(self.network.token_scores, shift=self.shift),
             )
         return total_2
-
-    def _token_scores(self, hidden_TH: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.token_scores(hidden_TH, self.shift)
 
     @torch.no_grad()
     def _lower(self, scores: float) -> None:
