@@ -8,15 +8,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 from sparse_ir.commands.arguments import Source, StrPath, command
 from sparse_ir.console import progress_bar
-from sparse_ir.errors import BudgetMissed, ConfigError, DataError, IndexMismatch
+from sparse_ir.errors import (
+    BudgetMissed,
+    ConfigError,
+    DataError,
+    IndexMismatch,
+    SparseIRWarning,
+)
 from sparse_ir.reports import ExplainReport, Report
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 Ranking = Literal["sparse", "bm25", "hybrid"]
 RUN_HITS = 1000
 QUESTION_HITS = 10
+_OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f]")  # a letter that is not Latin
 
 
 class Approximations(TypedDict, total=False):
@@ -124,6 +133,7 @@ def search(
         report["options"] = str(opened.options if chosen is None else chosen)
         if asks_questions:
             answers = [_answer(opened, query, hits, chosen) for query in asked]
+            _warn_of_unread(asked, [bool(answer["hits"]) for answer in answers])
             return {"index": str(index), "tag": tag} | report | {"answers": answers}
         batch = functools.partial(
             opened.search_batch, asked, hits, threads=threads, remove_query=remove_query
@@ -132,8 +142,27 @@ def search(
         with progress_bar(len(asked), progress, desc="searching", unit=" queries") as bar:
             run, seconds = batch(options=chosen, progress=bar.update)
         elapsed = time.perf_counter() - started
+    _warn_of_unread(asked, [bool(run[query.query_id]) for query in asked])
     runs.write_run(Path(output or ""), run, tag, encode_ids=encode_ids)
     return _report_run(str(output), run, seconds, elapsed) | report
+
+
+def _warn_of_unread(asked: Sequence[Query], has_hits: Sequence[bool]) -> None:
+    """Warn once of queries in other scripts than Latin that found nothing.
+
+    A model has no tokens for a language that it did not learn, so such a query is as good as empty.
+    """
+    unread = []
+    for query, is_answered in zip(asked, has_hits, strict=True):
+        if not is_answered and _OTHER_SCRIPT.search(query.text):
+            unread.append(query.query_id)
+    if unread:
+        warnings.warn(
+            f"{len(unread)} of {len(asked)} queries found nothing and are not in Latin script "
+            f"(first: {unread[0]}); the model may not read their language (default reads English)",
+            SparseIRWarning,
+            stacklevel=3,
+        )
 
 
 def _check_what_is_searched(
