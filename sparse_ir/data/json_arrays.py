@@ -94,7 +94,9 @@ class _Text:
                 value, end = self._decoder.raw_decode(self._text, self._position)
             except (ValueError, RecursionError) as error:
                 if not (self._may_be_cut(error) and self._read_more()):
-                    raise self.error(f"not JSON ({_describe(error)})") from error
+                    # the message without the position, which counts from the part in hand
+                    problem = getattr(error, "msg", str(error))
+                    raise self.error(f"not JSON ({problem})") from error
             else:
                 self.skip(end - self._position)
                 return dict(value)
@@ -146,10 +148,3 @@ class _Text:
                 "complete plain file, or a complete gzip or zstd file whose name ends in .gz or "
                 ".zst"
             ) from error
-
-
-def _describe(error: Exception) -> str:
-    """The problem without the position, which counts from the part in hand."""
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    return str(error)

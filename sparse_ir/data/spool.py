@@ -42,7 +42,8 @@ def spool_standard_input() -> tuple[Spool, InputFile]:
     """The whole standard input; compressed input is recognized by its first bytes."""
     place = "standard input"
     spool = Spool(lambda file: shutil.copyfileobj(sys.stdin.buffer, file))
-    start = _read_start(spool.path)
+    with spool.path.open("rb") as stream:
+        start = stream.read(4)
     if start.startswith(_GZIP):
         return spool, InputFile(spool.path, place, "gz")
     if start.startswith(_ZSTD):
@@ -92,8 +93,3 @@ def guess_format(file: InputFile) -> str | None:
         if separator in first_line:
             return name
     return None
-
-
-def _read_start(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(4)
