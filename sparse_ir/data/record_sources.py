@@ -103,6 +103,8 @@ def _open_file(
     delimiter = _DELIMITERS[input_format]
     if input_format == "tsv" and not has_names and not _has_header(file):
         return RecordSource(place, partial(_number, place, _read_marco, file), kept=kept)
+    if len(tables.read_header(file, delimiter)) == 1 and len(tables.read_header(file, ";")) > 1:
+        delimiter = ";"  # as programs write it where the comma is in numbers
     read = partial(_number, place, tables.read_csv, file, delimiter)
     return RecordSource(place, read, reads_texts=True, kept=kept)
 

@@ -142,6 +142,13 @@ def test_quoted_cells_and_empty_names_of_columns(tmp_path):
         list(Corpus(path).read())
 
 
+def test_cells_may_be_separated_by_semicolons(tmp_path):
+    path = write(tmp_path / "c.csv", 'id;text;price\n1;"a; b, c";2,5\n')
+    assert list(Corpus(path).read()) == [Document("1", "", "a; b, c", {"price": "2,5"})]
+    path = write(tmp_path / "d.csv", "text\na;b\n")
+    assert [each.text for each in Corpus(path, {"make_ids": True}).read()] == ["a;b"]
+
+
 BROKEN_TABLES = {
     "id,id\n": r"c\.csv:1: column 'id' appears twice",
     "id,text\na\n": r"c\.csv:2: 1 cells, \['a'\]; there must be 2, as in the header",
