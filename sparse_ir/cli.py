@@ -36,6 +36,7 @@ import sparse_ir
 from sparse_ir.commands.arguments import StrPath, option_records
 from sparse_ir.console import (
     format_answers,
+    format_demo,
     format_documents,
     format_report,
     logging_to_stderr,
@@ -335,6 +336,8 @@ def _format(name: str, report: Mapping[str, Any], as_json: bool) -> str:
         return explanation_view.format_terminal(report)
     if name == "search" and "answers" in report:
         return format_answers(report["answers"])
+    if name == "demo":
+        return format_demo(report)
     if name == "show":
         return format_documents(report["documents"])
     return format_report(report)

@@ -263,6 +263,15 @@ def format_answers(answers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+def format_demo(report: Mapping[str, Any]) -> str:
+    """The figures of the demo, its answers, and the command to ask a question of one's own."""
+    figures = {key: value for key, value in report.items() if key not in ("answers", "ask")}
+    answers = format_answers(report["answers"])
+    return (
+        f"{format_report(figures)}\n\n{answers}\n\nAsk a question of your own:\n  {report['ask']}"
+    )
+
+
 def format_documents(documents: Sequence[Mapping[str, Any]]) -> str:
     """Documents with all their fields, the text last."""
     parts = []

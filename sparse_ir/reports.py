@@ -137,3 +137,4 @@ class DemoReport(TypedDict):
     judged_documents_not_installed: int
     systems: dict[str, dict[str, Any]]
     answers: list[DemoAnswer]
+    ask: str  # the command to ask a question of one's own

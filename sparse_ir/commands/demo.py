@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def demo(
         "judged_documents_not_installed": len(missing),
         "systems": systems,
         "answers": answers,
+        "ask": f'sparse-ir search --index {shlex.quote(str(output / "index"))} "your question"',
     }
 
 
@@ -169,9 +171,8 @@ def choose_questions(queries: Iterable[Query]) -> list[Query]:
 
 
 def _answer(index: Index, question: Query) -> DemoAnswer:
-    hits = index.search(question.text, 3)
-    answers = []
-    for doc_id, score in zip(hits.doc_ids, hits.scores.tolist(), strict=True):
-        matched = index.matched_terms(question.text, doc_id)
-        answers.append({"doc_id": doc_id, "score": score, "matched": matched})
-    return {"question": question.text, "hits": answers}
+    hits = []
+    for hit in index.search(question.text, 3):
+        matched = index.matched_terms(question.text, hit.doc_id)
+        hits.append(hit.to_dict() | {"matched": matched})
+    return {"question": question.text, "hits": hits}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,21 @@ def test_the_answers_are_the_first_hits_of_the_run(report, folder):
         assert hits == run[ids[answer["question"]]][:3]
 
 
-def test_people_see_questions_hits_terms_and_both_systems(printed, report):
+def test_people_see_questions_passages_and_both_systems(printed, report):
     for answer in report["answers"]:
         assert answer["question"] in printed
         for hit in answer["hits"]:
             assert hit["doc_id"] in printed
-            assert all(term in printed for term in hit["matched"])
+            snippet = hit["snippet"]
+            assert hit["text"][snippet["start"] : snippet["end"]] == snippet["text"]
+            for start, end in snippet["highlights"]:
+                assert f"**{snippet['text'][start:end]}**" in printed
+    assert any(hit["snippet"]["highlights"] for hit in report["answers"][0]["hits"])
+    assert printed.rstrip().endswith(report["ask"])
+    words = shlex.split(report["ask"])
+    done = run_command(*words[1:-1], "how do I wait for several threads")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("how do I wait for several threads\n")
     for name, figures in report["systems"].items():
         (line,) = [line for line in printed.splitlines() if line.split()[:1] == [name]]
         assert f"{figures['nDCG@10']:.4f}" in line
