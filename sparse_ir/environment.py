@@ -9,10 +9,11 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -63,6 +64,49 @@ def describe_machine() -> Machine:
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may use.
+
+    That is the machine's memory, or less where a container (cgroup v1 or v2) or ``ulimit -v`` sets
+    a limit. ``root`` is the root of the file system.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits.extend(_cgroup_limits(root))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
+    return min(limits)
+
+
+def _cgroup_limits(root: Path) -> Iterator[int]:
+    """The memory limits of this process's control group and of the groups around it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    mounts = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            top = mounts
+            name = "memory.max"
+        elif "memory" in controllers.split(","):
+            top = mounts / "memory"
+            name = "memory.limit_in_bytes"
+        else:
+            continue
+        folder = top / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(top):
+                break
+            try:
+                text = (place / name).read_text(encoding="ascii").strip()
+            except OSError:  # a container may see its group as the root
+                continue
+            if text.isdecimal():  # "max" means no limit
+                yield int(text)
 
 
 def _processor() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparse_ir import extras
+from sparse_ir.environment import usable_memory
 from sparse_ir.errors import ConfigError, JavaError
 
 MINIMUM_JAVA = 21
@@ -134,13 +135,12 @@ def make_options(runtime: Runtime, heap: str) -> list[str]:
 
 
 def default_heap() -> str:
-    """A quarter of the memory, at least 512 MB and at most 8 GB."""
-    megabytes = _memory_bytes() // (4 * 1024 * 1024)
-    return f"{min(max(megabytes, 512), 8192)}m"
+    """A quarter of the memory that this process may use, 512 MB to 8 GB.
 
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    Where 512 MB would be more than half of the memory, it is half.
+    """
+    memory = usable_memory() // 1024**2
+    return f"{max(64, min(max(memory // 4, 512), memory // 2, 8192))}m"
 
 
 def check_heap(heap: str) -> str:
@@ -151,9 +151,9 @@ def check_heap(heap: str) -> str:
             f"the Java heap is {heap!r}; it must be a number with m or g, such as 800m or 4g"
         )
     size = int(match[1]) * (1024**2 if match[2] in "mM" else 1024**3)
-    if not 64 * 1024**2 <= size <= _memory_bytes():
+    if not 64 * 1024**2 <= size <= usable_memory():
         raise ConfigError(
-            f"the Java heap is {heap}; it must be 64m up to this machine's "
-            f"{_memory_bytes() // 1024**2}m"
+            f"the Java heap is {heap}; it must be 64m up to the usable memory, "
+            f"{usable_memory() // 1024**2}m"
         )
     return heap
