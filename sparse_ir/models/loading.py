@@ -188,8 +188,8 @@ def check_finite(folder: Path, model: torch.nn.Module, missing: Sequence[str] = 
         if not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
-                f"{folder}: the tensor {name} has {count} weights that are NaN or infinite; they "
-                "must be finite, so fetch or save the model again"
+                f"{folder}: {count} of {tensor.numel()} weights of the tensor {name} are NaN or "
+                "infinite; they must be finite, so fetch or save the model again"
             )
 
 

@@ -11,7 +11,7 @@ _SEAL = "sha256"
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
     """The record with the checksum of everything else in it as its last field, ``sha256``."""
-    return {**record, _SEAL: files.sha256_of_json(record)}
+    return record | {_SEAL: files.sha256_of_json(record)}
 
 
 def is_intact(record: dict[str, Any]) -> bool:
