@@ -385,7 +385,7 @@ def test_a_corpus_that_changed_is_refused_by_the_command(
     )
     # the lexical model is learned from the corpus, so there it is another model
     folder = copy_tree(undisturbed["lexical"], tmp_path / "lexical")
-    assert "was begun with another encoder (" in error_of(
+    assert "was begun with another corpus, to which its weights are fitted" in error_of(
         *encode_options("lexical", corpus, folder)
     )
 
