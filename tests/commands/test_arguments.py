@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -48,22 +49,29 @@ def test_a_missing_argument_is_a_type_error_as_anywhere_in_python():
         example()
 
 
+def _is_named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+
+
 @pytest.mark.parametrize("name", cli.NAMES)
 def test_every_command_names_an_argument_of_a_wrong_type(name):
     """Each argument in turn gets an object that no command can use."""
-    options = list(cli.find_options(getattr(sparse_ir, name)))
-    required = {
-        option.name: "x"
-        for option in options
-        if option.group == "Required" and not option.positional
-    }
+    function = getattr(sparse_ir, name)
+    parameters = inspect.signature(function).parameters
+    options = list(cli.find_options(function))
+    required = {}
     for option in options:
-        if option.positional:
+        if option.group == "Required" and not option.positional:
+            required[option.name] = "x"
+        elif option.positional and _is_named(parameters[option.name]):
+            required[option.name] = ("x",)
+    for option in options:
+        if option.positional and not _is_named(parameters[option.name]):
             with pytest.raises(ConfigError, match=f"{option.name} must be a"):
-                getattr(sparse_ir, name)(object(), **required)
+                function(object(), **required)
         else:
             with pytest.raises(ConfigError, match=f"{option.name} must be .*, not <object"):
-                getattr(sparse_ir, name)(**(required | {option.name: object()}))
+                function(**(required | {option.name: object()}))
 
 
 @pytest.mark.parametrize(

@@ -446,7 +446,8 @@ def test_places_that_are_wrong_are_one_line(error, root, collection, tmp_path):
     assert error("index", "--vectors", collection, *road).startswith(
         f'{collection / "corpus.jsonl"}:1: "id"'
     )
-    assert error("index", "--vectors", root / "bm25", *road).endswith("name another folder")
+    message = error("index", "--vectors", root / "bm25", *road)
+    assert message == f"{root / 'bm25'} is an index; it must be a folder of vectors"
     assert (
         error("search", "--index", missing, "--queries", collection, *road)
         == f"{missing} does not exist; build an index first"
@@ -454,7 +455,7 @@ def test_places_that_are_wrong_are_one_line(error, root, collection, tmp_path):
     assert "is no index of this package" in error(
         "search", "--index", collection, "--queries", collection, *road
     )
-    assert "is not an index manifest" in error("verify", "--index", root / "index.vectors")
+    assert "holds vectors, not an index" in error("verify", "--index", root / "index.vectors")
     assert error("evaluate", "--run", missing, "--qrels", collection).startswith(
         f"{missing}: no such run"
     )
@@ -562,7 +563,7 @@ def test_models_that_are_not_there_are_one_line(collection, tmp_path):
     assert message.startswith(
         "no-such/model is not in the local cache and the hub cannot be reached"
     )
-    assert "is neither a folder nor a hub name" in error_of(
+    assert "nothing does not exist; it must be a folder that holds a model" in error_of(
         "encode", "--model", tmp_path / "nothing", *road
     )
     assert not (tmp_path / "out").exists()
