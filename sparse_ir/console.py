@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -13,12 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from sparse_ir.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
-SECONDS_BETWEEN_LINES = 5.0  # of progress in a log
+SECONDS_BETWEEN_LINES = 5.0  # of progress in a log; the variable SPARSE_IR_LOG_SECONDS changes it
 _PROGRESS_LOG = logging.getLogger("sparse_ir.progress")
 logging.getLogger("sparse_ir").addHandler(logging.NullHandler())  # silent unless configured
 
@@ -77,6 +80,7 @@ class _LoggedProgress:
         self._unit = unit
         self._initial = initial
         self._shown = shown
+        self._interval = _seconds_between_lines()
         self._done = initial
         self._started = time.monotonic()
         self._logged = self._started
@@ -87,7 +91,7 @@ class _LoggedProgress:
         with self._lock:
             self._done += count
             now = time.monotonic()
-            if self._shown and now - self._logged >= SECONDS_BETWEEN_LINES:
+            if self._shown and now - self._logged >= self._interval:
                 self._log(now)
 
     def __enter__(self) -> Self:
@@ -113,6 +117,15 @@ class _LoggedProgress:
         if self._total is not None and rate:
             facts["seconds_left"] = round(max(self._total - self._done, 0) / rate)
         _PROGRESS_LOG.info(_describe_progress(facts), extra={"facts": facts})
+
+
+def _seconds_between_lines() -> float:
+    text = os.environ.get("SPARSE_IR_LOG_SECONDS")
+    if text is None:
+        return SECONDS_BETWEEN_LINES
+    if not text.isdecimal():
+        raise ConfigError(f"SPARSE_IR_LOG_SECONDS is {text!r}; it must be a whole number")
+    return float(text)
 
 
 def _describe_progress(facts: Mapping[str, Any]) -> str:

@@ -10,6 +10,12 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, no progress among the lines that tests look for."""
+    monkeypatch.setenv("SPARSE_IR_LOG_SECONDS", "3600")
+
+
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model family -> folder of a random masked LM in the plain layout. Read only: copy before

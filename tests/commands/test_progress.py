@@ -15,6 +15,7 @@ from shell import write_collection
 import sparse_ir
 from sparse_ir import cli, console
 from sparse_ir.console import progress_bar
+from sparse_ir.errors import ConfigError
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def collection(tmp_path: Path) -> Path:
 def test_a_line_says_how_far_how_fast_and_how_long(monkeypatch, caplog):
     clock = iter([100.0, 102.0, 110.0, 111.0, 120.0, 120.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.delenv("SPARSE_IR_LOG_SECONDS")
     caplog.set_level(logging.INFO, "sparse_ir")
     with progress_bar(1000, True, desc="encoding", unit=" documents", initial=100) as bar:
         bar.update(10)  # after 2 seconds: too early for a line
@@ -40,8 +42,14 @@ def test_a_line_says_how_far_how_fast_and_how_long(monkeypatch, caplog):
     assert caplog.records[0].facts["seconds_left"] == 80
 
 
+def test_the_variable_is_checked(monkeypatch):
+    monkeypatch.setenv("SPARSE_IR_LOG_SECONDS", "often")
+    with pytest.raises(ConfigError, match="SPARSE_IR_LOG_SECONDS is 'often'; it must be a whole"):
+        progress_bar(10, True, desc="indexing", unit=" documents")
+
+
 def test_an_unknown_total_and_a_long_time_left(monkeypatch, caplog):
-    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("SPARSE_IR_LOG_SECONDS", "0")
     caplog.set_level(logging.INFO, "sparse_ir")
     with progress_bar(None, True, desc="checking", unit=" documents") as bar:
         bar.update(2000)
@@ -74,7 +82,7 @@ def build(collection: Path, *words: str) -> None:
 def test_a_build_without_a_terminal_logs_its_progress(collection, monkeypatch, capfd):
     build(collection)
     assert capfd.readouterr().err == ""  # too short for a line
-    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("SPARSE_IR_LOG_SECONDS", "0")
     build(collection, "--quiet")
     assert capfd.readouterr().err == ""
     build(collection)
@@ -93,7 +101,7 @@ def test_a_build_without_a_terminal_logs_its_progress(collection, monkeypatch, c
 
 
 def test_python_is_silent_by_default_and_logs_on_request(collection, monkeypatch, caplog, capfd):
-    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("SPARSE_IR_LOG_SECONDS", "0")
     options = {"engine": "exact", "fields": "sparse", "progress": True}
     sparse_ir.build("lexical", collection, collection.parent / "index", **options)
     assert capfd.readouterr().err == ""
