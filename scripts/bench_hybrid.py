@@ -32,13 +32,14 @@ from scipy import sparse
 from sparse_ir import environment
 from sparse_ir.data import readers
 from sparse_ir.data.records import Document, Qrels, Query, Run
-from sparse_ir.engines.base import Hits
+from sparse_ir.engines.lucene.analysis import TextAnalyzer
 from sparse_ir.evaluation import significance
 from sparse_ir.evaluation.measures import evaluate_run
 from sparse_ir.indexing import bm25_builder, builder, manifest
 from sparse_ir.indexing.bm25_field import Bm25Settings, Bm25Weights, weigh_documents
 from sparse_ir.indexing.vectors import Vectors
 from sparse_ir.retrieval import timing, tuning
+from sparse_ir.retrieval.hits import Hits
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.retrieval.timing import Search
 from sparse_ir.storage import files
@@ -53,6 +54,13 @@ RRF_CONSTANT = 60
 NOISE = 0.2  # deviation of the logarithm of a repeated weight
 DROPPED = 0.15  # share of the terms and words that a repeated document lacks
 REMOVES_QUERY = {"arguana"}
+CUT = 8  # words of a very short document
+ANALYZERS = {
+    "English": Bm25Settings(),
+    "standard": Bm25Settings(analyzer="standard"),
+    "whitespace": Bm25Settings(analyzer="whitespace"),
+    "German": Bm25Settings(language="de"),
+}
 
 
 def main() -> None:
@@ -70,6 +78,11 @@ def main() -> None:
             for name in arguments.collections:
                 result["effectiveness"][name] = measure_effectiveness(work / name, name, arguments)
                 print(json.dumps({name: result["effectiveness"][name]}), flush=True)
+        if arguments.limits:
+            result["limits"] = {}
+            for name in arguments.collections:
+                result["limits"][name] = measure_limits(work / f"{name}-limits", name, arguments)
+                print(json.dumps({name: result["limits"][name]}), flush=True)
         if arguments.documents:
             result["latency"] = measure_latency(work / "latency", arguments)
     print(as_markdown(result))
@@ -94,6 +107,9 @@ def parse_arguments() -> argparse.Namespace:
         "--scale", type=float, help="of that field; default: the largest impact is 511"
     )
     parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument(
+        "--limits", action="store_true", help="measure other analyzers and very short documents"
+    )
     parser.add_argument("--documents", type=int, default=0, help="0: no latency")
     parser.add_argument("--no-effectiveness", action="store_true")
     parser.add_argument(
@@ -238,6 +254,56 @@ def score_runs(runs: dict[str, Run], qrels: Qrels) -> dict[str, dict[str, float]
                 test = significance.randomization_test(difference)
                 rows[name][f"p_against_{label}"] = round(float(test), 5)
     return rows
+
+
+# --- limits ---
+
+
+def measure_limits(work: Path, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Analyzers that do not know the language, questions without words, very short documents."""
+    corpus = str(arguments.data / name)
+    vectors = Vectors(arguments.vectors / name)
+    query_encoder = vectors.query_encoder()
+    qrels = readers.read_qrels(corpus)
+    queries = [query for query in readers.read_queries(corpus) if query.query_id in qrels]
+    removes = name in REMOVES_QUERY
+    analyzers = {}
+    for label, settings in ANALYZERS.items():
+        shards = (vectors.read_shard(number)[0] for number in range(vectors.num_shards))
+        documents = readers.read_documents(corpus)
+        words = weigh_documents(documents, work / f"{label}-counts", settings, shards)
+        rule = builder.choose_rule(vectors, query_encoder, bm25=words)
+        place = work / label
+        builder.build_impact_index(vectors, place, rule, query_encoder, bm25=words)
+        analyzers[label] = {}
+        for ranking in ("bm25", "hybrid"):
+            run = run_of(place, ranking, queries, removes)
+            analyzers[label][ranking] = round(evaluate_run(run, qrels, MEASURE).mean[MEASURE], 4)
+    analyzer = TextAnalyzer()
+    without = sum(not analyzer.terms(query.text) for query in queries)
+    return {
+        "analyzers": analyzers,
+        "questions": len(queries),
+        "questions_without_words": without,
+        "cut_to_8_words": measure_cut(work / "cut", corpus, queries),
+    }
+
+
+def measure_cut(work: Path, corpus: str, queries: Sequence[Query]) -> dict[str, Any]:
+    """Parity with Lucene's BM25 where every document has eight words."""
+
+    def read() -> Iterator[Document]:
+        for document in readers.read_documents(corpus):
+            cut = " ".join(document.contents.split()[:CUT])
+            yield Document(document.doc_id, "", cut)
+
+    bm25_builder.build_bm25_index(read, work / "lucene-bm25")
+    words = weigh_documents(read(), work / "counts", Bm25Settings())
+    rule = builder.choose_rule(None, None, bm25=words)
+    builder.build_impact_index(None, work / "words", rule, None, bm25=words)
+    theirs = run_of(work / "lucene-bm25", None, queries, False)
+    ours = run_of(work / "words", "bm25", queries, False)
+    return {"overlap_at_10": overlap(theirs, ours)}
 
 
 # --- latency ---

@@ -126,7 +126,7 @@ def index(
             that the vectors keep.
         fields: "sparse" (the model), "bm25", or "sparse,bm25". By default both, if the engine is
             Lucene and the texts are known. With "bm25" alone nothing is encoded.
-        share: Factor of BM25 in the sum of both. The default is the model's own, or 1.
+        share: Factor of BM25 in the sum of both. The default is 1.
         k1: Saturation of the term frequency in BM25, at least 0.
         b: Strength of the length normalization in BM25, 0 to 1.
         analyzer: How BM25 cuts texts: "language" (endings and stop words removed), "standard"
@@ -156,11 +156,10 @@ def index(
     builder.check_index_options(scale, bits, threads)
     pruning = _make_pruning(prune_terms, prune_impact, prune_mass)
     wanted = field_sources.read_fields(fields)
-    settings = Bm25Settings(k1, b, analyzer, language)
+    settings = Bm25Settings(k1, b, analyzer, language, 1.0 if share is None else share)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         opened = json_vectors.open_vectors(Path(vectors), Path(scratch) / "vectors")
-        settings = field_sources.with_share(settings, share, opened)
         texts = field_sources.Texts(opened, _reader(input, options))
         note = field_sources.reason_against_words(texts, wanted, engine)
         bm25_weights = None
@@ -232,7 +231,8 @@ def build(
         vectors: Folder for the vectors, which are kept. The default is OUTPUT.vectors.
         fields: "sparse" (the model), "bm25", or "sparse,bm25". By default both, if the engine is
             Lucene and the texts are known. With "bm25" alone nothing is encoded.
-        share: Factor of BM25 in the sum of both. The default is the model's own, or 1.
+        share: Factor of BM25 in the sum of both. The default is what the model's card states
+            (bm25_share), or 1.
         k1: Saturation of the term frequency in BM25, at least 0.
         b: Strength of the length normalization in BM25, 0 to 1.
         analyzer: How BM25 cuts texts: "language" (endings and stop words removed), "standard"
@@ -261,12 +261,15 @@ def build(
     from sparse_ir.indexing.bm25_field import Bm25Settings
     from sparse_ir.indexing.builder import check_index_options
     from sparse_ir.indexing.building import check_target
+    from sparse_ir.models.catalog import find_bm25_share
 
     # before hours of encoding
     check_target(Path(output).resolve())
     check_index_options(scale, bits, threads)
     wanted = field_sources.read_fields(fields)
-    settings = Bm25Settings(k1, b, analyzer, language, 1.0 if share is None else share)
+    if share is None:
+        share = find_bm25_share(str(model))
+    settings = Bm25Settings(k1, b, analyzer, language, share)
     reading, encoding = split_options(options)
     corpus = open_corpus(input, reading)
     if wanted == [BM25]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -92,13 +91,6 @@ def weigh_texts(
         documents = texts.read()
         shards = _read_ids(texts.vectors)
         return weigh_documents(documents, scratch, settings, shards, bar.update)
-
-
-def with_share(settings: Bm25Settings, share: float | None, vectors: Vectors) -> Bm25Settings:
-    """The settings with the share that was named, or that of the model, or 1."""
-    if share is None:
-        share = vectors.manifest.get("bm25_share", 1.0)
-    return dataclasses.replace(settings, share=share)
 
 
 def _read_ids(vectors: Vectors) -> Iterator[list[str]]:

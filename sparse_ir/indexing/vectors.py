@@ -65,7 +65,6 @@ class VectorsManifest(TypedDict):
     integer_weights: bool
     vocabulary_sha256: str
     shards: list[ShardFacts]
-    bm25_share: NotRequired[float]  # the factor of BM25 beside this model, where it states one
     metadata_schema: NotRequired[MetadataSchema]  # missing where no metadata were read
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sparse_ir import extras
 from sparse_ir.data.records import Document
-from sparse_ir.errors import ConfigError
+from sparse_ir.errors import ConfigError, ModelError
 from sparse_ir.models import decoder_settings
 from sparse_ir.models.idf import compute_idf
 from sparse_ir.models.interfaces import DocumentEncoder, QueryEncoder
@@ -15,8 +16,9 @@ from sparse_ir.models.model_files import shipped_model
 from sparse_ir.models.options import DEFAULT_MODEL, LEXICAL_MODEL, EncodeOptions
 from sparse_ir.models.static_queries import StaticQueryEncoder
 
-__all__ = ["adapt", "find_share", "load_encoder", "shipped_model"]
+__all__ = ["adapt", "find_bm25_share", "find_share", "load_encoder", "shipped_model"]
 
+_BM25_SHARE = re.compile(r"^bm25_share:[ ]*(.*?)[ ]*$", re.MULTILINE)
 _DEFAULT_SHARE = 0.5  # of the collection's IDF with the shipped model
 _NOT_FOR_THE_NETWORK = {"shard_size", "query_side", "idf", "allow_unknown", "collection_idf"}
 ReadDocuments = Callable[[], Iterator[Document]]
@@ -71,6 +73,27 @@ def find_share(model: str, options: EncodeOptions) -> float:
     if not is_default or options.get("query_side", "auto") == "neural":
         return 0.0
     return _DEFAULT_SHARE
+
+
+def find_bm25_share(model: str) -> float:
+    """Return the share of BM25 beside a model that its card states, else 1.
+
+    The card is the README.md of the model's folder; the line ``bm25_share: NUMBER`` stands among
+    its metadata. Raises ``ModelError`` if it is not a number above 0.
+    """
+    card = Path(model) / "README.md"
+    if model in (DEFAULT_MODEL, LEXICAL_MODEL) or not card.is_file():
+        return 1.0
+    match = _BM25_SHARE.search(card.read_text(encoding="utf-8", errors="replace"))
+    if match is None:
+        return 1.0
+    try:
+        share = float(match[1])
+    except ValueError:
+        share = 0.0
+    if not 0 < share < float("inf"):
+        raise ModelError(f"{card}: bm25_share is {match[1]!r}; it must be a number above 0")
+    return share
 
 
 def adapt(query_encoder: QueryEncoder, read: ReadDocuments, share: float) -> StaticQueryEncoder:

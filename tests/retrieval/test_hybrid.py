@@ -19,13 +19,14 @@ from sparse_ir.data.records import Document
 from sparse_ir.engines.base import BM25, SPARSE
 from sparse_ir.engines.lucene import java
 from sparse_ir.engines.lucene.analysis import TextAnalyzer
-from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch
+from sparse_ir.errors import ConfigError, DamagedError, IndexMismatch, ModelError
 from sparse_ir.indexing import builder, encoding, verification
 from sparse_ir.indexing.bm25_field import Bm25Settings, Bm25Weights, weigh_documents
 from sparse_ir.indexing.manifest import read_manifest
 from sparse_ir.indexing.quantization import Rule, quantize, quantize_query
 from sparse_ir.indexing.statistics import Statistics
 from sparse_ir.indexing.vectors import Vectors
+from sparse_ir.models.catalog import find_bm25_share
 from sparse_ir.models.lexical import LexicalEncoder
 from sparse_ir.retrieval.encoded_query import HybridQuery
 from sparse_ir.retrieval.options import SearchOptions
@@ -340,3 +341,13 @@ def test_a_share_is_found_from_queries_or_judgements(made: Made, tmp_path: Path)
         sparse_ir.tune(place, queries)
     with pytest.raises(ConfigError, match="a share is found without a budget"):
         sparse_ir.tune(place, queries, "p50 <= 2 ms", share=True)
+
+
+def test_a_model_states_its_share_in_its_card(tmp_path: Path) -> None:
+    assert find_bm25_share("default") == find_bm25_share(str(tmp_path)) == 1.0
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\nbm25_share: 0.5\n---\n# A model\n")
+    assert find_bm25_share(str(tmp_path)) == 0.5
+    card.write_text("---\nbm25_share: half\n---\n")
+    with pytest.raises(ModelError, match="bm25_share is 'half'; it must be a number above 0"):
+        find_bm25_share(str(tmp_path))
