@@ -469,7 +469,7 @@ def test_places_that_are_wrong_are_one_line(error, root, collection, tmp_path):
         "index", "--vectors", root / "index.vectors", "--output", collection
     )
     assert "is a folder; it must be the name of a file" in error(
-        "search", "--index", root / "index", "--queries", collection, "--output", collection
+        "search", "--index", root / "index", "--queries", collection, "--output", tmp_path
     )
 
 
