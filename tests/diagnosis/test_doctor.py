@@ -543,7 +543,7 @@ def test_a_file_that_was_cut_short_is_a_fault(copy, length):
     path.write_bytes(path.read_bytes()[:length])
     (found,) = examination.examine(str(copy))["findings"]
     assert (found["name"], found["severity"]) == ("loading", "fault")
-    assert "model.safetensors is damaged" in found["evidence"]["reason"]
+    assert "model.safetensors is not readable as safetensors" in found["evidence"]["reason"]
 
 
 @pytest.mark.parametrize("content", ["not json", "[]", '{"prompts": "x"}'])
