@@ -46,7 +46,7 @@ def format_report(report: Mapping[str, Any]) -> str:
 class ProgressBar(Protocol):
     """What long work reports to; a context manager."""
 
-    def update(self, count: int) -> Any:
+    def update(self, count: int = 1) -> Any:
         """Report that this number of items was finished."""
 
     def __enter__(self) -> Any: ...
@@ -86,7 +86,7 @@ class _LoggedProgress:
         self._logged = self._started
         self._lock = threading.Lock()
 
-    def update(self, count: int) -> None:
+    def update(self, count: int = 1) -> None:
         """Count finished items; log if the last line is some seconds old."""
         with self._lock:
             self._done += count
