@@ -21,6 +21,8 @@ _FIRST_SIGN = "\u3040"
 _LAST_SIGN = "\u9fff"
 _SIGNS = f"{_FIRST_SIGN}-{_LAST_SIGN}"
 _WORD = re.compile(f"[{_SIGNS}]|[^\\W_{_SIGNS}]+")
+# what is no letter or digit of ASCII -> a blank
+_BLANKS = {code: " " for code in range(128) if not chr(code).isalnum()}
 _SENTENCE_END = re.compile(r"[.!?]\s+|\n\s*\n|[。！？]")
 _HIGHLIGHTED_SHARE = 0.1  # of the largest contribution: what a highlighted term adds at least
 _KEPT_WORDS = 50_000  # whose terms are remembered, about 20 MB
@@ -131,9 +133,9 @@ def make_snippet(
     title: str, text: str, query: str, contributions: Mapping[str, float], word_terms: WordTerms
 ) -> Snippet:
     """The snippet of a document; ``contributions``: what each term adds to its score."""
-    words = set(_WORD.findall(text))
-    title_words = set(_WORD.findall(title))
-    query_words = set(_WORD.findall(query))
+    words = _words_of(text)
+    title_words = _words_of(title)
+    query_words = _words_of(query)
     table = word_terms.look_up(words | title_words | query_words)
     matched: dict[str, list[str]] = {}  # word -> its terms that score
     literal = set()
@@ -163,6 +165,13 @@ def make_snippet(
     title_highlights = [(place.start, place.end) for place in title_places]
     expansions = {term: part for term, part in contributions.items() if term not in literal}
     return Snippet(text[start:end], start, end, highlights, title_highlights, expansions)
+
+
+def _words_of(text: str) -> set[str]:
+    """The distinct words of a text."""
+    if text.isascii():  # ten times faster than the pattern
+        return set(text.translate(_BLANKS).split())
+    return set(_WORD.findall(text))
 
 
 def _covers(table: _Table, word: str, terms: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from sparse_ir.commands import indexing
 from sparse_ir.errors import ClosedError
+from sparse_ir.retrieval import snippets
 from sparse_ir.retrieval.searcher import Index
 from sparse_ir.retrieval.snippets import PASSAGE_CHARACTERS, WordTerms, make_snippet, mark
 
@@ -209,6 +210,11 @@ def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
         text = " ".join(f"w{number}x{place}" for place in range(5))
         snippet = make_snippet("", text, f"w{number}x2", {f"w{number}x2": 1.0}, word_terms)
         assert len(snippet.highlights) == 1
+
+
+def test_words_of_ascii_are_those_of_the_pattern():
+    text = "".join(map(chr, range(128))) + " don't a_b\tC3PO,x"
+    assert snippets._words_of(text) == set(snippets._WORD.findall(text))
 
 
 def test_marks_stand_around_each_span():
