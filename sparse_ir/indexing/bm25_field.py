@@ -191,8 +191,10 @@ def _count_terms(terms: Iterable[str], term_ids: dict[str, int]) -> dict[int, in
 
 def _any_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     iterator = iter(documents)
-    while batch := list(itertools.islice(iterator, _BATCH)):
+    batch = list(itertools.islice(iterator, _BATCH))
+    while batch:
         yield batch
+        batch = list(itertools.islice(iterator, _BATCH))
 
 
 def _matched_batches(
