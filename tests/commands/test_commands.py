@@ -564,11 +564,11 @@ def test_what_is_not_there_is_named(root, collection, tmp_path):
 
 
 def test_folders_of_another_kind_are_named(root, collection, tmp_path):
-    with pytest.raises(DamagedError, match="is not an index manifest"):
+    with pytest.raises(DamagedError, match="holds vectors, not an index; make one"):
         searching.search(root / "lexical.vectors", str(collection), tmp_path / "run")
     with pytest.raises(DamagedError, match="is no index of this package"):
         searching.search(collection, str(collection), tmp_path / "run")
-    with pytest.raises(DamagedError, match="must belong to vectors"):
+    with pytest.raises(DamagedError, match="is an index; it must be a folder of vectors"):
         indexing.index(root / "bm25", tmp_path / "i")
     with pytest.raises(ConfigError, match="is not an index; choose another output"):
         indexing.index(root / "lexical.vectors", collection)
