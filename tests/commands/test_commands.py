@@ -498,7 +498,7 @@ def test_indexes_from_json_vectors_ask_for_what_they_cannot_know(
     ):
         searching.search(tmp_path / "index", str(collection), tmp_path / "run")
     with pytest.raises(
-        ConfigError, match="built from whole numbers: name the scale that made them"
+        ConfigError, match="built from whole numbers: pass the scale that the weights"
     ):
         searching.search(
             tmp_path / "index", str(collection), tmp_path / "run", query_model=str(tiny_folder)
