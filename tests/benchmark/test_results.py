@@ -464,10 +464,10 @@ def test_a_changed_a_damaged_and_a_missing_run_are_noticed(folder, collection):
     ):
         verification.verify_row(folder, collection)
     path.write_bytes(good[:-12])
-    with pytest.raises(DamagedError, match=r"run.trec.gz is damaged \(.*\); make the row again"):
+    with pytest.raises(DamagedError, match=r"run.trec.gz is not readable as a compressed run \("):
         verification.verify_row(folder, collection)
     path.write_bytes(good[:20] + bytes([good[20] ^ 255]) + good[21:])
-    with pytest.raises(DamagedError, match=r"run.trec.gz(: sha256 of the run| is damaged)"):
+    with pytest.raises(DamagedError, match=r"run.trec.gz(: sha256 of the run| is not readable as)"):
         verification.verify_row(folder, collection)
     path.unlink()
     with pytest.raises(DamagedError, match=r"run.trec.gz is missing; make the row again"):

@@ -511,7 +511,9 @@ def test_a_model_that_does_not_load_is_a_fault_and_no_model_an_error(copy, tmp_p
     assert (found["name"], found["severity"]) == ("loading", "fault")
     assert "lacks weights that a decoder needs (lm_head.weight)" in found["evidence"]["reason"]
     assert found["remedy"] == "See the reason."
-    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
+    with pytest.raises(
+        ModelError, match="here does not exist; it must be a folder that holds a model"
+    ):
         examination.examine(str(tmp_path / "nothing" / "here"))
     with pytest.raises(ConfigError, match="the lexical model is not a neural network"):
         doctor.doctor("lexical")

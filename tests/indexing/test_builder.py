@@ -443,8 +443,7 @@ def test_folders_that_are_no_index(tmp_path, plain):
     for folder in (tmp_path, tmp_path / "missing", plain / "vectors"):
         with pytest.raises(
             DamagedError,
-            match=r"is no index of this package|is not an index "
-            r"manifest of format 1",
+            match=r"is no index of this package|holds vectors, not an index",
         ):
             Index(folder)
 

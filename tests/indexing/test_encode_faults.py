@@ -303,7 +303,7 @@ def test_damaged_records_are_one_clear_error(name, value, collection, undisturbe
 def test_an_index_is_not_taken_for_vectors(undisturbed, tmp_path):
     indexing.index(undisturbed["lexical"], tmp_path / "index")
     message = error_of("export", "--vectors", tmp_path / "index", "--output", tmp_path / "json")
-    assert "manifest.json must belong to vectors" in message
+    assert message == f"{tmp_path / 'index'} is an index; it must be a folder of vectors"
 
 
 # --- another corpus, model or option ---

@@ -298,9 +298,13 @@ def test_no_model_at_all(tmp_path):
         checkpoint.open_checkpoint(tmp_path)
     with pytest.raises(ModelError, match="names no model_type"):
         checkpoint.open_checkpoint(write(tmp_path, {"config.json": {}}))
-    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
+    with pytest.raises(
+        ModelError, match="absent does not exist; it must be a folder that holds a model"
+    ):
         checkpoint.open_checkpoint(tmp_path / "absent")
-    with pytest.raises(ModelError, match="is neither a folder nor a hub name"):
+    with pytest.raises(
+        ModelError, match="absent/model/deep does not exist; it must be a folder that holds a model"
+    ):
         checkpoint.open_checkpoint("./absent/model/deep")
     with pytest.raises(ConfigError, match="model is 5; it must be a folder or the name of a hub"):
         Encoder.load(5)

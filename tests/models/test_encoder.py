@@ -423,7 +423,9 @@ def test_neural_query_side_is_a_pointer_that_checks_its_model(
         <= 1e-5
     )
     moved = model.rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match="is neither a folder"):
+    with pytest.raises(
+        ModelError, match="model does not exist; it must be a folder that holds a model"
+    ):
         query_side.load_query_encoder(tmp_path / "query")
     assert (
         query_side.load_query_encoder(tmp_path / "query", model=moved).fingerprint["side"]
@@ -615,11 +617,18 @@ def test_unknown_model_type(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "novelty"}')
     save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(
-        ModelError,
-        match=r"the tokenizer cannot be loaded|cannot be loaded as a "
-        r"masked",
+        ModelError, match="has no tokenizer, without which a network reads no words"
     ):
         Encoder.load(tmp_path)
+
+
+def test_unknown_model_type_with_a_tokenizer(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "novelty"}')
+    with pytest.raises(
+        ModelError, match=r"the tokenizer cannot be loaded|cannot be loaded as a masked"
+    ):
+        Encoder.load(folder)
 
 
 def test_fingerprint_says_what_made_the_vectors(tiny_folder, tmp_path):

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from shell import write_collection
 
+import sparse_ir
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = {
     "bench_approximations.py": [
@@ -88,6 +90,7 @@ SMALL = {
         "--no-processes",
     ],
     "bench_input.py": ["--documents", "8", "--rounds", "1"],
+    "bench_hybrid.py": ["--collections", "made", "--documents", "200", "--rounds", "1", "--limits"],
     "bench_index.py": ["--documents", "300", "--terms", "20", "--rounds", "1", "--threads", "1"],
 }
 
@@ -101,6 +104,10 @@ def test_every_benchmark_is_listed_here() -> None:
 def test_benchmark_runs_and_writes_its_figures(name: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(SCRIPTS / name), *SMALL[name], "--json", str(figures)]
+    if name == "bench_hybrid.py":
+        collection = write_collection(tmp_path / "data" / "made", 60)
+        sparse_ir.encode("lexical", str(collection), tmp_path / "vectors" / "made")
+        command += ["--data", str(tmp_path / "data"), "--vectors", str(tmp_path / "vectors")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "|" in done.stdout  # the Markdown table

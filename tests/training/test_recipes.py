@@ -84,7 +84,7 @@ def test_every_variant_of_the_ablation_is_a_configuration_of_its_own(monkeypatch
     made = ablate.make_variants(base, [60.0], [60.0, 150.0])
     variants = {name: parse_config(config) for name, config in made.items()}
     assert variants[ablate.BASE] == read("ablation")
-    assert len({format_config(config) for config in variants.values()}) == len(variants) == 15
+    assert len({format_config(config) for config in variants.values()}) == len(variants) == 14
     assert {config.run for config in variants.values()} == {read("ablation").run}
 
 
