@@ -166,7 +166,7 @@ def evaluate(
 ) -> dict[str, Any]:
     place, run = folder / Path(collection).name, folder / f"{Path(collection).name}.trec"
     encoded = indexing.encode(model, collection, place / "vectors", precision=arguments.precision)
-    indexing.index(place / "vectors", place / "index")
+    indexing.index(place / "vectors", place / "index", fields="sparse")
     searching.search(place / "index", collection, run, hits=100)
     report = evaluating.evaluate(run, collection, measures="nDCG@10", per_query=True)
     return {

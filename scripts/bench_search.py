@@ -221,7 +221,12 @@ def prepare(work: Path, arguments: argparse.Namespace) -> None:
     if not (work / "bm25").exists():
         indexing.bm25(str(corpus), work / "bm25")
     if not (work / "index").exists():
-        indexing.index(vectors_folder(work, arguments), work / "index", forward=needs_forward)
+        indexing.index(
+            vectors_folder(work, arguments),
+            work / "index",
+            fields="sparse",
+            forward=needs_forward,
+        )
     counts = [
         manifest.read_manifest(work / name)["counts"]["documents"] for name in ("bm25", "index")
     ]
@@ -459,6 +464,8 @@ class Repeated:
     ``exp(normal(0, 0.2))``, at most up to the largest weight that occurs, and 15 % of the terms are
     left out.
     """
+
+    has_documents = False  # nothing to show: the texts are those of the source
 
     def __init__(self, source: Vectors, documents: int) -> None:
         self.folder, self.vocabulary, self.manifest = (

@@ -366,7 +366,7 @@ def evaluate(
 ) -> dict[str, Any]:
     texts, place = str(arguments.output / "collections" / collection), folder / collection
     encoded = indexing.encode(model, texts, place / "vectors")
-    indexing.index(place / "vectors", place / "index", prune_terms=arguments.terms)
+    indexing.index(place / "vectors", place / "index", fields="sparse", prune_terms=arguments.terms)
     found = answer(place / "index", texts, place / "run.trec", top_terms=arguments.query_terms)
     return {"terms_found": encoded["mean_terms"], **found}
 

@@ -54,7 +54,7 @@ class Noted(LexicalEncoder):
 
 read = functools.partial(readers.read_documents, corpus)
 encoder = Noted.fit(lambda: (document.contents for document in read()))
-encoding.write_vectors(Path(output), read, encoder, shard_size=4)
+encoding.write_vectors(Path(output), read, encoder, shard_size=4, metadata_schema={})
 """
 # Encodes into one folder after the other, in a child that is killed at the n-th flush to the disk:
 # n = 1, 2, 3 ...
@@ -81,7 +81,7 @@ def encode(output, last):
         flush(descriptor)
     os.fsync = counted
     encoder = LexicalEncoder.fit(lambda: (document.contents for document in read()))
-    encoding.write_vectors(output, read, encoder, shard_size=4)
+    encoding.write_vectors(output, read, encoder, shard_size=4, metadata_schema={})
 
 def in_child(output, last=None):
     child = os.fork()
@@ -212,8 +212,8 @@ def test_killed_at_every_flush_to_the_disk_and_run_again_is_byte_identical(tmp_p
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     kills = int(printed)
-    # plan, vocabulary, query side, three shards with facts, manifest
-    assert kills == 2 * (1 + 1 + 3 + 2 * 3 + 1)
+    # plan, vocabulary, query side, three shards with facts and documents, manifest
+    assert kills == 2 * (1 + 1 + 3 + 3 * 3 + 1)
     indexing.encode("lexical", str(corpus), tmp_path / "whole", shard_size=4)
     whole = read_tree(tmp_path / "whole")
     for number in range(1, kills + 1):
