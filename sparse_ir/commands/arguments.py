@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import numbers
 import os
 import types
@@ -28,6 +29,7 @@ class CorpusEncodeOptions(EncodeOptions, InputOptions, total=False):
 # a record of options -> the records that it is made of, in the order of a help text
 _PARTS: dict[str, tuple[type, ...]] = {"CorpusEncodeOptions": (InputOptions, EncodeOptions)}
 _OUTPUTS = {"output", "page"}
+_SEALED_KINDS = ("impact", "bm25", "vectors")  # of folders that are checked as a whole
 _READ_IN_FOLDERS = ("corpus", "queries")  # how the names of files begin that a folder is read for
 
 P = ParamSpec("P")
@@ -135,14 +137,32 @@ def _accepts_path(hint: Any) -> bool:
 
 
 def _check_outputs(paths: Mapping[str, Path]) -> None:
-    """Raise ``ConfigError`` for an output that is an input, or one of the files in it."""
+    """Raise ``ConfigError`` for an output that is an input, or part of an input or an index."""
     for name in paths.keys() & _OUTPUTS:
         output = paths[name]
+        owner = _find_owner(output)
+        if owner is not None:
+            raise ConfigError(
+                f"{name} is {output}, which lies inside {owner}, an index or vectors; it must be "
+                "another place"
+            )
         for other in paths.keys() - {name}:
             if _is_part(output, paths[other]):
                 raise ConfigError(
                     f"{name} is {output}, which {other} reads; it must be another place"
                 )
+
+
+def _find_owner(output: Path) -> Path | None:
+    """Return the index or the vectors folder that an output lies in, None if it lies in none."""
+    for folder in Path(os.path.realpath(output)).parents:
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(manifest, dict) and manifest.get("kind") in _SEALED_KINDS:
+            return folder
+    return None
 
 
 def _is_part(output: Path, source: Path) -> bool:

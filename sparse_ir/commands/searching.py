@@ -120,6 +120,8 @@ def search(
     if hits is None:
         hits = QUESTION_HITS if asks_questions else RUN_HITS
     _check_hits(hits)
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}; it must be at least 1")
     chosen = _choose_options(options, tuned)
     if queries is None:
         asked = list(_read_questions(question, query_file))

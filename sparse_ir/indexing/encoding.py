@@ -172,7 +172,7 @@ def _check_fitted(output: Path, old: Any, new: Any) -> None:
     if is_lexical or (has_collection_idf and changed == {"weights_sha256"}):
         raise DataError(
             f"{output} was begun with another corpus, to which its weights are fitted; restore "
-            "the corpus, or choose another output"
+            f"the corpus, or delete {output} to encode the corpus as it is now"
         )
 
 
@@ -251,7 +251,7 @@ def _pass_over(job: _Job, documents: Iterable[Document], done: set[int], bar: Pr
     if seen < planned:
         raise DataError(
             f"the corpus has changed since encoding began (it ends after {seen} of "
-            f"{planned} shards); restore it, or choose another output"
+            f"{planned} shards); restore it, or delete {job.output} to encode it as it is now"
         )
 
 
@@ -268,7 +268,7 @@ def _check_input(job: _Job, shard: Shard) -> None:
     first = shard.documents[0].doc_id
     raise DataError(
         "the corpus has changed since encoding began (in the shard that starts with document "
-        f"{first}); restore it, or choose another output"
+        f"{first}); restore it, or delete {job.output} to encode it as it is now"
     )
 
 

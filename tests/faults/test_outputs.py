@@ -205,3 +205,25 @@ def test_the_demo_marks_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "old" / "BM25.trec").touch()  # the demo of 0.1.0 left no mark
     with pytest.raises(Stopped):
         demo.demo(tmp_path / "old")
+
+
+@pytest.mark.parametrize("name", ["doc_ids.txt", "exact/new.npy", "run.trec"])
+def test_nothing_is_written_inside_an_index(
+    index: Path, collection: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"lies inside .*index, an index or vectors; it must be"):
+        sparse_ir.search(index, collection, index / name)
+    (tmp_path / "link").symlink_to(index)
+    with pytest.raises(ConfigError, match=r"page is .*, which lies inside"):
+        sparse_ir.explain(index, "a question", page=tmp_path / "link" / name)
+    with pytest.raises(ConfigError, match="which lies inside"):
+        sparse_ir.encode("lexical", collection, index.with_name("index.vectors") / name)
+    assert sparse_ir.verify(index)["ok"]
+
+
+def test_a_manifest_of_something_else_keeps_no_output_away(
+    index: Path, collection: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a page"}')
+    sparse_ir.search(index, collection, tmp_path / "run.trec")
+    assert (tmp_path / "run.trec").stat().st_size
